@@ -1,0 +1,172 @@
+"""Read the config groups: list them, compose them, build the objects that they name."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs.errors import UserError
+
+HERE = Path(__file__).parent
+PACKAGES = ("degradations", "models", "samplers", "diffusion")
+
+
+def plugins() -> dict[str, str]:
+    """Config packages of other people: {entry point name: dotted package}, from the entry points ``thaw.configs``."""
+    return {entry.name: entry.value for entry in entry_points(group="thaw.configs")}
+
+
+def trusted() -> tuple[str, ...]:
+    """Packages whose classes a checkpoint may name: ours, and those that were installed as plug-ins."""
+    return (*PACKAGES, *sorted({package.split(".")[0] for package in plugins().values()}))
+
+
+def folders() -> list[Path]:
+    """All config folders, ours first."""
+    others = [Path(str(importlib.import_module(package).__path__[0])) for package in plugins().values()]
+    return [HERE, *others]
+
+
+def searchpath() -> str:
+    """The override that makes Hydra look into the other config packages too."""
+    return "hydra.searchpath=[" + ",".join(f"pkg://{package}" for package in plugins().values()) + "]"
+
+
+def available(group: str) -> list[str]:
+    """Names that the config group offers, in alphabetical order, e.g. ``available("sampler")``."""
+    return sorted({path.stem for folder in folders() for path in (folder / group).glob("*.yaml")})
+
+
+def closest(word: str, names: Sequence[str]) -> str:
+    """'did you mean' for an error message: the nearest of ``names``, or all of them."""
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return near[0] if near else "one of " + ", ".join(names)
+
+
+def compose(config: str | None, overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose a config as the command line would, from any place (also inside a running command).
+
+    :param config: a top-level config such as ``train``, or None to start from nothing
+    :param overrides: command-line overrides, e.g. ``["experiment=ddpm_digits", "seed=1"]``
+    """
+    import hydra
+    from hydra.core.singleton import Singleton
+
+    before = Singleton.get_state()
+    try:
+        with hydra.initialize_config_dir(str(HERE), version_base="1.3"):
+            extra = [searchpath()] if plugins() else []
+            return hydra.compose(config, [*extra, *overrides])
+    except hydra.errors.HydraException as error:
+        raise UserError(f"the overrides {list(overrides)} cannot be composed: {error}", "valid overrides",
+                        "the message above names the choices") from error
+    finally:
+        Singleton.set_state(before)
+
+
+@cache
+def _group(group: str, name: str, choices: tuple[tuple[str, str], ...]) -> DictConfig:
+    picks = [f"{group}/{key}={value}" for key, value in choices]
+    cfg = compose(None, [f"+{group}={name}", *picks])
+    for part in group.split("/"):
+        cfg = cfg[part]
+    return cfg
+
+
+def node(group: str, name: str, **overrides: Any) -> DictConfig:
+    """The config that ``group=name`` stands for, with values replaced (dotted keys as ``{"grid.start": 0.5}``).
+
+    :raises UserError: if the group has no such name, or the config no such key
+    """
+    names = available(group)
+    if name not in names:
+        raise UserError(f"{group}={name}", f"one of {', '.join(names)}", f"{group}={closest(name, names)}")
+    nested = {p.name for folder in folders() for p in (folder / group).glob("*") if p.is_dir()}
+    choices = tuple((k, v) for k, v in overrides.items() if k in nested and isinstance(v, str))
+    cfg = _group(group, name, choices).copy()
+    for key, value in overrides.items():
+        if (key, value) in choices:
+            continue
+        try:
+            OmegaConf.update(cfg, key, value, force_add=False)
+        except OmegaConfBaseException as error:
+            keys = [str(k) for k in cfg if k != "_target_"]
+            raise UserError(f"{group}={name} has no {key!r}", f"one of {', '.join(keys)}",
+                            f"{closest(key, keys)}=...") from error
+    return cfg
+
+
+def build(group: str, name: str, **overrides: Any) -> Any:
+    """Build ``name`` of a config group from the YAML that the command line reads, e.g. ``build("sampler", "ddim")``.
+
+    Values that YAML cannot hold (tensors, modules, built objects) are handed to the constructor as they are.
+    """
+    plain = {k: v for k, v in overrides.items() if isinstance(v, int | float | str | bool | list | tuple | dict | None)}
+    made = {k: v for k, v in overrides.items() if k not in plain}
+    return construct(node(group, name, **plain), **made)
+
+
+def locate(target: str, packages: Sequence[str] | None = None, role: type | tuple[type, ...] = object) -> Any:
+    """The object that a ``_target_`` names.
+
+    :param packages: None trusts the config (it is the user's own). Otherwise only classes that these packages
+        *define* and that derive from ``role`` are accepted: an object that a module merely imported does not
+        count, and nothing outside the packages is imported.
+    :raises UserError: if it does not exist or is not allowed
+    """
+    module, _, name = target.rpartition(".")
+    if packages is not None and target.split(".")[0] not in packages:
+        raise UserError(f"_target_: {target}", f"a class of {', '.join(packages)}",
+                        f"allow=[{target.split('.')[0]}] if you trust that package")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"_target_: {target} ({error})", "an importable class",
+                        "check the spelling, or install the package") from error
+    if packages is not None:
+        ours = isinstance(found, type) and found.__module__.split(".")[0] in packages
+        if not ours or not issubclass(found, role):
+            roles = role if isinstance(role, tuple) else (role,)
+            wanted = " or ".join(r.__name__ for r in roles)
+            raise UserError(f"_target_: {target}", f"a class that {', '.join(packages)} define, a {wanted}",
+                            "do not load files from people whom you do not trust")
+    return found
+
+
+def construct(cfg: Any, *, packages: Sequence[str] | None = None, role: type | tuple[type, ...] = object,
+              parts: tuple[type, ...] = (object,), **made: Any) -> Any:
+    """Build the objects that a config describes: every mapping with a ``_target_`` becomes a call of it.
+
+    :param packages: see :func:`locate`; None trusts the config
+    :param role: what the outermost object must be
+    :param parts: what objects nested in its arguments may be
+    :param made: arguments that are already built
+    :raises UserError: for an unknown target or arguments that it does not take
+    """
+    if isinstance(cfg, DictConfig):
+        cfg = OmegaConf.to_container(cfg, resolve=True)
+    if isinstance(cfg, list):
+        return [construct(item, packages=packages, role=parts, parts=parts) for item in cfg]
+    if not isinstance(cfg, dict):
+        return cfg
+    arguments = {key: construct(value, packages=packages, role=parts, parts=parts)
+                 for key, value in cfg.items() if key != "_target_"}
+    if "_target_" not in cfg:
+        return arguments
+    target = locate(cfg["_target_"], packages, role)
+    arguments |= made
+    try:
+        inspect.signature(target).bind(**arguments)
+    except TypeError as error:
+        accepted = list(inspect.signature(target).parameters)
+        raise UserError(f"{cfg['_target_']}: {error}", f"arguments among {', '.join(accepted)}",
+                        "check the names in the config") from error
+    return target(**arguments)
+

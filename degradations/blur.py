@@ -1,0 +1,188 @@
+"""Gaussian blur, composed step by step as in Cold Diffusion (Bansal et al. 2022, arXiv 2208.09392).
+
+One step is a depthwise convolution with ``k k^T``, ``k_j ~ exp(-(j - r)^2 / (2 s_i^2))``, ``j = 0..2r``, normalised to
+sum 1. ``D(x, k/T)`` applies steps ``0..k-1`` one after another. Padding and filter act on rows and columns
+separately, so any number of steps is two small matrix products: ``D(x, t) = A_t x B_t^T``. The tables ``A`` are built
+once per image size; the cost of D does not depend on t, and any mixture of times goes in one batch.
+"""
+
+from functools import lru_cache
+from math import exp
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from collections.abc import Sequence
+
+from configs import UserError
+from degradations.base import Degradation, State, level
+
+PADDINGS = ("circular", "reflect", "replicate", "zeros")
+
+
+class Kernels:
+    """Size and standard deviation (px) of the kernel of step ``i = 0..T-1``.
+
+    :ivar composed: whether level k is the product of the steps ``0..k-1``, or step ``k-1`` alone
+    """
+
+    composed: bool = True
+
+    def __init__(self, size: int):
+        if size % 2 == 0:
+            raise UserError(f"blur kernel size {size}", "an odd size", f"degradation.kernels.size={size + 1}")
+        self._size = size
+
+    def size(self, i: int) -> int:
+        return self._size
+
+    def std(self, i: int) -> float:
+        raise NotImplementedError
+
+
+class Constant(Kernels):
+    """``s_i = std`` (the code's ``Constant``, ``Constant_reflect``)."""
+
+    def __init__(self, size: int = 11, std: float = 7.0):
+        super().__init__(size)
+        self._std = std
+
+    def std(self, i: int) -> float:
+        return self._std
+
+
+class Linear(Kernels):
+    """``s_i = start + slope i``: ``Incremental`` is start = slope = std, ``Special_6_routine`` 0.35 and 0.01."""
+
+    def __init__(self, size: int = 11, start: float = 0.35, slope: float = 0.01):
+        super().__init__(size)
+        self._start, self._slope = start, slope
+
+    def std(self, i: int) -> float:
+        return self._start + self._slope * i
+
+
+class Exponential(Kernels):
+    """``s_i = exp(rate i)`` (the code's ``Exponential``, ``Exponential_reflect``)."""
+
+    def __init__(self, size: int = 15, rate: float = 0.01):
+        super().__init__(size)
+        self._rate = rate
+
+    def std(self, i: int) -> float:
+        return exp(self._rate * i)
+
+
+class Individual(Kernels):
+    """One blur of size ``2i + 1`` and std ``2 (2i + 1)`` per level, not composed (``Individual_Incremental``)."""
+
+    composed = False
+
+    def __init__(self):
+        super().__init__(1)
+
+    def size(self, i: int) -> int:
+        return 2 * i + 1
+
+    def std(self, i: int) -> float:
+        return 2.0 * (2 * i + 1)
+
+
+class Blur(Degradation):
+    """Composed Gaussian blur of T levels; between two levels the matrices are interpolated.
+
+    :param kernels: size and std of each step's kernel
+    :param levels: number of steps T
+    :param padding: ``circular``, ``reflect`` (the edge is not repeated), ``replicate`` or ``zeros``
+    :param collapse: at ``t = 1`` replace the image by its mean per channel (``--discrete`` in the code, which the
+        paper's generation from scratch uses)
+    """
+
+    def __init__(self, kernels: Kernels, levels: int = 20, padding: str = "circular", collapse: bool = False):
+        if padding not in PADDINGS:
+            raise UserError(f"blur padding {padding!r}", f"one of {', '.join(PADDINGS)}", "degradation.padding=circular")
+        self.kernels, self.levels, self.padding, self.collapse = kernels, levels, padding, collapse
+
+    def degrade(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b c h w"]:
+        rows, columns = self._matrices(x0, t, torch.float32)
+        return apply(x0, rows.to(x0.dtype), columns.to(x0.dtype))
+
+    def difference(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], s: Float[Tensor, " b"],
+                   state: State) -> Float[Tensor, "b c h w"]:
+        """``(A_s - A_t) x B_s^T + A_t x (B_s - B_t)^T``, the matrices subtracted in float64."""
+        with torch.autocast(x0.device.type, enabled=False):
+            rows_t, columns_t = self._matrices(x0, t, torch.float64)
+            rows_s, columns_s = self._matrices(x0, s, torch.float64)
+            first = apply(x0, tidy(rows_s - rows_t).to(x0.dtype), tidy(columns_s).to(x0.dtype))
+            second = apply(x0, tidy(rows_t).to(x0.dtype), tidy(columns_s - columns_t).to(x0.dtype))
+            return first + second
+
+    def check(self, shape: Sequence[int]) -> None:
+        radius = max(self.kernels.size(i) // 2 for i in range(self.levels or 1))
+        if self.padding == "reflect" and radius >= min(shape[-2:]):
+            raise UserError(f"a kernel of radius {radius} on images of {shape[-2]}x{shape[-1]} px",
+                            "with reflect padding, a radius below the image's side",
+                            f"degradation.kernels.size={2 * min(shape[-2:]) - 1} or degradation.padding=circular")
+
+    def _matrices(self, x: Tensor, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        height, width = x.shape[-2:]
+        below, share = level(t, self.levels or 1)
+        above = (below + 1).clamp(max=self.levels or 1)
+        weight = share[:, None, None].to(dtype)
+
+        def at(size: int) -> Tensor:
+            table = _table(self, size, str(x.device), dtype)
+            return torch.lerp(table[below], table[above], weight)
+
+        rows = at(height)
+        return rows, rows if width == height else at(width)
+
+
+def apply(x: Float[Tensor, "b c h w"], rows: Float[Tensor, "b h h"],
+          columns: Float[Tensor, "b w w"]) -> Float[Tensor, "b c h w"]:
+    """``rows x columns^T`` for every channel."""
+    c = x.shape[1]
+    x = rearrange(x, "b c h w -> b (c h) w") @ columns.mT
+    x = rows @ rearrange(x, "b (c h) w -> b h (c w)", c=c)
+    return rearrange(x, "b h (c w) -> b c h w", c=c)
+
+
+def tidy(table: Tensor) -> Tensor:
+    """Entries below 1e-20 set to zero: as float32 denormals they slow a matrix product fifteen times."""
+    return table.where(table.abs() > 1e-20, 0)
+
+
+def step_matrix(size: int, kernel: int, std: float, padding: str) -> Tensor:
+    """One step of pad-and-filter along one axis as a (size, size) float64 matrix."""
+    radius = kernel // 2
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    weights = torch.exp(-(offsets**2) / (2 * std**2))
+    weights = weights / weights.sum()
+    place = torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)
+    inside = (place >= 0) & (place < size)
+    match padding:
+        case "circular":
+            source = place % size
+        case "reflect":
+            source = size - 1 - (size - 1 - place.abs()).abs()
+        case _:
+            source = place.clamp(0, size - 1)
+    weights = weights.expand(size, -1)
+    if padding == "zeros":
+        weights = weights * inside
+    return torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, source, weights)
+
+
+@lru_cache(maxsize=16)
+def _table(blur: Blur, size: int, device: str, dtype: torch.dtype) -> Tensor:
+    """(T + 1, size, size): the matrix of each level along one axis."""
+    levels = blur.levels or 1
+    steps = [step_matrix(size, blur.kernels.size(i), blur.kernels.std(i), blur.padding) for i in range(levels)]
+    table = [torch.eye(size, dtype=torch.float64)]
+    for step in steps:
+        table.append(step @ table[-1] if blur.kernels.composed else step)
+    if blur.collapse:
+        table[-1] = torch.full((size, size), 1 / size, dtype=torch.float64)
+    return tidy(torch.stack(table)).to(device=device, dtype=dtype)

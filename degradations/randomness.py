@@ -1,0 +1,122 @@
+"""Keyed randomness: every draw is a function of (seed, who, purpose, step), never of batch, rank or device.
+
+Two kinds of source share one interface (:class:`Draws`):
+
+* :class:`Streams`, for sampling. Each sample owns its streams; numbers are made on the CPU by a counter-based
+  generator (Philox), so sample 137 of seed 0 gets the same noise at any batch size, split, machine or device.
+* :class:`BatchStream`, for training. The whole global batch is drawn from one stream per (seed, step, purpose) on the
+  device, of which a rank takes its rows: fast, and independent of the number of ranks.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """A source of keyed random numbers for the rows of one batch. ``shape`` always starts with the rows."""
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Float[Tensor, "b *rest"]:
+        """Standard normal numbers."""
+        ...
+
+    def uniform(self, purpose: str, shape: Sequence[int]) -> Float[Tensor, "b *rest"]:
+        """Numbers in [0, 1)."""
+        ...
+
+    def integers(self, purpose: str, high: int, shape: Sequence[int]) -> Int[Tensor, "b *rest"]:
+        """Whole numbers in [0, high)."""
+        ...
+
+
+def key(*parts: int | str) -> int:
+    """A 128-bit number that depends on all parts and on nothing else (not on Python's salted hash)."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=16).digest(), "little")
+
+
+def generator(*parts: int | str) -> np.random.Generator:
+    """A NumPy generator keyed by ``parts``."""
+    return np.random.Generator(np.random.Philox(key=key(*parts)))
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Per-sample streams for sampling.
+
+    :param seed: seed of the run
+    :param indices: global index of each row's sample
+    :param device: where the numbers are wanted; they are always made on the CPU
+    :param step: index of the sampling step, -1 before the first; part of the key
+    """
+
+    seed: int
+    indices: tuple[int, ...]
+    device: torch.device | str = "cpu"
+    step: int = -1
+
+    def at(self, step: int) -> "Streams":
+        """The same streams at another step."""
+        return replace(self, step=step)
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Float[Tensor, "b *rest"]:
+        return self._rows(purpose, shape, lambda g, s: g.standard_normal(s, dtype=np.float32))
+
+    def uniform(self, purpose: str, shape: Sequence[int]) -> Float[Tensor, "b *rest"]:
+        return self._rows(purpose, shape, lambda g, s: g.random(s, dtype=np.float32))
+
+    def integers(self, purpose: str, high: int, shape: Sequence[int]) -> Int[Tensor, "b *rest"]:
+        return self._rows(purpose, shape, lambda g, s: g.integers(high, size=s))
+
+    def _rows(self, purpose: str, shape: Sequence[int], draw) -> Tensor:
+        if shape[0] != len(self.indices):
+            raise ValueError(f"{shape[0]} rows asked of the streams of {len(self.indices)} samples")
+        rows = [draw(generator(self.seed, index, purpose, self.step), tuple(shape[1:])) for index in self.indices]
+        return torch.from_numpy(np.stack(rows)).to(self.device)
+
+
+@dataclass(frozen=True)
+class BatchStream:
+    """One stream per (seed, step, purpose) for a whole global training batch, of which ``rows`` are ours.
+
+    :param seed: seed of the run
+    :param step: optimizer step
+    :param rows: which rows of the global batch
+    :param total: rows of the global batch
+    :param device: where the numbers are drawn
+    """
+
+    seed: int
+    step: int
+    rows: slice
+    total: int
+    device: torch.device | str = "cpu"
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Float[Tensor, "b *rest"]:
+        return self._cut(torch.randn(self._whole(shape), generator=self._generator(purpose), device=self.device))
+
+    def uniform(self, purpose: str, shape: Sequence[int]) -> Float[Tensor, "b *rest"]:
+        return self._cut(torch.rand(self._whole(shape), generator=self._generator(purpose), device=self.device))
+
+    def integers(self, purpose: str, high: int, shape: Sequence[int]) -> Int[Tensor, "b *rest"]:
+        size = self._whole(shape)
+        return self._cut(torch.randint(high, size, generator=self._generator(purpose), device=self.device))
+
+    def _whole(self, shape: Sequence[int]) -> tuple[int, ...]:
+        if shape[0] != self.rows.stop - self.rows.start:
+            raise ValueError(f"{shape[0]} rows asked, {self.rows} are ours")
+        return (self.total, *shape[1:])
+
+    def _cut(self, whole: Tensor) -> Tensor:
+        return whole[self.rows]
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        # torch seeds its CPU generator with 32 bits: adding the step keeps the steps of a run distinct.
+        seed = (key(self.seed, purpose) + self.step) % 2**32
+        return torch.Generator(self.device).manual_seed(seed)

@@ -1,0 +1,1 @@
+"""What happens beside the training loop: metrics, progress, pictures, checkpoints, signals."""

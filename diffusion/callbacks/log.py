@@ -1,0 +1,99 @@
+"""Metrics to a CSV file, to Lightning's loggers, and to the person who waits."""
+
+import csv
+import logging
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from configs import UserError
+from diffusion.callbacks.base import StepCallback, due
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from diffusion.module import Training
+
+log = logging.getLogger(__name__)
+
+
+class Log(StepCallback):
+    """Mean loss, learning rate and speed every ``every`` steps: a row of ``metrics.csv``, the loggers, the bar.
+
+    :param every: steps between two rows
+    """
+
+    def __init__(self, every: int = 50):
+        self.every = every
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._text = ""
+
+    def start(self, trainer: "Trainer", training: "Training") -> None:
+        self._time, self._from = time.perf_counter(), training.step
+        self._begin, self._begin_step = self._time, training.step
+        if not trainer.is_global_zero:
+            return
+        rewind(self.run.metrics, training.step)
+        console = Console(stderr=True)
+        if console.is_terminal:
+            self._bar = Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[info]}"),
+                                 TimeRemainingColumn(), console=console)
+            self._bar.start()
+            self._task = self._bar.add_task("train", total=training.max_steps, completed=training.step, info="")
+
+    def step(self, trainer: "Trainer", training: "Training") -> None:
+        if due(training.step, self.every, training.max_steps):
+            self._row(trainer, training)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=training.step, info=self._text)
+
+    def end(self, trainer: "Trainer", training: "Training") -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _row(self, trainer: "Trainer", training: "Training") -> None:
+        loss = trainer.strategy.reduce(torch.stack(training.losses).mean(), reduce_op="mean").item()  # type: ignore
+        training.losses.clear()
+        now, done = time.perf_counter(), training.step - self._from
+        speed = done * training.batch / (now - self._time)
+        self._time, self._from = now, training.step
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {training.step}", "a finite loss",
+                            "optimizer.lr=1e-4 or precision=32; the run goes on from its last checkpoint")
+        row = {"step": training.step, "loss": loss, "images_per_s": speed,
+               "lr": training.recipe.rate(training.step - 1, training.max_steps)}
+        if not trainer.is_global_zero:
+            return
+        append(self.run.metrics, row)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"train/{k}": v for k, v in row.items() if k != "step"}, step=training.step)
+        self._text = f"loss {loss:.4f}  {speed:.0f} images/s"
+        if self._bar is None:
+            rate = (now - self._begin) / (training.step - self._begin_step)
+            left = rate * (training.max_steps - training.step)
+            log.info("step %d/%d  %s  %d:%02d left", training.step, training.max_steps, self._text, left // 60, left % 60)
+
+
+def append(path: Path, row: dict[str, float]) -> None:
+    """One more row, with a header if the file is new."""
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drop the rows after ``step``, which a resumed run writes again."""
+    if not path.exists():
+        return
+    header, *rows = path.read_text().splitlines() or [""]
+    kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= step]
+    path.write_text("\n".join([header, *kept]) + "\n")

@@ -1,0 +1,73 @@
+"""Pictures at intervals, always of the same samples."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from degradations.randomness import Streams
+from diffusion.callbacks.base import StepCallback, due
+from diffusion.data.base import ImageSet
+from diffusion.data.pixels import to_float
+from diffusion.pictures import save_grid
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from diffusion.model import Model
+    from diffusion.module import Training
+
+
+class Pictures(StepCallback):
+    """Every ``every`` steps: a grid of samples (or of restorations), and rows of ``x_t`` above ``x0_hat`` for held-out
+    images at rising t. Averaged weights, seed 0, the run's own sampler.
+
+    :param every: steps between two sets of pictures, None for the end only
+    :param count: how many samples
+    :param times: the times of the rows
+    :param sampling: overrides on top of the run's own ``sampling``
+    """
+
+    held_out: ImageSet
+
+    def __init__(self, every: int | None = 1000, count: int = 16, times: list[float] | None = None,
+                 sampling: list[str] | None = None):
+        self.sampling = list(sampling or [])
+        self.every, self.count, self.times = every, count, list(times or [0.2, 0.4, 0.6, 0.8, 1.0])
+
+    def step(self, trainer: "Trainer", training: "Training") -> None:
+        if not due(training.step, self.every, training.max_steps) or not trainer.is_global_zero or not self.count:
+            return
+        model = training.model
+        averaged, current = training.ema.model.state_dict(), {k: v.clone() for k, v in model.weights.state_dict().items()}
+        model.weights.load_state_dict(averaged)
+        model.weights.eval()
+        try:
+            self._draw(model, training.step)
+        finally:
+            model.weights.load_state_dict(current)
+            model.weights.train()
+
+    def _draw(self, model: "Model", step: int) -> None:
+        indices = range(min(self.count, len(self.held_out)))
+        images, labels = self.held_out.batch(torch.tensor(indices))
+        x0 = to_float(images).to(model.device)
+        label = labels.tolist() if labels is not None and model.num_classes is not None else None
+        rows = self._rows(model, x0[:8], label[:8] if label else None)
+        save_grid(torch.cat(rows), self.run.pictures / f"estimates-{step:08d}.png", columns=len(x0[:8]))
+        recipe = model.recipe(self.sampling)
+        restores = (recipe.prior or model.prior).restores
+        samples = model.sample(indices, recipe=recipe, images=x0 if restores else None, label=label if restores else None)
+        save_grid(samples, self.run.pictures / f"samples-{step:08d}.png")
+
+    def _rows(self, model: "Model", x0: Tensor, label: list[int] | None) -> list[Tensor]:
+        indices = range(len(x0))
+        clean = model.space.encode(x0)
+        state = model.degradation.draw(clean.shape, Streams(0, tuple(indices), model.device))
+        rows = [x0.cpu()]
+        for time in self.times:
+            t = torch.full((len(x0),), time, device=model.device)
+            x_t = model.degradation.forward(clean, t, state)
+            x0_hat = model.direct(x_t, time, indices=indices, label=label, state=state)
+            rows += [model.space.decode(x_t).cpu(), model.space.decode(x0_hat).cpu()]
+        return rows

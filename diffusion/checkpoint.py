@@ -1,0 +1,87 @@
+"""Checkpoints: tensors and plain types only, written atomically, with a checksum in the file's name.
+
+``step-00001000.1f3a9c5e7b20d846.pt`` holds ``{"format", "step", "config", "raw", "ema", "optimizer"}``; the second
+part of the name starts the SHA-256 of the file. A checkpoint is read with ``weights_only=True`` and its objects are
+rebuilt from the config by classes of known roles: a stranger's file can give wrong pictures, never run code.
+"""
+
+import hashlib
+import io
+import logging
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs import UserError
+
+FORMAT = 1
+log = logging.getLogger(__name__)
+
+
+def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
+    """Write ``content`` as the checkpoint of ``step``; it appears whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "step": step, **content}, buffer)
+    data = buffer.getvalue()
+    path = folder / f"step-{step:08d}.{_checksum(data)}.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return path
+
+
+def found(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a folder by step, in order."""
+    return {int(path.name.split(".")[0][5:]): path for path in sorted(folder.glob("step-*.pt"))}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU.
+
+    :raises UserError: if it is missing, damaged, of another format, or holds more than tensors and plain types
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}", "a file written by train.py", f"one of the files in {path.parent}")
+    data = path.read_bytes()
+    stamp = path.name.split(".")
+    if len(stamp) == 3 and stamp[1] != _checksum(data):
+        raise UserError(f"{path} is damaged (its checksum is {_checksum(data)})", f"the checksum {stamp[1]} of its name",
+                        "remove it: an earlier checkpoint is used")
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}", "tensors and plain types only",
+                        "use a checkpoint that train.py wrote") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of format {FORMAT}", "a file written by this version of train.py",
+                        "train again, or use the version that wrote it")
+    return content
+
+
+def latest(folder: Path) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole, None if there is none; damaged ones are passed over with a warning."""
+    for path in reversed(found(folder).values()):
+        try:
+            return read(path)
+        except UserError as error:
+            log.warning("%s", error)
+    return None
+
+
+def prune(folder: Path, keep: int, milestones: list[int]) -> None:
+    """Remove all but the newest ``keep`` checkpoints and those at the milestone steps."""
+    files = found(folder)
+    for step in list(files)[:-keep] if keep else []:
+        if step not in milestones:
+            files[step].unlink(missing_ok=True)
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -1,0 +1,39 @@
+"""Images for training and evaluation: whole data sets, decoded once and held in memory as uint8.
+
+A data set (`Digits`, `MNIST`, `Folder`, or anyone's `Data`) gives two fixed splits of type `ImageSet`. `Batches` walks
+over one of them in an order that depends on nothing but the seed and the position. Pixels become floats in
+`diffusion.data.pixels` and nowhere else.
+
+The names are imported on first use, so that importing this package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusion.data.base import Data, ImageSet
+    from diffusion.data.digits import Digits
+    from diffusion.data.folder import Folder
+    from diffusion.data.loader import Batch, Batches
+    from diffusion.data.mnist import MNIST
+    from diffusion.data.pixels import to_float, to_uint8
+
+__all__ = ["MNIST", "Batch", "Batches", "Data", "Digits", "Folder", "ImageSet", "to_float", "to_uint8"]
+
+_HOMES = {
+    "Batch": "loader",
+    "Batches": "loader",
+    "Data": "base",
+    "Digits": "digits",
+    "Folder": "folder",
+    "ImageSet": "base",
+    "MNIST": "mnist",
+    "to_float": "pixels",
+    "to_uint8": "pixels",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

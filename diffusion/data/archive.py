@@ -1,0 +1,146 @@
+"""A folder and a zip archive of images, seen alike: a sorted list of files, and their bytes."""
+
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from configs.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm")
+LITTER = ("__MACOSX", "Thumbs.db")
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """A file that by its name is an image: its path inside the archive (with `/`), its size in bytes, and a stamp that
+    changes with its content (the modification time in a folder, the CRC in a zip)."""
+
+    name: str
+    bytes: int
+    stamp: int
+
+
+@runtime_checkable
+class Archive(Protocol):
+    """Image files by name."""
+
+    def entries(self) -> list[Entry]:
+        """All image files, sorted by name, without hidden files and what operating systems leave behind."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file. May be called by several threads at once."""
+        ...
+
+
+class _Folder:
+    def __init__(self, root: Path):
+        self.root = root
+
+    def entries(self) -> list[Entry]:
+        try:
+            return sorted(self._walk(self.root, "", ()))
+        except OSError as error:
+            raise UserError(
+                f"{error.filename} cannot be listed ({error.strerror})", "a readable folder", "change its permissions"
+            ) from error
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def _walk(self, folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
+        """Follows symbolic links, except back to a folder that it is in."""
+        here = folder.stat()
+        identity = (here.st_dev, here.st_ino)
+        if identity in above:
+            return
+        for found in os.scandir(folder):
+            name = prefix + found.name
+            if found.is_dir():
+                if not _is_litter(name):
+                    yield from self._walk(Path(found.path), name + "/", (*above, identity))
+            elif _is_image(name):
+                try:
+                    status = found.stat()
+                except OSError:
+                    # A dangling link is listed all the same, so that it is reported when it cannot be read.
+                    status = found.stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+                    yield Entry(name, status.st_size, status.st_mtime_ns)
+
+
+class _Zip:
+    def __init__(self, file: zipfile.ZipFile):
+        self.file = file
+
+    def entries(self) -> list[Entry]:
+        images = {info.filename: info for info in self.file.infolist() if _is_image(info.filename)}
+        if any(info.flag_bits & 1 for info in images.values()):
+            raise UserError(
+                f"{self.file.filename} is protected by a password",
+                "an archive that opens without one",
+                "unpack it, then data.root=/the/unpacked/folder",
+            )
+        return sorted(Entry(name, info.file_size, info.CRC) for name, info in images.items())
+
+    def read(self, name: str) -> bytes:
+        return self.file.read(name)
+
+
+@contextmanager
+def opened(root: Path) -> Iterator[Archive]:
+    """The folder or zip file at `root`, read in place; a zip is closed when the context ends.
+
+    Raises:
+        UserError: it is neither (as `check_root`), or the zip is damaged.
+    """
+    check_root(root)
+    if root.is_dir():
+        yield _Folder(root)
+        return
+    try:
+        file = zipfile.ZipFile(root)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(
+            f"{root} cannot be read as a zip archive ({error})", "a sound archive", "copy or download it again"
+        ) from error
+    with file:
+        yield _Zip(file)
+
+
+def check_root(root: Path) -> None:
+    """Raises a `UserError` unless `root` is a folder or a zip file; for a missing path it names the nearest one."""
+    wanted = "a folder or a .zip file of images"
+    if not root.exists():
+        raise UserError(f"there is nothing at {root}", wanted, f"data.root={_nearest(root) or '/path/to/images'}")
+    if not root.is_dir() and not zipfile.is_zipfile(root):
+        raise UserError(f"{root} is a file, but no zip archive, or one cut short", wanted, f"data.root={root.parent}")
+
+
+def _nearest(missing: Path) -> Path | None:
+    """The existing path that a misspelt one most likely means."""
+    below = Path()
+    while not missing.parent.exists():
+        missing, below = missing.parent, Path(missing.name) / below
+    try:
+        matches = get_close_matches(missing.name, os.listdir(missing.parent), n=1)
+    except OSError:
+        return None
+    if not matches:
+        return None
+    corrected = missing.parent / matches[0]
+    return corrected / below if (corrected / below).exists() else corrected
+
+
+def _is_litter(name: str) -> bool:
+    return any((part.startswith(".") and part != ".") or part in LITTER for part in name.split("/"))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not _is_litter(name)

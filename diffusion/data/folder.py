@@ -1,0 +1,103 @@
+"""Anyone's images: a folder or a zip archive of them."""
+
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from configs.errors import UserError
+from diffusion.data import index as indexing
+from diffusion.data.archive import check_root
+from diffusion.data.base import Data, ImageSet, Split
+from diffusion.data.decode import Decoder, resampling
+from diffusion.data.layout import Labels, Layout, layout
+
+logger = logging.getLogger(__name__)
+
+
+class Folder(Data):
+    """The images of a folder, with all that is inside it, or of a `.zip` file, which is read in place.
+
+    Files are taken in the order of their names. Classes and the held-out images follow from the names alone:
+    `diffusion.data.layout.layout` has the rules. Each image is set upright, brought to 8 bits (transparent parts over
+    white, 16-bit grey scaled), cropped to its central square and resized. Files that cannot be read are left out with
+    a warning. The decoded pixels are kept in a cache until a file changes.
+
+    Args:
+        root: the folder or zip file.
+        size: height and width, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        crop: side of the central square as a share of the image's width, in (0, 1]; never more than the shorter side.
+        held_out: share of each class for the test split, in [0, 1), unless there are folders `train` and `test`.
+        resample: Pillow's filter for the resizing.
+        labels: "auto" takes the first folder as the class if there are two or more, True insists on classes, False
+            ignores the folders.
+        cache: the folder to keep decoded pixels in; None for `thaw` in the user's cache folder, False for no cache.
+        flip: whether training may mirror the images.
+
+    Raises:
+        UserError: `root` is not there, or an argument is out of range; at the first use of the content, no image in it
+            can be read.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        size: int = 64,
+        channels: int = 3,
+        crop: float = 1.0,
+        held_out: float = 0.1,
+        resample: str = "bilinear",
+        labels: Labels = "auto",
+        cache: str | Path | Literal[False] | None = None,
+        flip: bool = False,
+    ):
+        super().__init__(size, channels, flip)
+        if not 0 < crop <= 1:
+            raise UserError(f"data.crop={crop}", "a share of the width, above 0 and at most 1", "data.crop=1")
+        if not 0 <= held_out < 1:
+            raise UserError(f"data.held_out={held_out}", "a share from 0 to below 1", "data.held_out=0.1")
+        if labels != "auto" and not isinstance(labels, bool):
+            raise UserError(f"data.labels={labels}", "auto, true or false", "data.labels=auto")
+        resampling(resample)
+        self.root = Path(root).expanduser()
+        check_root(self.root)
+        self.held_out = held_out
+        self.labels: Labels = labels
+        self.cache = None if cache is False else Path(cache or indexing.default_cache()).expanduser()
+        self.decoder = Decoder(size, channels, crop, resample)
+
+    @cached_property
+    def index(self) -> indexing.Index:
+        """Names, sizes and pixels of all readable images, and the files that were left out."""
+        return indexing.index(self.root, self.decoder, self.cache)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Which images of the index are in which split and class."""
+        found = layout(self.index.names, self.labels, self.held_out)
+        if found.names is not None and self.labels == "auto":
+            logger.info("%s: the first folder is the class, %d classes", self.root, len(found.names))
+        return found
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self.layout.names
+
+    def files(self, name: Split) -> list[str]:
+        """The path inside `root` of each image of a split, in its order."""
+        return [self.index.names[row] for row in self._rows(name)]
+
+    def load(self, name: Split) -> ImageSet:
+        rows, labels = self._rows(name), self.layout.labels
+        return ImageSet(
+            torch.from_numpy(self.index.pixels[rows]),
+            None if labels is None else torch.from_numpy(labels[rows]),
+            self.layout.names,
+        )
+
+    def _rows(self, name: Split) -> np.ndarray:
+        return self.layout.train if name == "train" else self.layout.test

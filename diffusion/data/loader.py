@@ -1,0 +1,139 @@
+"""Batches for training, in an order that is a pure function of the seed and the position.
+
+Position p counts the images that training has consumed. Which image that is, and whether it is mirrored, depends on the
+seed and on p alone: not on the batch size, the number of processes, or where a run was interrupted.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, Int64, UInt8
+from torch import Tensor
+
+from configs.errors import UserError
+from diffusion.data.base import ImageSet
+
+
+def order(seed: int, positions: Int64[np.ndarray, " b"], n: int) -> Int64[np.ndarray, " b"]:
+    """The index, below `n`, of the image at each position; each run of `n` positions is an epoch, and a permutation."""
+    epochs, places = np.divmod(positions, n)
+    indices = np.empty(len(positions), np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        indices[here] = _permutation(seed, int(epoch), n)[places[here]]
+    return indices
+
+
+def flips(seed: int, positions: Int64[np.ndarray, " b"]) -> Bool[np.ndarray, " b"]:
+    """A fair coin for each position: whether its image is mirrored left to right."""
+    start = np.frombuffer(_key(seed, "flip"), np.uint64)[0]
+    # SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"): a counter, mixed.
+    z = start + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (z ^ (z >> np.uint64(31))) >> np.uint64(63) == 1
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, n: int) -> Int64[np.ndarray, " n"]:
+    # Sorting raw bits, since NumPy promises the same stream for ever for these, not for Generator.permutation.
+    key = np.frombuffer(_key(seed, "order", epoch), np.uint64)
+    permutation = np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable")
+    permutation.setflags(write=False)
+    return permutation
+
+
+def _key(*words: int | str) -> bytes:
+    return hashlib.blake2b(" ".join(map(str, words)).encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The share of one process in one accumulation part of the global batch of an optimizer step.
+
+    Attributes:
+        images: uint8 pixels, on the device of the image set.
+        labels: the class of each image, or None.
+        positions: the position of each image in the order of training.
+        rows: which rows of the global batch these are.
+        total: the size of the global batch.
+        step: the optimizer step, from 0.
+        part: the accumulation part within the step, from 0.
+    """
+
+    images: UInt8[Tensor, "b c h w"]
+    labels: Int[Tensor, " b"] | None
+    positions: Int64[np.ndarray, " b"]
+    rows: slice
+    total: int
+    step: int
+    part: int
+
+
+class Batches:
+    """An endless iterable over the batches of one process, which starts anew each time it is iterated.
+
+    The global batch of optimizer step g covers the positions from g * batch to (g + 1) * batch. It is cut into `parts`
+    accumulation parts, and each part into contiguous rows, one range for each rank. A batch may be larger than the set.
+
+    Args:
+        images: the set to draw from; batches live on its device.
+        seed: decides the order and the mirroring.
+        batch: size of the global batch, over all ranks and parts.
+        flip: mirror half of the images left to right.
+        start: the optimizer step to begin with.
+        rank: which of the processes this is, from 0.
+        world: how many processes there are.
+        parts: accumulation parts of an optimizer step.
+
+    Raises:
+        UserError: `batch` is not a positive multiple of `world * parts`.
+        ValueError: `rank` or `start` is out of range, or the set is empty.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        seed: int,
+        batch: int,
+        flip: bool = False,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        parts: int = 1,
+    ):
+        pieces = world * parts
+        if pieces < 1 or batch < 1 or batch % pieces:
+            nearest = max(1, round(batch / max(1, pieces))) * max(1, pieces)
+            raise UserError(
+                f"a batch of {batch} for {world} processes and {parts} accumulation parts",
+                f"a positive multiple of {world} x {parts}",
+                f"batch={nearest}",
+            )
+        if not 0 <= rank < world or start < 0:
+            raise ValueError(f"rank {rank} of {world} and step {start}, but 0 <= rank < world and start >= 0 must hold")
+        if len(images) == 0:
+            raise ValueError("there are no batches of an empty set")
+        self.images, self.seed, self.batch, self.flip = images, seed, batch, flip
+        self.start, self.rank, self.world, self.parts = start, rank, world, parts
+
+    def __iter__(self) -> Iterator[Batch]:
+        step = self.start
+        while True:
+            for part in range(self.parts):
+                yield self._batch(step, part)
+            step += 1
+
+    def _batch(self, step: int, part: int) -> Batch:
+        share = self.batch // (self.parts * self.world)
+        first = (part * self.world + self.rank) * share
+        positions = np.arange(first, first + share, dtype=np.int64) + step * self.batch
+        images, labels = self.images.batch(order(self.seed, positions, len(self.images)))
+        if self.flip:
+            mirrored = torch.from_numpy(np.flatnonzero(flips(self.seed, positions))).to(images.device)
+            images[mirrored] = images[mirrored].flip(-1)
+        return Batch(images, labels, positions, slice(first, first + share), self.batch, step, part)

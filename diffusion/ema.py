@@ -1,0 +1,38 @@
+"""Exponential moving average of the weights, with a warm-up."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA(nn.Module):
+    """``w_ema <- d w_ema + (1 - d) w`` with ``d = min(decay, (1 + n) / (10 + n))`` after the n-th optimizer step, so
+    that the first, random weights are forgotten (the rule of TensorFlow's moving average).
+
+    :param model: what is averaged; the copy ``self.model`` holds the average
+    :param decay: the final d; 0.999 for thousands of steps, 0.9999 for hundreds of thousands
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.999):
+        super().__init__()
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights of ``model`` after optimizer step number ``step`` (1, 2, ...)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        ours, theirs = _floats(self.model.parameters()), _floats(model.parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        for mine, new in zip(self.model.buffers(), model.buffers()):
+            mine.copy_(new)
+
+    def train(self, mode: bool = True) -> "EMA":
+        """The average is never in training mode."""
+        return super().train(False)
+
+
+def _floats(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor.is_floating_point()]

@@ -1,0 +1,83 @@
+"""Build everything that a config names and train it."""
+
+import logging
+import warnings
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig
+
+from configs import UserError, construct
+from diffusion.data.base import Data
+from diffusion.model import Model
+from diffusion.module import Training
+from diffusion.run import Run, plain
+
+log = logging.getLogger(__name__)
+
+
+def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
+    """Train from scratch, or from the content of a checkpoint, up to ``max_steps``."""
+    data: Data = construct(cfg.data)
+    images, held_out = data.split("train"), data.split("test")
+    log.info("data: %d training and %d held-out images of %d px%s", len(images), len(held_out), data.size,
+             f", {data.classes} classes" if data.classes else "")
+    model = Model(with_classes(plain(cfg), data.classes))
+    training = Training(model, images, data.flip, construct(cfg.optimizer), batch=cfg.batch,
+                        accumulate=cfg.accumulate, max_steps=cfg.max_steps, seed=cfg.seed, decay=cfg.ema)
+    count = sum(p.numel() for p in model.weights.parameters())
+    log.info("model: %.2f million parameters", count / 1e6)
+    if content is not None:
+        training.restore(content)
+        log.info("resuming at step %d", training.step)
+    if cfg.trainer.compile:
+        model.weights.net.compile()
+    callbacks = list(construct(cfg.callbacks).values())
+    for callback in callbacks:
+        callback.run, callback.held_out = run, held_out
+    quiet()
+    trainer = L.Trainer(
+        accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, strategy=cfg.trainer.strategy,
+        plugins=environment(), max_epochs=-1, max_steps=cfg.max_steps - training.step,
+        accumulate_grad_batches=cfg.accumulate, gradient_clip_val=training.recipe.clip, callbacks=callbacks,
+        logger=loggers(cfg, run), enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run.folder)
+    trainer.fit(training)
+    if training.step >= cfg.max_steps:
+        log.info("done: step %d\nsample: python sample.py run=%s", training.step, run.folder)
+
+
+def with_classes(config: dict[str, Any], classes: int | None) -> dict[str, Any]:
+    """The config with the number of classes of the data filled in where it was left open."""
+    label = config["condition"].get("signals", {}).get("label")
+    if label and label["num_classes"] is None:
+        if classes is None:
+            raise UserError("condition=label for images without classes", "a folder of folders, one per class",
+                            "condition=none")
+        label["num_classes"] = classes
+    return config
+
+
+def loggers(cfg: DictConfig, run: Run) -> list[Any]:
+    """Lightning's loggers beside the CSV file; they write into the run folder and keep one identity over restarts."""
+    made = {}
+    for name, node in (cfg.logger or {}).items():
+        place = {"save_dir": str(run.folder), "name": "/".join(run.folder.parts[-2:]),
+                 "id": run.folder.name} if name == "wandb" else {"save_dir": str(run.folder)}
+        made[name] = construct(node, **place)
+        made[name].log_hyperparams(plain(cfg))
+    return list(made.values())
+
+
+def environment() -> list[Any]:
+    """Under SLURM, Lightning's view of the job without its own requeueing: our signal handlers save and stop."""
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+def quiet() -> None:
+    """Lightning's advertisements and its worries about loaders that we do not use."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")

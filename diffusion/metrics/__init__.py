@@ -1,0 +1,1 @@
+"""Numbers about images, and the classifier that some of them look through."""

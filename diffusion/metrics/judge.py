@@ -1,0 +1,56 @@
+"""A classifier fitted on real images, which then judges samples."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from degradations.randomness import key
+from diffusion.data.base import ImageSet
+from diffusion.data.loader import Batches
+from diffusion.data.pixels import to_float
+from models.classifier import Classifier
+
+
+class Judge:
+    """A fitted classifier with its accuracy on held-out images.
+
+    :ivar accuracy: share of the held-out images that it gets right
+    """
+
+    def __init__(self, network: Classifier, held_out: ImageSet):
+        self.network = network.eval().requires_grad_(False)
+        assert held_out.labels is not None
+        self.accuracy = self.agreement(to_float(held_out.images), held_out.labels)
+
+    def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n f"]:
+        """Features of images in [-1, 1], clipped to it."""
+        return torch.cat([self.network.features(chunk.clamp(-1, 1)) for chunk in images.split(500)])
+
+    def agreement(self, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> float:
+        """Share of the images that it puts into the given class."""
+        answers = torch.cat([self.network(chunk.clamp(-1, 1)).argmax(1) for chunk in images.split(500)])
+        return (answers == labels).double().mean().item()
+
+
+def fit(train: ImageSet, held_out: ImageSet, steps: int = 400, seed: int = 0) -> Judge:
+    """Fit the classifier on real images: AdamW, one cycle, batches of 128, shifts by up to a sixteenth of the side."""
+    assert train.labels is not None
+    assert train.names is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "judge") % 2**63)
+        network = Classifier(train.images.shape[1], len(train.names))
+        optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+        most = train.images.shape[-1] // 16
+        for batch in Batches(train, seed, 128):
+            if batch.step == steps:
+                break
+            shift = torch.randint(-most, most + 1, (2,)).tolist()
+            x = torch.roll(to_float(batch.images), shift, (-2, -1))
+            loss = F.cross_entropy(network(x), batch.labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return Judge(network, held_out)

@@ -1,0 +1,91 @@
+"""The training loop as Lightning sees it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from degradations.randomness import BatchStream, key
+from diffusion.data.base import ImageSet
+from diffusion.data.loader import Batch, Batches
+from diffusion.data.pixels import to_float
+from diffusion.ema import EMA
+from diffusion.model import Model
+from diffusion.optimization import AdamW
+
+
+class Training(L.LightningModule):
+    """Optimizes a :class:`diffusion.model.Model` and keeps the average of its weights.
+
+    Steps are counted here, over the whole life of the run; Lightning counts those of this process. Everything random
+    is keyed by this count, so a run that was killed goes on as if nothing had happened.
+
+    :param model: what is trained
+    :param images: the training split
+    :param flip: mirror half of the images
+    :param optimizer: algorithm and learning rate
+    """
+
+    def __init__(self, model: Model, images: ImageSet, flip: bool, optimizer: AdamW, *, batch: int, accumulate: int,
+                 max_steps: int, seed: int, decay: float):
+        super().__init__()
+        self.model, self.images, self.flip, self.recipe = model, images, flip, optimizer
+        self.batch, self.accumulate, self.max_steps, self.seed = batch, accumulate, max_steps, seed
+        self.weights = model.weights
+        self.ema = EMA(model.weights, decay)
+        self.step = 0
+        self.losses: list[Tensor] = []
+        self._optimizer_state: dict[str, Any] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {"raw": self.weights.state_dict(), "ema": self.ema.model.state_dict(),
+                "optimizer": self._optimizer().state_dict(), "config": self.model.config}
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.weights.load_state_dict(content["raw"])
+        self.ema.model.load_state_dict(content["ema"])
+        self.step, self._optimizer_state = content["step"], content["optimizer"]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.recipe.build(self.weights.parameters())
+
+    def train_dataloader(self) -> Batches:
+        # Endless and positioned by our own step: Lightning's way of resuming would start the epoch again.
+        return Batches(self.images.to(self.device), self.seed, self.batch, self.flip, self.step, self.global_rank,
+                       self.trainer.world_size, self.accumulate)
+
+    def on_train_start(self) -> None:
+        if self._optimizer_state is not None:
+            self._optimizer().load_state_dict(self._optimizer_state)
+            self._optimizer_state = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # The global generator is the networks' dropout: the one draw that depends on the rank.
+        torch.manual_seed(key(self.seed, "dropout", batch.step, batch.part, self.global_rank) % 2**63)
+        rng = BatchStream(self.seed, batch.step, batch.rows, batch.total, self.device)
+        x0 = self.model.space.encode(to_float(batch.images.to(self.device)))
+        labelled = batch.labels is not None and self.model.num_classes is not None
+        condition = {"label": batch.labels.to(self.device)} if labelled else {}
+        loss = self.model.objective(self.model.restorer.output, self.weights.encoder, self.model.degradation, x0,
+                                    condition, rng).mean()
+        self.losses.append(loss.detach())
+        return loss
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any,
+                       optimizer_closure: Callable[[], Any] | None = None) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.recipe.rate(self.step, self.max_steps)
+        optimizer.step(closure=optimizer_closure)
+        self.step += 1
+        self.ema.update(self.weights, self.step)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizers()
+        return optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer  # type: ignore

@@ -1,0 +1,62 @@
+"""The objective: draw t and z, degrade, restore, compare."""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from degradations.base import Degradation
+from degradations.randomness import Draws
+from degradations.shapes import flat
+from diffusion.parameterization import Parameterization
+from diffusion.times import Times
+from diffusion.weighting import Weighting
+from models.conditioning import Condition, ConditionEncoder
+
+
+@runtime_checkable
+class Forward(Protocol):
+    """One evaluation of the network, float32: :meth:`diffusion.restorer.NetworkRestorer.output`."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, ctx, attn=None) -> Tensor: ...
+
+
+ERRORS = {"l1": torch.abs, "l2": torch.square}
+
+
+class Objective:
+    """``E |output - target|`` over images, times and states.
+
+    Hot and cold are two settings of it: ``configs/objective/ddpm.yaml`` and ``cold.yaml``.
+
+    :param parameterization: what the network's output means; gives the target
+    :param times: distribution of t
+    :param weighting: weight of each time, on the error of the network's output
+    :param error: ``l1`` or ``l2``, averaged over all values of an image
+    :param drop: share of the samples whose condition is replaced by its null, all signals together
+    """
+
+    def __init__(self, parameterization: Parameterization, times: Times, weighting: Weighting, error: str = "l2",
+                 drop: float = 0.1):
+        self.parameterization, self.times, self.weighting = parameterization, times, weighting
+        self.error, self.drop = ERRORS[error], drop
+
+    def __call__(self, forward: Forward, encoder: ConditionEncoder, degradation: Degradation,
+                 x0: Float[Tensor, "b *rest"], condition: Condition, rng: Draws) -> Float[Tensor, " b"]:
+        """The weighted loss of each image."""
+        t = self.times(x0.shape[0], degradation, rng)
+        state = degradation.draw(x0.shape, rng)
+        x_t = degradation.forward(x0, t, state)
+        out = forward(x_t, t, encoder(condition, self.dropped(condition, x0.shape[0], rng)))
+        target = self.parameterization.target(x0, t, state, degradation)
+        return self.weighting(t, degradation) * flat(self.error(out - target)).mean(dim=1)
+
+    def dropped(self, condition: Condition, n: int, rng: Draws) -> dict[str, Bool[Tensor, " b"]] | None:
+        """Which samples lose their condition."""
+        if not condition or not self.drop:
+            return None
+        mask = rng.uniform("drop", (n,)) < self.drop
+        return dict.fromkeys(condition, mask)
+
+

@@ -1,0 +1,41 @@
+"""A network made into a restorer."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from degradations.base import Degradation, Estimate, State
+from diffusion.parameterization import Parameterization
+from models.attention import AttentionHook
+from models.conditioning import Context
+from models.protocol import Network
+from samplers.base import Step
+
+PRECISIONS = {"32": None, "bf16": torch.bfloat16}
+
+
+class NetworkRestorer:
+    """``Estimate(x0, state)`` from one network evaluation. Only the network runs in lower precision.
+
+    :param network: ``net(x, t, ctx, attn)``
+    :param degradation: what is undone
+    :param parameterization: what the network's output means
+    :param precision: ``32`` or ``bf16``
+    """
+
+    def __init__(self, network: Network, degradation: Degradation, parameterization: Parameterization,
+                 precision: str = "32"):
+        parameterization.check(degradation)
+        self.network, self.degradation, self.parameterization = network, degradation, parameterization
+        self.dtype = PRECISIONS[precision]
+
+    def output(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], ctx: Context,
+               attn: AttentionHook | None = None) -> Float[Tensor, "b *rest"]:
+        """The network's raw answer, float32."""
+        with torch.autocast(x_t.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            return self.network(x_t, t, ctx, attn).float()
+
+    def __call__(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], ctx: Context, *, state: State,
+                 step: Step | None, attn: AttentionHook | None = None) -> Estimate:
+        x0 = self.parameterization.x0(self.output(x_t, t, ctx, attn), x_t, t, self.degradation)
+        return Estimate(x0, self.degradation.infer(x_t, x0, t, state))

@@ -1,0 +1,198 @@
+"""The run folder: a run's identity. The same command finds the same folder and goes on.
+
+```
+runs/<experiment>/<name or hash of the identity>/
+  config.yaml        the resolved config; `sampling` in it holds the defaults of sample.py
+  environment.json   git revision, versions, device, command of the last start
+  metrics.csv        what was logged
+  pictures/          samples and restorations at intervals
+  checkpoints/       step-00001000.<checksum>.pt
+```
+
+Nothing here imports torch: a run is refused before anything slow is loaded.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from configs import UserError
+
+IDENTITY = ("data", "space", "model", "condition", "degradation", "prior", "objective", "optimizer", "ema", "batch",
+            "accumulate", "precision", "seed")
+"""The fields in which two runs must agree to be the same run; everything else may change on the way."""
+PATHS = ("root", "cache", "download")
+"""Arguments of a data set that say where it lies, not what it is."""
+
+
+class Run:
+    """One run folder.
+
+    :param folder: where it is
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self.pictures = folder / "pictures"
+        self.metrics = folder / "metrics.csv"
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def start(cls, cfg: DictConfig, experiment: str | None) -> "Run":
+        """The folder of this config, made or found.
+
+        :raises UserError: if the folder holds a run with another identity, or one that is being trained right now
+        """
+        record = plain(cfg)
+        mine = identity(record)
+        name = cfg.run.name or hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()[:8]
+        run = cls(Path(cfg.run.root) / (experiment or "custom") / str(name))
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run._take()
+        if (run.folder / "config.yaml").exists():
+            run._compare(mine)
+        write(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record)))
+        write(run.folder / "environment.json", json.dumps(environment(), indent=2))
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """An existing run.
+
+        :raises UserError: if there is none, naming those that exist nearby
+        """
+        path = Path(folder)
+        if not (path / "config.yaml").is_file():
+            near = sorted(str(p.parent) for p in path.parent.glob("**/config.yaml"))[:5] if path.parent.is_dir() else []
+            inside = sorted(str(p.parent) for p in path.glob("*/config.yaml"))[:5] if path.is_dir() else []
+            raise UserError(f"no run in {path}", "a folder that train.py wrote (it holds config.yaml)",
+                            " or ".join(f"run={p}" for p in inside or near) or "python train.py experiment=ddpm_digits")
+        return cls(path)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config of the run, as plain data."""
+        return plain(OmegaConf.load(self.folder / "config.yaml"))
+
+    def _take(self) -> None:
+        # The lock lives as long as the process, however that ends.
+        self._lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                raise UserError(f"{self.folder} is being trained by another process", "one process per run",
+                                "wait for it, or give this one another run.name") from None
+
+    def _compare(self, mine: dict[str, Any]) -> None:
+        theirs = identity(self.config)
+        lines = [f"{key}: {theirs_value!r} there, {value!r} here" for key, theirs_value, value in diff(theirs, mine)]
+        if lines:
+            raise UserError(f"{self.folder} holds another run:\n    " + "\n    ".join(lines),
+                            "the same settings, to go on with it", "run.name=ANOTHER_NAME, or undo the difference")
+
+
+def plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
+    """A config as plain, resolved data."""
+    record = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(record, dict)
+    return {str(key): value for key, value in record.items()}
+
+
+def missing(cfg: DictConfig) -> None:
+    """Refuse a config in which mandatory values are open.
+
+    :raises UserError: naming them
+    """
+    keys = sorted(OmegaConf.missing_keys(cfg))
+    if keys:
+        raise UserError(f"{', '.join(keys)} not given", "a value", " ".join(f"{key}=..." for key in keys))
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that makes a run what it is."""
+    fields = {key: config.get(key) for key in IDENTITY}
+    fields["data"] = {k: v for k, v in (fields["data"] or {}).items() if k not in PATHS}
+    return fields
+
+
+def sampling(overrides: Sequence[str]) -> list[str]:
+    """A run's ``sampling`` list, which becomes overrides of ``sample.py``.
+
+    :raises UserError: if it sets anything but how to sample
+    """
+    for override in overrides:
+        if override.split("=")[0].split(".")[0].split("/")[0] not in ("sampler", "guidance", "prior", "start"):
+            raise UserError(f"sampling: {override}", "overrides of sampler, guidance, prior or start",
+                            "sampling=[sampler=ddim,guidance=cfg]")
+    return list(overrides)
+
+
+def diff(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two nested mappings differ: (dotted key, value in a, value in b)."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(key for key in b if key not in a)]
+        return [row for key in keys for row in diff(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))]
+    return [] if a == b else [(path, a, b)]
+
+
+def environment() -> dict[str, Any]:
+    """What a run needs to be understood later."""
+
+    def git(*args: str) -> str | None:
+        try:
+            return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+                                  timeout=10).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "git": git("rev-parse", "HEAD"),
+        "changed": bool(git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "packages": {p: installed(p) for p in ("torch", "torchvision", "lightning", "hydra-core", "numpy")},
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "machine": platform.machine(),
+    }
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def with_defaults(arguments: list[str]) -> list[str]:
+    """Arguments of ``sample.py`` or ``evaluate.py`` with the run's own ``sampling`` list before them.
+
+    A default gives way to an argument about the same group: ``sampler=ddpm`` drops ``sampler=ddim`` and all
+    ``sampler.*`` of the run. ``input=FOLDER`` becomes ``input.root=FOLDER``.
+
+    :raises UserError: if ``run=`` names no run
+    """
+    arguments = [f"input.root={a[6:]}" if a.startswith("input=") else a for a in arguments]
+    folder = next((a[4:] for a in arguments if a.startswith("run=")), None)
+    if folder is None or "--help" in arguments or "," in folder:
+        return arguments
+    chosen = {a.split("=")[0] for a in arguments if "=" in a}
+    defaults = [d for d in sampling(Run.open(folder).config["sampling"]) if d.split("=")[0].split(".")[0] not in chosen]
+    return [*defaults, *arguments]

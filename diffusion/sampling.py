@@ -1,0 +1,126 @@
+"""``sample.py``: pictures from a run."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from configs import UserError, construct, registry
+from diffusion.data.base import Data, ImageSet
+from diffusion.data.pixels import to_float
+from diffusion.model import Model, Recipe, load
+from diffusion.pictures import save_each, save_grid
+from diffusion.run import Run, plain, write
+
+log = logging.getLogger(__name__)
+
+
+def sample(cfg: DictConfig) -> Path:
+    """Draw or restore the samples that the config asks for; gives the folder of the pictures."""
+    indices = parse(cfg.samples)
+    model = load(cfg.run, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
+    packages = (*registry.trusted(), *cfg.allow)
+    recipe = Recipe.build(cfg, packages)
+    folder = Path(cfg.out) if cfg.out else Run.open(cfg.run).folder / "samples" / name(cfg)
+    restores = bool(cfg.input.root) or (recipe.prior or model.prior).restores
+    if restores:
+        _restore(model, recipe, cfg, indices, folder, packages)
+    else:
+        images = model.sample(indices, seed=cfg.seed, label=cfg.label, recipe=recipe, batch=cfg.batch)
+        save_each(images, folder, [f"{i:06d}" for i in indices])
+        save_grid(images, folder / "grid.png")
+    write(folder / "manifest.json", json.dumps(plain(cfg), indent=2))
+    log.info("pictures: %s", folder)
+    return folder
+
+
+def _restore(model: Model, recipe: Recipe, cfg: DictConfig, indices: Sequence[int], folder: Path,
+             packages: Sequence[str]) -> None:
+    images = held_out(model, cfg, packages)
+    if cfg.samples == "0-15" and cfg.input.root:
+        indices = range(len(images))
+    if max(indices) >= len(images):
+        raise UserError(f"samples={cfg.samples} of {len(images)} images", f"indices below {len(images)}",
+                        f"samples=0-{len(images) - 1}")
+    pixels, labels = images.batch(torch.tensor(indices))
+    x0 = to_float(pixels)
+    if recipe.prior is None and not model.prior.restores:
+        recipe = Recipe(recipe.sampler, recipe.parts, registry.build("prior", "degraded"), recipe.start)
+    label: Any = cfg.label
+    if label is None and model.num_classes is not None and labels is not None:
+        label = labels.tolist()
+    x_t, direct, restored = restore(model, recipe, x0, indices, seed=cfg.seed, label=label,
+                                    degraded=cfg.input.degraded, batch=cfg.batch)
+    save_each(restored, folder, [f"{i:06d}" for i in indices])
+    rows = [x_t, direct, restored] + ([] if cfg.input.degraded else [x0])
+    few = [row[:16] for row in rows]
+    save_grid(torch.cat(few), folder / "grid.png", columns=len(few[0]))
+    log.info("rows of grid.png: degraded, direct estimate, restored%s", "" if cfg.input.degraded else ", original")
+
+
+def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *, seed: int = 0, label: Any = None,
+            degraded: bool = False, batch: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    """``(x_T, R(x_T, T), restored)`` of these images in [-1, 1], on the CPU."""
+    results: list[tuple[Tensor, Tensor, Tensor]] = []
+    for first in range(0, len(indices), batch):
+        rows = slice(first, first + batch)
+        some = label[rows] if isinstance(label, list) else label
+        with torch.no_grad():
+            x_T, frames = model.trajectory(indices[rows], seed=seed, label=some, recipe=recipe, images=x0[rows],
+                                           degraded=degraded)
+            estimate, x = None, x_T
+            for frame in frames:
+                assert frame.estimate is not None
+                assert frame.x_s is not None
+                estimate = frame.estimate.x0 if estimate is None else estimate
+                x = frame.x_s
+            assert estimate is not None
+            results.append(tuple(model.space.decode(part).cpu() for part in (x_T, estimate, x)))  # type: ignore
+    x_T, direct, restored = (torch.cat(column) for column in zip(*results))
+    return x_T, direct, restored
+
+
+def held_out(model: Model, cfg: DictConfig, packages: Sequence[str]) -> ImageSet:
+    """The images to restore: those of ``input.root``, else the held-out ones of the run's data."""
+    config = dict(model.config["data"])
+    if cfg.input.root:
+        folder = registry.node("data", "folder", root=cfg.input.root, size=config["size"], channels=config["channels"],
+                               labels=False)
+        data: Data = construct(folder)
+        return data.everything()
+    if cfg.data.root:
+        config["root"] = cfg.data.root
+    return construct(config, packages=packages, role=Data).split("test")
+
+
+def parse(samples: Any) -> Sequence[int]:
+    """``"0-63"``, ``7`` or ``[1, 5]`` as indices.
+
+    :raises UserError: for anything else
+    """
+    try:
+        if isinstance(samples, int):
+            return [samples]
+        if isinstance(samples, str):
+            first, _, last = samples.partition("-")
+            indices = range(int(first), int(last or first) + 1)
+        else:
+            indices = [int(i) for i in samples]
+        if not len(indices) or min(indices) < 0:
+            raise ValueError
+    except (ValueError, TypeError):
+        raise UserError(f"samples={samples}", "a range, a number or a list", "samples=0-63") from None
+    return indices
+
+
+def name(cfg: DictConfig) -> str:
+    """Folder name of a set of samples: readable, and different for different settings."""
+    asked = {k: v for k, v in plain(cfg).items() if k not in ("run", "out", "batch", "device", "data", "samples", "allow")}
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    return f"{cfg.sampler._target_.split('.')[-1].lower()}-seed{cfg.seed}-{digest}"

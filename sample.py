@@ -1,0 +1,16 @@
+"""Sample from a trained model, or restore images: ``python sample.py run=runs/ddpm_digits/1a2b3c4d``."""
+
+from omegaconf import DictConfig
+
+from configs.cli import command
+from diffusion.run import with_defaults
+
+
+def sample(cfg: DictConfig, experiment: str | None) -> None:
+    from diffusion import tasks
+
+    tasks.sample(cfg)
+
+
+if __name__ == "__main__":
+    command("sample", sample, with_defaults)

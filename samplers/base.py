@@ -1,0 +1,162 @@
+"""The sampler loop, written once, and the protocols around it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from configs import UserError, registry
+from degradations.base import Degradation, Estimate, State
+from degradations.randomness import Streams
+from models.attention import AttentionHook
+from models.conditioning import Context
+from samplers.grids import Grid
+
+if TYPE_CHECKING:
+    from samplers.moves import Belief, Move
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the loop, from time ``t`` to ``s``; the loop makes it, everybody reads it.
+
+    :ivar i: index of the step, 0 .. n - 1
+    :ivar n: number of steps
+    :ivar t: time of x_t
+    :ivar s: time of x_s
+    :ivar streams: random numbers of this step, per sample
+    :ivar memory: what a method must remember during one run; empty at the start of each run
+    """
+
+    i: int
+    n: int
+    t: float
+    s: float
+    streams: Streams
+    memory: dict[Any, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Restorer(Protocol):
+    """``restorer(x_t, t, ctx, *, state, step, attn) -> Estimate``: what was the clean image, and which state.
+
+    A network with a parameterization is one, and so is guidance around one. It knows nothing about samplers, draws
+    only from ``step.streams``, and lets gradients with respect to ``x_t`` flow.
+    """
+
+    def __call__(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], ctx: Context, *, state: State,
+                 step: Step | None, attn: AttentionHook | None = None) -> Estimate: ...
+
+
+@dataclass
+class Frame:
+    """What one step of the loop knows. A callback may replace ``x_t``, ``ctx`` (in ``before``) and ``x_s`` (in
+    ``after``)."""
+
+    step: Step
+    x_t: Tensor
+    ctx: Context
+    state: State
+    estimate: Estimate | None = None
+    x_s: Tensor | None = None
+
+
+class Callback:
+    """A look into, or a hand in, the loop.
+
+    :cvar needs_grad: run the restorer with gradients, ``frame.x_t`` a leaf, so that ``after`` can differentiate
+    """
+
+    needs_grad: bool = False
+
+    def before(self, frame: Frame) -> None:
+        """Called before the restorer."""
+
+    def after(self, frame: Frame) -> None:
+        """Called after the move."""
+
+
+class Sampler:
+    """Three answers: which state do we believe, how do we move, on which grid of times.
+
+    :cvar requires: the type of degradation that the sampler needs
+    :param grid: the times
+    :param belief: the state
+    :param move: the step
+    :param num_steps: number of steps; None takes all levels of the degradation
+    """
+
+    requires: type[Degradation] = Degradation
+
+    def __init__(self, grid: Grid, belief: "Belief", move: "Move", num_steps: int | None = None):
+        self.grid, self.belief, self.move, self.num_steps = grid, belief, move, num_steps
+        if not issubclass(self.requires, belief.requires):
+            self.requires = belief.requires
+
+    def check(self, degradation: Degradation) -> None:
+        """Refuse a degradation that the sampler cannot treat.
+
+        :raises UserError: naming the samplers that fit
+        """
+        if not isinstance(degradation, self.requires):
+            kind = type(degradation).__name__
+            raise UserError(f"sampler {type(self).__name__} with the degradation {kind}",
+                            f"a degradation that is {self.requires.__name__}",
+                            f"sampler={' or sampler='.join(fitting(degradation))}")
+
+    def times(self, degradation: Degradation, start: float = 1.0) -> list[float]:
+        """The times that a run visits, ``num_steps + 1`` of them."""
+        return self.grid(self.num_steps, degradation.levels, start)
+
+    def steps(self, restorer: Restorer, degradation: Degradation, x_T: Float[Tensor, "b *rest"], state: State,
+              ctx: Context, streams: Streams, *, callbacks: Sequence[Callback] = (),
+              start: float = 1.0) -> Iterator[Frame]:
+        """The loop, one :class:`Frame` per step.
+
+        :param x_T: the degraded images at time ``start``
+        :param state: the state that comes with them
+        :param streams: the samples' random numbers
+        """
+        self.check(degradation)
+        times = self.times(degradation, start)
+        memory: dict[Any, Any] = {}
+        grad = any(callback.needs_grad for callback in callbacks)
+        x_t = x_T.float()
+        for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
+            step = Step(i, len(times) - 1, t, s, streams.at(i), memory)
+            frame = Frame(step, x_t.detach().requires_grad_() if grad else x_t, ctx, state)
+            for callback in callbacks:
+                callback.before(frame)
+            with torch.set_grad_enabled(grad):
+                self._step(frame, restorer, degradation)
+            for callback in callbacks:
+                callback.after(frame)
+            yield frame
+            assert frame.x_s is not None
+            x_t, state, ctx = frame.x_s.detach(), frame.state, frame.ctx
+
+    def _step(self, frame: Frame, restorer: Restorer, degradation: Degradation) -> None:
+        x_t, step = frame.x_t, frame.step
+        t, s = (x_t.new_full(x_t.shape[:1], time) for time in (step.t, step.s))
+        estimate = restorer(x_t, t, frame.ctx, state=frame.state, step=step)
+        frame.state = self.belief(estimate, frame.state, step, degradation)
+        frame.estimate = estimate
+        frame.x_s = self.move(x_t, estimate.x0, t, s, frame.state, degradation)
+
+    def sample(self, restorer: Restorer, degradation: Degradation, x_T: Float[Tensor, "b *rest"], state: State,
+               ctx: Context, streams: Streams, *, callbacks: Sequence[Callback] = (),
+               start: float = 1.0) -> Float[Tensor, "b *rest"]:
+        """Run the loop to the end; arguments as for :meth:`steps`. Values are not clipped."""
+        x = x_T
+        for frame in self.steps(restorer, degradation, x_T, state, ctx, streams, callbacks=callbacks, start=start):
+            x = frame.x_s if frame.x_s is not None else x
+        return x.detach()
+
+
+def fitting(degradation: Degradation) -> list[str]:
+    """Names of the samplers that can treat this degradation."""
+    return [name for name in registry.available("sampler")
+            if isinstance(degradation, registry.build("sampler", name).requires)]

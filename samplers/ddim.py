@@ -1,0 +1,21 @@
+"""DDIM: Song et al. 2020, arXiv 2010.02502."""
+
+from degradations.affine import Affine
+from samplers.base import Sampler
+from samplers.grids import Grid, Uniform
+from samplers.moves import Direct, Infer, Refresh
+
+
+class DDIM(Sampler):
+    """``x_s = alpha_s x0_hat + sqrt(sigma_s^2 - v) z_hat + sqrt(v) n`` (eq. 12), ``v`` eta^2 times the posterior's.
+
+    ``eta = 0`` is deterministic and works for any affine degradation; ``eta > 0`` needs a Gaussian one.
+
+    :param num_steps: network evaluations
+    :param eta: 0 deterministic, 1 ancestral
+    """
+
+    requires = Affine
+
+    def __init__(self, num_steps: int | None = 50, eta: float = 0.0, grid: Grid | None = None):
+        super().__init__(grid or Uniform(), Refresh(eta) if eta else Infer(), Direct(), num_steps)

@@ -1,0 +1,143 @@
+"""Guidance: a restorer around a restorer. Every sampler, hot or cold, takes every guidance.
+
+Three kinds of part, in any number and order:
+
+* :class:`Term`: extra evaluations (another context, attention hook or network) and what they add to the estimate;
+* :class:`ConditionTransform`: changes the encoded condition before the network sees it;
+* :class:`Finish`: a non-linear last step.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from degradations.base import Degradation, Estimate, State
+from models.attention import AttentionHook, rows
+from models.conditioning import Context
+from samplers.base import Restorer, Step
+
+ROWS = {"cpu": 12}
+"""Rows of a batched evaluation up to which branches run together; more rows only cost cache on a CPU."""
+MANY_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One evaluation: a context, an attention hook, and the restorer (None: the guided one)."""
+
+    ctx: Context
+    attn: AttentionHook | None = None
+    restorer: Restorer | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """What a term may look at, and evaluate again."""
+
+    restorer: Restorer
+    degradation: Degradation
+    x_t: Tensor
+    t: Tensor
+    ctx: Context
+    state: State
+    step: Step | None
+
+
+class Term:
+    """Adds ``delta`` to the estimate, computed from its own branches. Linear terms add ``k (base - branch)`` to x0 and
+    state alike; a neutral one (k = 0 at this step) declares no branch and costs nothing."""
+
+    def branches(self, ctx: Context, step: Step | None) -> Sequence[Branch]:
+        """The extra evaluations at this step."""
+        return ()
+
+    def delta(self, base: Estimate, outs: Sequence[Estimate], view: View) -> Estimate | None:
+        """What is added to ``base``, given the estimates of the branches in their order; None adds nothing."""
+        raise NotImplementedError
+
+
+class ConditionTransform:
+    """``transform(ctx, step) -> Context``."""
+
+    def __call__(self, ctx: Context, step: Step | None) -> Context:
+        raise NotImplementedError
+
+
+class Finish:
+    """``finish(estimate, base, view) -> Estimate``: names the space that it works in, re-infers the state."""
+
+    def __call__(self, estimate: Estimate, base: Estimate, view: View) -> Estimate:
+        raise NotImplementedError
+
+
+Part = Term | ConditionTransform | Finish
+
+
+class Guided:
+    """The guided restorer.
+
+    :param restorer: what is guided
+    :param degradation: what is undone
+    :param parts: terms, transforms and finishes, in the order in which they act
+    """
+
+    def __init__(self, restorer: Restorer, degradation: Degradation, parts: Iterable[Part]):
+        parts = list(parts)
+        self.restorer, self.degradation = restorer, degradation
+        self.terms = [part for part in parts if isinstance(part, Term)]
+        self.transforms = [part for part in parts if isinstance(part, ConditionTransform)]
+        self.finishes = [part for part in parts if isinstance(part, Finish)]
+
+    def __call__(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], ctx: Context, *, state: State,
+                 step: Step | None, attn: AttentionHook | None = None) -> Estimate:
+        for transform in self.transforms:
+            ctx = transform(ctx, step)
+        view = View(self.restorer, self.degradation, x_t, t, ctx, state, step)
+        wanted = [list(term.branches(ctx, step)) for term in self.terms]
+        outs = evaluate(view, [Branch(ctx, attn), *(branch for branches in wanted for branch in branches)])
+        base, rest = outs[0], outs[1:]
+        estimate = base
+        for term, branches in zip(self.terms, wanted):
+            mine, rest = rest[:len(branches)], rest[len(branches):]
+            delta = term.delta(base, mine, view)
+            estimate = estimate if delta is None else estimate + delta
+        for finish in self.finishes:
+            estimate = finish(estimate, base, view)
+        return estimate
+
+
+@dataclass
+class _Group:
+    restorer: Restorer
+    members: list[int] = field(default_factory=list)
+
+
+def evaluate(view: View, branches: Sequence[Branch]) -> list[Estimate]:
+    """The branches' estimates: those of one restorer as one batch while it stays within the row limit."""
+    groups: dict[int, _Group] = {}
+    for i, branch in enumerate(branches):
+        restorer = branch.restorer or view.restorer
+        groups.setdefault(id(restorer), _Group(restorer)).members.append(i)
+    results: dict[int, Estimate] = {}
+    b = view.x_t.shape[0]
+    together = max(1, ROWS.get(view.x_t.device.type, MANY_ROWS) // b)
+    for group in groups.values():
+        for first in range(0, len(group.members), together):
+            chunk = group.members[first:first + together]
+            out = _batched(view, group.restorer, [branches[i] for i in chunk])
+            results |= {i: out.rows(slice(k * b, (k + 1) * b)) for k, i in enumerate(chunk)}
+    return [results[i] for i in range(len(branches))]
+
+
+def _batched(view: View, restorer: Restorer, branches: Sequence[Branch]) -> Estimate:
+    n, b = len(branches), view.x_t.shape[0]
+    if n == 1:
+        branch = branches[0]
+        return restorer(view.x_t, view.t, branch.ctx, state=view.state, step=view.step, attn=branch.attn)
+    hooked = any(branch.attn for branch in branches)
+    return restorer(torch.cat([view.x_t] * n), torch.cat([view.t] * n), Context.cat([br.ctx for br in branches]),
+                    state=view.state.repeat(n), step=view.step,
+                    attn=rows([(b, branch.attn) for branch in branches]) if hooked else None)

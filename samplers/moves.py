@@ -1,0 +1,109 @@
+"""The answers that samplers are made of: which state do we believe, and how do we move.
+
+| belief  | the state for the next image                             |
+|---------|----------------------------------------------------------|
+| Keep    | the given one: the mask, the snow field, the fixed noise |
+| Infer   | the one that the restorer inferred from x_t              |
+| Refresh | the inferred one with a share replaced by new noise      |
+
+| move     | the next image                             |
+|----------|--------------------------------------------|
+| Direct   | ``D(x0_hat, s, z)``                        |
+| Residual | ``x_t + D(x0_hat, s, z) - D(x0_hat, t, z)`` |
+
+Cold Algorithm 1 is direct + keep, Algorithm 2 residual + keep, DDIM direct + infer, DDPM direct + refresh. With an
+inferred state, direct and residual are the same.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from degradations.affine import Affine
+from degradations.base import Degradation, Estimate, State
+from degradations.gaussian import Gaussian
+from samplers.base import Step
+
+
+class Belief:
+    """``belief(estimate, given, step, degradation) -> State``.
+
+    :cvar requires: the type of degradation that it makes sense for
+    """
+
+    requires: type[Degradation] = Degradation
+
+    def __call__(self, estimate: Estimate, given: State, step: Step, degradation: Degradation) -> State:
+        raise NotImplementedError
+
+
+class Keep(Belief):
+    """The state that was given at the start."""
+
+    def __call__(self, estimate: Estimate, given: State, step: Step, degradation: Degradation) -> State:
+        return given
+
+
+class Infer(Belief):
+    """The state that the restorer inferred."""
+
+    requires = Affine
+
+    def __call__(self, estimate: Estimate, given: State, step: Step, degradation: Degradation) -> State:
+        return estimate.state
+
+
+class Refresh(Belief):
+    """``z' = sqrt(1 - r^2) z + r' n`` with new noise n: the noise of a reverse step, seen as a change of state.
+
+    ``r = eta sqrt(v) / sigma_s`` with the posterior variance v of ``q(x_s | x_t, x0)``, so that ``D(x0, s, z')`` is
+    DDIM with eta (Song et al. 2020, arXiv 2010.02502, eq. 12 and 16), and at ``eta = 1`` the ancestral step of DDPM
+    (Ho et al. 2020, arXiv 2006.11239, algorithm 2). ``r' = r``, or for ``variance="large"`` the share that gives the
+    noise ``beta`` in place of v. ``eta = 0`` draws nothing.
+
+    :param eta: 0 deterministic, 1 ancestral
+    :param variance: ``small`` (the posterior's) or ``large`` (``beta``; DDPM's fixed_large)
+    """
+
+    requires = Gaussian
+
+    def __init__(self, eta: float = 1.0, variance: str = "small"):
+        self.eta, self.large = eta, variance == "large"
+
+    def __call__(self, estimate: Estimate, given: State, step: Step, degradation: Degradation) -> State:
+        assert isinstance(degradation, Gaussian)
+        z = estimate.state["z"]
+        if self.eta == 0 or step.s == 0:
+            return estimate.state
+        times = torch.tensor([step.t, step.s], dtype=torch.float64, device=z.device)
+        alpha, sigma = degradation.schedule(times)
+        beta = sigma[0] ** 2 - (alpha[0] / alpha[1] * sigma[1]) ** 2
+        keep = (1 - self.eta**2 * beta / sigma[0] ** 2).clamp(min=0).sqrt()
+        new = self.eta * beta.sqrt() / (sigma[1] if self.large else sigma[0])
+        noise = step.streams.normal("refresh", z.shape)
+        return estimate.state.replace(z=keep.to(z.dtype) * z + new.to(z.dtype) * noise)
+
+
+class Move:
+    """``move(x_t, x0_hat, t, s, state, degradation) -> x_s``."""
+
+    def __call__(self, x_t: Float[Tensor, "b *rest"], x0_hat: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
+                 s: Float[Tensor, " b"], state: State, degradation: Degradation) -> Float[Tensor, "b *rest"]:
+        raise NotImplementedError
+
+
+class Direct(Move):
+    """Degrade the estimate afresh: ``D(x0_hat, s, z)``."""
+
+    def __call__(self, x_t: Float[Tensor, "b *rest"], x0_hat: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
+                 s: Float[Tensor, " b"], state: State, degradation: Degradation) -> Float[Tensor, "b *rest"]:
+        return degradation.forward(x0_hat, s, state)
+
+
+class Residual(Move):
+    """Change ``x_t`` by what the degradation of the estimate changes: an error of the estimate that D treats alike at
+    t and s cancels."""
+
+    def __call__(self, x_t: Float[Tensor, "b *rest"], x0_hat: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
+                 s: Float[Tensor, " b"], state: State, degradation: Degradation) -> Float[Tensor, "b *rest"]:
+        return x_t + degradation.difference(x0_hat, t, s, state)

@@ -1,0 +1,80 @@
+"""Noise schedules against their definitions (invariant 13 of any variance-preserving chain)."""
+
+import math
+
+import pytest
+import torch
+
+import degradations
+from configs import UserError
+from degradations.schedules import Cosine, Linear, Sigmoid, ZeroTerminalSNR
+
+ALL = {"linear": Linear(), "cosine": Cosine(), "sigmoid": Sigmoid(), "zero_snr": ZeroTerminalSNR(Linear())}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_alpha_bar_falls_strictly_inside_zero_one(name):
+    a = ALL[name].alpha_bar
+    assert (a.diff() < 0).all()
+    assert a[0] == 1
+    assert a[-1] >= 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_variance_is_preserved_between_levels_too(name):
+    alpha, sigma = ALL[name](torch.linspace(0, 1, 777))
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(777, dtype=torch.float64))
+    assert (alpha.diff() < 0).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_levels_are_exact_in_float32(name):
+    schedule = ALL[name]
+    k = torch.arange(1001)
+    alpha, _ = schedule((k.double() / 1000).float())
+    assert torch.equal(alpha, schedule.alpha_bar.sqrt())
+
+
+def test_linear_ends_where_the_paper_does():
+    assert Linear().alpha_bar[-1].item() == pytest.approx(4.04e-5, rel=1e-2)
+    assert Linear(levels=250).alpha_bar[-1].item() == pytest.approx(4.04e-5, rel=0.25), "betas scale with 1000 / T"
+
+
+def test_cosine_is_its_formula_up_to_the_clip():
+    f = [math.cos((u / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for u in range(1001)]
+    expected = torch.tensor([v / f[0] for v in f], dtype=torch.float64)
+    torch.testing.assert_close(Cosine().alpha_bar[:-1], expected[:-1], atol=1e-9, rtol=0)
+    assert Cosine().alpha_bar[-1].item() == pytest.approx(2.4e-9, rel=0.05)
+
+
+def test_sigmoid_is_jabris_formula():
+    def s(v):
+        return 1 / (1 + math.exp(-v))
+
+    expected = [(s(3) - s(u / 1000 * 6 - 3)) / (s(3) - s(-3)) for u in range(1001)]
+    torch.testing.assert_close(Sigmoid().alpha_bar[:-1], torch.tensor(expected, dtype=torch.float64)[:-1], atol=1e-9,
+                               rtol=0)
+
+
+def test_zero_terminal_snr():
+    base, fixed = Linear(), ZeroTerminalSNR(Linear())
+    assert fixed.alpha_bar[-1] == 0
+    assert fixed.alpha_bar[1].item() == pytest.approx(base.alpha_bar[1].item(), rel=1e-12)
+    assert fixed.snr(torch.ones(1)).item() == 0
+
+
+def test_posterior_is_ddpms():
+    """Against the formulas of Ho et al. 2020, equation 7, with the betas of the chain."""
+    gaussian = degradations.build("gaussian", schedule="linear")
+    a_bar = gaussian.schedule.alpha_bar
+    for k in (2, 10, 500, 1000):
+        beta = 1 - a_bar[k] / a_bar[k - 1]
+        a, b, v = gaussian.posterior(torch.tensor([k / 1000]), torch.tensor([(k - 1) / 1000]))
+        assert a.item() == pytest.approx((a_bar[k - 1].sqrt() * beta / (1 - a_bar[k])).item(), rel=1e-9)
+        assert b.item() == pytest.approx(((1 - beta).sqrt() * (1 - a_bar[k - 1]) / (1 - a_bar[k])).item(), rel=1e-9)
+        assert v.item() == pytest.approx(((1 - a_bar[k - 1]) / (1 - a_bar[k]) * beta).item(), rel=1e-6)
+
+
+def test_a_linear_schedule_of_too_few_levels_is_refused():
+    with pytest.raises(UserError, match="levels"):
+        Linear(levels=20)

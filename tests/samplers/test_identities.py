@@ -1,0 +1,304 @@
+"""Samplers against closed forms, against each other, and against the papers' formulas written out."""
+
+import pytest
+import torch
+from oracles import AnalyticGaussian, Arbitrary, Constant, DataSet, Perfect, state_of
+
+import degradations
+import samplers
+from configs import UserError
+from degradations.affine import Affine
+from degradations.base import Degradation, State
+from degradations.gaussian import Gaussian
+from degradations.randomness import Streams
+from models.conditioning import Context
+from samplers.base import Callback, Sampler
+from samplers.grids import Leading, Levels, Uniform
+from samplers.moves import Direct, Infer, Keep, Residual
+
+NAMES = samplers.available()
+PAIRS = [(s, d) for s in NAMES for d in degradations.available()
+         if isinstance(degradations.build(d), samplers.build(s).requires)]
+SHAPE = (3, 1, 8, 8)
+
+
+def run(sampler, restorer, degradation, x_T=None, state=None, seed=0, **arguments):
+    state = state or state_of(degradation, SHAPE, seed)
+    x_T = torch.randn(SHAPE) if x_T is None else x_T
+    streams = Streams(seed, tuple(range(len(x_T))))
+    return sampler.sample(restorer, degradation, x_T, state, Context(), streams, **arguments)
+
+
+@pytest.mark.parametrize(("sampler", "degradation"), PAIRS)
+class TestEveryPair:
+    def test_perfect_restorer_returns_the_image(self, sampler, degradation):
+        d, s = degradations.build(degradation), samplers.build(sampler, num_steps=10)
+        x0, state = torch.rand(SHAPE) * 2 - 1, state_of(degradations.build(degradation), SHAPE)
+        x_T = d.forward(x0, torch.ones(3), state)
+        torch.testing.assert_close(run(s, Perfect(x0, d), d, x_T, state), x0, atol=2e-6, rtol=0)
+
+    def test_a_sample_does_not_depend_on_its_batch(self, sampler, degradation):
+        d, s = degradations.build(degradation), samplers.build(sampler, num_steps=5)
+        state, x_T = state_of(d, SHAPE), torch.randn(SHAPE)
+        whole = run(s, Arbitrary(d), d, x_T, state)
+        alone = s.sample(Arbitrary(d), d, x_T[2:], state.rows(slice(2, 3)), Context(), Streams(0, (2,)))
+        torch.testing.assert_close(alone, whole[2:], atol=1e-6, rtol=1e-5)
+
+    def test_same_seed_same_result_other_runs_between(self, sampler, degradation):
+        d, s = degradations.build(degradation), samplers.build(sampler, num_steps=4)
+        x_T = torch.randn(SHAPE)
+        first = run(s, Arbitrary(d), d, x_T)
+        run(s, Arbitrary(d), d, seed=3)
+        assert torch.equal(run(s, Arbitrary(d), d, x_T), first)
+
+    def test_grid_falls_to_zero(self, sampler, degradation):
+        d = degradations.build(degradation)
+        times = samplers.build(sampler, num_steps=7).times(d)
+        assert times[-1] == 0
+        assert len(times) == 8
+        assert all(a > b for a, b in zip(times, times[1:]))
+
+
+@pytest.mark.parametrize("name", degradations.available())
+def test_algorithm_2_telescopes_for_a_constant_restorer(name):
+    """``x_0 = x_T - D(c, 1) + c`` for any operator."""
+    d = degradations.build(name)
+    c, x_T, state = torch.rand(1, 1, 8, 8), torch.randn(SHAPE), state_of(d, SHAPE)
+    steps = None if (d.levels or 0) < 100 else 50
+    expected = x_T - d.forward(c.expand(SHAPE), torch.ones(3), state) + c
+    got = run(samplers.build("cold2", num_steps=steps), Constant(c, d), d, x_T, state)
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
+
+
+def test_algorithm_1_returns_the_last_estimate():
+    d = degradations.build("blur")
+    c = torch.rand(1, 1, 8, 8)
+    assert torch.equal(run(samplers.build("cold1"), Constant(c, d), d), c.expand(SHAPE))
+
+
+def test_algorithm_2_is_exact_where_d_is_linear_in_t():
+    """``D(x, s) = x + s e``: the iterates are ``D(x0, s)`` whatever the restorer says (section 3.3 of the paper)."""
+
+    class Drift(Degradation):
+        levels = 10
+
+        def draw(self, shape, rng):
+            return State(e=rng.normal("e", shape))
+
+        def degrade(self, x0, t, state):
+            return x0 + t[:, None, None, None] * state["e"]
+
+    d = Drift()
+    x0, state = torch.rand(SHAPE), state_of(d, SHAPE)
+    x_T = d.forward(x0, torch.ones(3), state)
+    sampler = samplers.build("cold2")
+    streams = Streams(0, (0, 1, 2))
+    for frame in sampler.steps(Arbitrary(d), d, x_T, state, Context(), streams):
+        expected = d.forward(x0, torch.full((3,), frame.step.s), state)
+        torch.testing.assert_close(frame.x_s, expected, atol=1e-5, rtol=0)
+
+
+def test_direct_and_residual_agree_with_an_inferred_state():
+    d = degradations.build("gaussian")
+    x_T = torch.randn(SHAPE)
+    ddim = run(samplers.build("ddim", num_steps=20), Arbitrary(d), d, x_T)
+    for move in (Direct(), Residual()):
+        torch.testing.assert_close(run(Sampler(Uniform(), Infer(), move, 20), Arbitrary(d), d, x_T), ddim, atol=1e-4,
+                                   rtol=1e-4)
+
+
+def test_algorithm_2_with_kept_noise_is_another_sampler():
+    d = degradations.build("gaussian")
+    x_T, state = torch.randn(SHAPE), state_of(d, SHAPE)
+    kept = run(Sampler(Uniform(), Keep(), Residual(), 10), Arbitrary(d), d, x_T, state)
+    assert (kept - run(samplers.build("ddim", num_steps=10), Arbitrary(d), d, x_T, state)).abs().max() > 0.1
+
+
+def textbook_ddim(x, restorer, d, times, eta, seed):
+    """Song et al. 2020, equations 12 and 16, in alpha-bar notation and float64."""
+    streams = Streams(seed, tuple(range(len(x))))
+    x = x.double()
+    for i, (t, s) in enumerate(zip(times, times[1:])):
+        a_t, a_s = (d.schedule(torch.tensor([u], dtype=torch.float64))[0] ** 2 for u in (t, s))
+        x0 = restorer(x.float(), torch.full((len(x),), t), None, state=State(z=x.float()), step=None).x0.double()
+        eps = (x - a_t.sqrt() * x0) / (1 - a_t).sqrt()
+        std = eta * ((1 - a_s) / (1 - a_t)).sqrt() * (1 - a_t / a_s).sqrt()
+        noise = streams.at(i).normal("refresh", x.shape).double()
+        x = a_s.sqrt() * x0 + (1 - a_s - std**2).clamp(min=0).sqrt() * eps + std * noise
+    return x.float()
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_ddim_is_the_papers(eta, schedule):
+    d = degradations.build("gaussian", schedule=schedule)
+    sampler = samplers.build("ddim", num_steps=25, eta=eta)
+    x_T, restorer = torch.randn(SHAPE), AnalyticGaussian(0.3, 0.2, d)
+    expected = textbook_ddim(x_T, restorer, d, sampler.times(d), eta, 0)
+    torch.testing.assert_close(run(sampler, restorer, d, x_T), expected, atol=2e-4, rtol=0)
+
+
+def textbook_ddpm(x, restorer, d, times, variance, seed):
+    """Ho et al. 2020, equation 7 with the betas of the visited times."""
+    streams = Streams(seed, tuple(range(len(x))))
+    x = x.double()
+    for i, (t, s) in enumerate(zip(times, times[1:])):
+        a_t, a_s = (d.schedule(torch.tensor([u], dtype=torch.float64))[0] ** 2 for u in (t, s))
+        beta = 1 - a_t / a_s
+        x0 = restorer(x.float(), torch.full((len(x),), t), None, state=State(z=x.float()), step=None).x0.double()
+        mean = a_s.sqrt() * beta / (1 - a_t) * x0 + (1 - beta).sqrt() * (1 - a_s) / (1 - a_t) * x
+        small = (1 - a_s) / (1 - a_t) * beta
+        std = (beta if variance == "large" else small).sqrt() if s > 0 else 0.0
+        x = mean + std * streams.at(i).normal("refresh", x.shape).double()
+    return x.float()
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_ddpm_is_the_papers(variance):
+    d = degradations.build("gaussian", schedule="linear")
+    sampler = samplers.build("ddpm", num_steps=40, variance=variance)
+    x_T, restorer = torch.randn(SHAPE), AnalyticGaussian(-0.2, 0.5, d)
+    expected = textbook_ddpm(x_T, restorer, d, sampler.times(d), variance, 0)
+    torch.testing.assert_close(run(sampler, restorer, d, x_T), expected, atol=3e-4, rtol=0)
+
+
+def test_ddim_with_eta_one_is_ddpm():
+    d = degradations.build("gaussian")
+    x_T, restorer = torch.randn(SHAPE), AnalyticGaussian(0.1, 0.3, d)
+    a, b = samplers.build("ddim", num_steps=15, eta=1.0), samplers.build("ddpm", num_steps=15)
+    torch.testing.assert_close(run(a, restorer, d, x_T), run(b, restorer, d, x_T))
+
+
+def test_ddim_follows_the_probability_flow():
+    """The error against the exact flow halves with every doubling of the steps."""
+    d = degradations.build("gaussian", schedule="linear")
+    oracle = AnalyticGaussian(0.4, 0.25, d)
+    x_T = torch.randn(SHAPE)
+    exact = oracle.flow(x_T, torch.ones(3), torch.zeros(3))
+    errors = [(run(samplers.build("ddim", num_steps=n), oracle, d, x_T) - exact).abs().max().item()
+              for n in (50, 100, 200)]
+    assert 1.7 < errors[0] / errors[1] < 2.4
+    assert 1.7 < errors[1] / errors[2] < 2.4
+
+
+def test_ancestral_samples_have_the_datas_mean_and_spread():
+    d = degradations.build("gaussian", schedule="linear")
+    x_T = torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    oracle, streams = AnalyticGaussian(0.4, 0.25, d), Streams(0, tuple(range(64)))
+    for sampler in (samplers.build("ddpm", num_steps=200), samplers.build("ddim", num_steps=200)):
+        x = sampler.sample(oracle, d, x_T, State(z=x_T), Context(), streams)
+        assert x.mean().item() == pytest.approx(0.4, abs=0.02)
+        assert x.std().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_exact_posterior_of_a_data_set_ends_on_its_images():
+    d = degradations.build("gaussian")
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    x = run(samplers.build("ddim", num_steps=100), DataSet(images, d), d)
+    distance = torch.cdist(x.flatten(1), images.flatten(1)).min(1).values
+    assert (distance < 0.05).all()
+
+
+def test_deterministic_samplers_draw_nothing():
+    class NoStreams(Streams):
+        def _rows(self, *_):
+            raise AssertionError("a draw")
+
+    d = degradations.build("gaussian")
+    streams = NoStreams(0, (0, 1, 2))
+    samplers.build("ddim", num_steps=5).sample(Arbitrary(d), d, torch.randn(SHAPE), state_of(d, SHAPE), Context(), streams)
+    with pytest.raises(AssertionError, match="a draw"):
+        samplers.build("ddpm", num_steps=5).sample(Arbitrary(d), d, torch.randn(SHAPE), state_of(d, SHAPE), Context(),
+                                                   streams)
+
+
+def test_wrong_pair_names_the_samplers_that_fit():
+    blur = degradations.build("blur")
+    with pytest.raises(UserError, match="sampler=cold1 or sampler=cold2"):
+        run(samplers.build("ddim"), Arbitrary(blur), blur)
+    with pytest.raises(UserError, match="Gaussian"):
+        class Mix(Affine):
+            pass
+
+        mix = Mix(degradations.build("gaussian").schedule)
+        samplers.build("ddpm").check(mix)
+    samplers.build("ddim").check(Mix(mix.schedule))
+
+
+def test_eta_needs_gaussian_noise():
+    assert samplers.build("ddim").requires is Affine
+    assert samplers.build("ddim", eta=0.5).requires is Gaussian
+
+
+class TestGrids:
+    def test_trailing_is_the_papers(self):
+        """``round(T - i T / N) - 1`` as indices from 0 (Lin et al. 2023, table 2)."""
+        for n in (3, 7, 50, 1000):
+            expected = [round(1000 - i * 1000 / n) for i in range(n)]
+            assert [round(t * 1000) for t in Uniform()(n, 1000)[:-1]] == expected
+
+    def test_leading_starts_below_the_end(self):
+        assert [round(t * 1000) for t in Leading()(50, 1000)[:2]] == [981, 961]
+
+    def test_levels_takes_all(self):
+        assert Levels()(None, 4) == [1.0, 0.75, 0.5, 0.25, 0.0]
+        assert Levels()(None, 20, start=0.5)[0] == 0.5
+        assert len(Levels()(None, 20, start=0.5)) == 11
+
+    def test_too_many_steps(self):
+        with pytest.raises(UserError, match=r"num_steps=20"):
+            Levels()(50, 20)
+        with pytest.raises(UserError, match="levels"):
+            Levels()(5, None)
+        with pytest.raises(UserError, match="start"):
+            Uniform()(5, 20, start=0.0)
+
+    @pytest.mark.parametrize("n", [1, 2, 13, 99, 100])
+    @pytest.mark.parametrize("grid", ["uniform", "quadratic", "leading", "levels"])
+    def test_every_grid_has_distinct_levels(self, grid, n):
+        times = samplers.build("cold2", grid=grid, num_steps=n).times(degradations.build("blur", levels=100))
+        assert len(times) == n + 1
+        assert all(a > b for a, b in zip(times, times[1:]))
+        assert all(abs(t * 100 - round(t * 100)) < 1e-9 for t in times)
+
+
+class TestCallbacks:
+    def test_before_and_after_may_replace(self):
+        class Spy(Callback):
+            def __init__(self):
+                self.seen = []
+
+            def before(self, frame):
+                self.seen.append(frame.step.t)
+                frame.x_t = frame.x_t * 0
+
+            def after(self, frame):
+                frame.x_s = frame.x_s + 1
+
+        d, spy = degradations.build("blur", levels=4), Spy()
+        x = run(samplers.build("cold1"), Constant(torch.zeros(1, 1, 8, 8), d), d, callbacks=[spy])
+        assert spy.seen == [1.0, 0.75, 0.5, 0.25]
+        assert torch.equal(x, torch.ones(SHAPE))
+
+    def test_gradients_on_request_only(self):
+        class Gradient(Callback):
+            needs_grad = True
+
+            def after(self, frame):
+                (grad,) = torch.autograd.grad(frame.estimate.x0.square().sum(), frame.x_t)
+                assert grad.abs().sum() > 0
+
+        d = degradations.build("gaussian")
+        x = run(samplers.build("ddim", num_steps=3), Arbitrary(d), d, callbacks=[Gradient()])
+        assert not x.requires_grad
+
+    def test_memory_is_new_for_each_run(self):
+        class Counting(Arbitrary):
+            def __call__(self, x_t, t, ctx, *, state, step, attn=None):
+                step.memory["calls"] = step.memory.get("calls", 0) + 1
+                assert step.memory["calls"] == step.i + 1
+                return super().__call__(x_t, t, ctx, state=state, step=step)
+
+        d = degradations.build("gaussian")
+        for _ in range(2):
+            run(samplers.build("ddim", num_steps=3), Counting(d), d)
