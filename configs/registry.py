@@ -57,9 +57,10 @@ def compose(config: str | None, overrides: Sequence[str] = ()) -> DictConfig:
     :param overrides: command-line overrides, e.g. ``["experiment=ddpm_digits", "seed=1"]``
     """
     import hydra
-    from hydra.core.singleton import Singleton
+    from hydra.core.global_hydra import GlobalHydra
 
-    before = Singleton.get_state()
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(HERE), version_base="1.3"):
             extra = [searchpath()] if plugins() else []
@@ -68,7 +69,7 @@ def compose(config: str | None, overrides: Sequence[str] = ()) -> DictConfig:
         raise UserError(f"the overrides {list(overrides)} cannot be composed: {error}", "valid overrides",
                         "the message above names the choices") from error
     finally:
-        Singleton.set_state(before)
+        GlobalHydra.instance().hydra = outer
 
 
 @cache

@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     restores = (recipe.prior or model.prior).restores
     table = restoration(model, recipe, data.split("test"), critic, cfg) if restores else generation(
         model, recipe, data, critic, cfg)
-    result = {"run": str(cfg.run), "rows": table, "sampler": plain(cfg.sampler), "guidance": plain(cfg.guidance or {}),
+    result = {"run": str(cfg.run), "rows": table, "sampler": plain(cfg)["sampler"], "guidance": plain(cfg).get("guidance"),
               "seed": cfg.seed, "weights": cfg.weights}
     if critic:
         result["classifier_accuracy"] = critic.accuracy

@@ -1,0 +1,38 @@
+# make demo: set up, train, sample, restore, evaluate (about 5 minutes on two cores after the install)
+# make test: set up, run the tests
+# TORCH_INDEX=URL takes torch from another index: the CPU-only wheels that pytorch.org/get-started names are 200 MB
+# in place of 5 GB
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || { echo "making $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
+	@echo "installing (torch is large: a few minutes on a slow line) ..."
+ifdef TORCH_INDEX
+	$(BIN)/python -m pip install --disable-pip-version-check --index-url $(TORCH_INDEX) torch torchvision
+endif
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+demo: setup
+	@$(BIN)/python scripts/demo.py
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs/demo
