@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -180,8 +179,8 @@ class UNet(nn.Module):
 
     def __init__(self, in_channels: int, base: int = 64, multipliers: Sequence[int] = (1, 2, 2), blocks: int = 2,
                  attention: Sequence[int] = (), emb_dim: int | None = None, head_dim: int = 64, patch: int = 1,
-                 norm: Literal["group", "channel_layer"] = "group", dropout: float = 0.0,
-                 out_channels: int | None = None, spatial_channels: int = 0, cross_dim: int | None = None):
+                 norm: str = "group", dropout: float = 0.0, out_channels: int | None = None,
+                 spatial_channels: int = 0, cross_dim: int | None = None):
         super().__init__()
         levels = len(multipliers)
         if any(not 0 <= level < levels for level in attention):

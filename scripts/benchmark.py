@@ -1,0 +1,218 @@
+"""How long things take: ``python scripts/benchmark.py degradations startup [--rounds N] [--json FILE] [--quick]``.
+
+The candidates of a case take turns, round by round, in one process with one torch thread, and what is read is CPU
+time. Neighbours on the machine move it by tens of percent, but all candidates of a round alike: read the ratios
+(the median over the rounds), not the times, and compare only inside one table.
+
+A new subject is one function that yields cases, and its entry in ``SUBJECTS``.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from configs import UserError, build
+from configs.registry import closest
+from degradations.base import State
+from degradations.blur import Blur
+
+ROOT = Path(__file__).parents[1]
+Call = Callable[[], object]
+SHORTEST = 0.02  # seconds that one measurement should last: a quicker candidate is called several times in a row
+
+
+def cpu_time(call: Call, number: int, clock: Callable[[], float] = time.process_time) -> float:
+    """CPU seconds of this process for ``number`` calls."""
+    start = clock()
+    for _ in range(number):
+        call()
+    return clock() - start
+
+
+def child_time(call: Call, number: int) -> float:
+    """CPU seconds, user and system, of the processes that ``number`` calls start and wait for."""
+    return cpu_time(call, number, lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]))
+
+
+def cuda_time(call: Call, number: int) -> float:
+    """Seconds of the GPU for ``number`` calls."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(number):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+@dataclass(frozen=True)
+class Case:
+    """Candidates (by name) for the same job, and the one of them that the ratios refer to.
+
+    :ivar scale: factors for candidates that do only a part of the job
+    """
+
+    title: str
+    candidates: dict[str, Call]
+    baseline: str
+    timer: Callable[[Call, int], float] = cpu_time
+    scale: dict[str, float] = field(default_factory=dict)
+
+
+def measure(case: Case, rounds: int) -> dict[str, list[float]]:
+    """Seconds per call of every candidate, one entry per round; the candidates take turns within a round."""
+    number = {}
+    for name, call in case.candidates.items():
+        case.timer(call, 1)  # builds tables, warms caches
+        number[name] = min(100, 1 + int(SHORTEST / max(case.timer(call, 1), 1e-9)))
+    times: dict[str, list[float]] = {name: [] for name in case.candidates}
+    for _ in range(rounds):
+        for name, call in case.candidates.items():
+            times[name].append(case.timer(call, number[name]) / number[name] * case.scale.get(name, 1.0))
+    return times
+
+
+def summary(times: dict[str, list[float]], baseline: str) -> dict[str, dict[str, float]]:
+    """Per candidate the median and quartiles (seconds), and the median over rounds of the ratio to the baseline."""
+    rows = {}
+    for name, own in times.items():
+        low, middle, high = quantiles(own, n=4, method="inclusive") if len(own) > 1 else own * 3
+        ratio = median(mine / max(theirs, 1e-12) for mine, theirs in zip(own, times[baseline]))
+        rows[name] = {"median": middle, "q1": low, "q3": high, "ratio": ratio}
+    return rows
+
+
+def show(case: Case, rows: dict[str, dict[str, float]]) -> None:
+    """Print the table of one case."""
+    table = Table("", title=f"\n{case.title}", title_justify="left")
+    for column in ("GPU ms" if case.timer is cuda_time else "CPU ms", "quartiles", "ratio"):
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        low, middle, high = (f"{1000 * row[key]:,.3f}" for key in ("q1", "median", "q3"))
+        table.add_row(name + " *" * (name == case.baseline), middle, f"{low} .. {high}", f"{row['ratio']:,.2f}")
+    Console(highlight=False).print(table)
+
+
+def blur_chain(x: Tensor, blur: Blur, steps: int, picks: Tensor) -> Call:
+    """The paper's way: one dense depthwise convolution after another, then every image takes its level (``picks``)."""
+    weights = []
+    for i in range(steps):
+        place = torch.arange(blur.kernels.size(i), device=x.device) - blur.kernels.size(i) // 2
+        kernel = torch.exp(-(place**2) / (2 * blur.kernels.std(i) ** 2))
+        weights.append((kernel[:, None] * kernel / kernel.sum() ** 2).repeat(x.shape[1], 1, 1, 1))
+
+    def chain() -> Tensor:
+        results = [x]
+        for weight in weights:
+            padded = F.pad(results[-1], [weight.shape[-1] // 2] * 4, mode=blur.padding)
+            results.append(F.conv2d(padded, weight, groups=x.shape[1]))
+        return torch.stack(results)[picks, torch.arange(len(x), device=x.device)]
+
+    return chain
+
+
+def degradations(device: str, quick: bool) -> Iterator[Case]:
+    """The composed blur as a table, at any mixture of times, against the chain of convolutions (Cold Diffusion)."""
+    for title, size, channels, batch, levels, padding, kernels, width in (
+        ("MNIST", 32, 1, 32, 20, "circular", "constant", 11), ("CIFAR-10", 32, 3, 32, 50, "reflect", "linear", 11),
+        ("CelebA", 128, 3, 16, 200, "reflect", "exponential", 15),
+        ("CelebA from scratch", 128, 3, 16, 300, "circular", "exponential", 27),
+    ):
+        x = torch.rand(batch, channels, size, size, device=device) * 2 - 1
+        make = partial(build, "degradation", "blur", padding=padding, kernels=kernels, **{"kernels.size": width})
+        blur, short = make(levels=levels), make(levels=20)
+        mixed, few = (torch.linspace(1, n, batch, device=device).round() for n in (levels, 20))
+        baseline = f"table, T = {levels}, mixed t"
+        candidates: dict[str, Call] = {  # the second line repeats the first where T is 20
+            baseline: partial(blur.forward, x, mixed / levels, State()),
+            "table, T = 20, mixed t": partial(short.forward, x, few / 20, State()),
+            f"table, T = {levels}, all t = 1/T": partial(blur.forward, x, torch.full_like(mixed, 1 / levels), State()),
+            f"table, T = {levels}, all t = 1": partial(blur.forward, x, torch.ones_like(mixed), State()),
+        }
+        steps = levels if levels < 200 else 20
+        chain = f"chain, T = {levels}" + (", mixed t" if steps == levels else f" (first {steps} x {levels // steps})")
+        if not quick:
+            candidates[chain] = blur_chain(x, blur, steps, (mixed * steps / levels).long())
+        yield Case(f"{title}: {size} px, {channels} ch, batch {batch}, {kernels} {width}, {padding}", candidates,
+                   baseline, cuda_time if device == "cuda" else cpu_time, {chain: levels / steps})
+
+
+def python(*arguments: str, code: int = 0) -> None:
+    """Run Python in the repository, in silence; it must end with this exit code."""
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != code:
+        raise UserError(f"python {' '.join(arguments)} ended with {done.returncode}\n{done.stderr.strip()}",
+                        f"exit code {code}", "run that command by itself")
+
+
+def startup(device: str, quick: bool) -> Iterator[Case]:
+    """What a command costs before it does anything: CPU time of a new Python."""
+    yield Case("Start of a command", {
+        "import torch": partial(python, "-c", "import torch"),
+        "import diffusion": partial(python, "-c", "import diffusion"),
+        "train.py --help": partial(python, "train.py", "--help"),
+        "train.py modle=tiny": partial(python, "train.py", "modle=tiny", code=1),
+    }, "import torch", child_time)
+
+
+SUBJECTS: dict[str, Callable[[str, bool], Iterator[Case]]] = {"degradations": degradations, "startup": startup}
+
+
+def run(names: Sequence[str], rounds: int, device: str, quick: bool) -> dict:
+    """Measure the subjects, print their tables, and return everything as plain data."""
+    for name in set(names) - set(SUBJECTS):
+        raise UserError(f"subject {name!r}", f"one of {', '.join(SUBJECTS)}", closest(name, list(SUBJECTS)))
+    if rounds < 1:
+        raise UserError(f"--rounds {rounds}", "at least one round", "--rounds 5")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda", "a GPU that torch can see", "--device cpu")
+    torch.set_num_threads(1)
+    cases = []
+    for name in names:
+        for case in SUBJECTS[name](device, quick):
+            rows = summary(measure(case, rounds), case.baseline)
+            show(case, rows)
+            cases.append({"subject": name, "case": case.title, "baseline": case.baseline, "rows": rows})
+    versions = {"python": platform.python_version()} | {name: version(name) for name in ("thaw", "torch", "hydra-core")}
+    return {"date": datetime.now(UTC).date().isoformat(), "machine": platform.machine(), "device": device,
+            "threads": torch.get_num_threads(), "rounds": rounds, "versions": versions, "cases": cases}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="How long things take: the candidates of a table take turns.")
+    parser.add_argument("subjects", nargs="+", metavar="SUBJECT", help=", ".join(SUBJECTS))
+    parser.add_argument("--rounds", type=int, default=5, help="how often every candidate is measured (default: 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.add_argument("--quick", action="store_true", help="leave out the slow candidates")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default: cpu)")
+    args = parser.parse_args(argv)
+    try:
+        report = run(args.subjects, args.rounds, args.device, args.quick)
+    except UserError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 2
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+import pytest
+import torch
+
+from configs.errors import UserError
+from models.conditioning import ConditionEncoder, Context, LabelSignal, ScalarSignal, Signal, VectorSignal
+
+E = 8
+
+
+def encoder(**signals) -> ConditionEncoder:
+    """With random weights, so that every null is something."""
+    made = ConditionEncoder(signals or {"label": LabelSignal(10, E), "vector:attributes": VectorSignal(3, E),
+                                        "scalar:w": ScalarSignal(E)}, E)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter)
+    return made
+
+
+def condition(n=4):
+    return {"label": torch.arange(n), "vector:attributes": torch.randn(n, 3), "scalar:w": torch.rand(n)}
+
+
+def context(n=4, **fields):
+    full = {"emb": torch.randn(n, E), "tokens": {"main": torch.randn(n, 5, 6), "other": torch.randn(n, 2, 3)},
+            "mask": {"main": torch.rand(n, 5) > 0.5}, "spatial": torch.randn(n, 2, 4, 4),
+            "extra": {"hint": torch.randn(n, 1, 8, 8), "words": torch.arange(n)}}
+    return Context(**(full | fields))
+
+
+def tensors(ctx):
+    own = {"emb": ctx.emb, "spatial": ctx.spatial}
+    for name in ("tokens", "mask", "extra"):
+        own |= {f"{name}.{key}": value for key, value in getattr(ctx, name).items()}
+    for name, alt in ctx.alt.items():
+        own |= {f"{name}.{key}": value for key, value in tensors(alt).items()}
+    return {key: value for key, value in own.items() if value is not None}
+
+
+def same(a, b):
+    a, b = tensors(a), tensors(b)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_cat_and_slices_are_inverse():
+    a, b = context(2, alt={"null": context(2)}), context(3, alt={"null": context(3)})
+    both = Context.cat([a, b])
+    assert len(tensors(both)) == 14
+    assert same(both[:2], a)
+    assert same(both[2:], b)
+    assert same(both[torch.tensor([2, 3, 4])], b)
+    assert same(both[torch.tensor([False, False, True, True, True])], b)
+    assert same(both[1:2], a[1:])
+
+
+def test_repeat_puts_copies_one_after_another():
+    ctx = context(2, alt={"null": context(2)})
+    assert same(ctx.repeat(3), Context.cat([ctx, ctx, ctx]))
+    assert same(ctx.repeat(3)[2:4], ctx)
+    assert same(ctx.repeat(1), ctx)
+
+
+def test_empty_contexts():
+    empty = Context()
+    for ctx in (Context.cat([empty, empty]), empty.repeat(3), empty[1:2], empty[torch.tensor([0])], empty.to("cpu"),
+                empty.map(torch.neg, ("emb", "tokens", "spatial", "extra"))):
+        assert not tensors(ctx)
+
+
+def test_cat_with_an_alternate():
+    ctx = context(2, alt={"null": context(2)})
+    both = Context.cat([ctx, ctx.alt["null"]])
+    assert not both.alt
+    assert same(both[2:], ctx.alt["null"])
+
+
+def test_a_missing_mask_is_all_true():
+    both = Context.cat([context(2), context(2, mask={})])
+    assert both.mask["main"][2:].all()
+
+
+@pytest.mark.parametrize("fields", [{"emb": None}, {"spatial": None}, {"extra": {}}, {"tokens": {}, "mask": {}}])
+def test_cat_of_contexts_that_differ_in_structure_is_refused(fields):
+    with pytest.raises(ValueError, match="in all or in none"):
+        Context.cat([context(2), context(2, **fields)])
+
+
+def test_to_changes_the_precision_of_floats_alone():
+    ctx = context(alt={"null": context()}).to(dtype=torch.float64)
+    kinds = {key: value.dtype for key, value in tensors(ctx).items()}
+    assert kinds["emb"] == kinds["null.tokens.main"] == torch.float64
+    assert kinds["mask.main"] == torch.bool
+    assert kinds["extra.words"] == torch.int64
+
+
+def test_map_concerns_the_named_fields_of_this_context():
+    ctx = context(alt={"null": context()})
+    out = ctx.map(torch.neg)
+    assert torch.equal(out.emb, -ctx.emb)
+    assert same(out.replace(emb=ctx.emb), ctx)
+    out = ctx.map(torch.neg, ("tokens", "spatial"))
+    assert torch.equal(out.tokens["other"], -ctx.tokens["other"])
+    assert same(out.replace(tokens=ctx.tokens, spatial=ctx.spatial), ctx)
+    with pytest.raises(UserError):
+        ctx.map(torch.neg, ("alt",))
+
+
+def test_dropping_everything_is_the_null():
+    enc, cond = encoder(), condition()
+    everyone = torch.ones(4, dtype=torch.bool)
+    assert same(enc(cond, dict.fromkeys(cond, everyone)), enc.null(4))
+    assert same(enc({"other": torch.zeros(4)}), enc.null(4))
+    assert not same(enc(cond), enc.null(4))
+
+
+def test_an_absent_signal_is_a_dropped_one():
+    enc, cond = encoder(), condition()
+    without = {key: value for key, value in cond.items() if key != "scalar:w"}
+    assert same(enc(without), enc(cond, {"scalar:w": torch.ones(4, dtype=torch.bool)}))
+
+
+def test_signals_are_dropped_per_sample():
+    enc, cond = encoder(), condition()
+    drop = {"label": torch.tensor([True, False, True, False]),
+            "vector:attributes": torch.tensor([True, True, False, False])}
+    out = enc(cond, drop)
+    for i in range(4):
+        one = {key: value[i:i + 1] for key, value in cond.items() if key not in drop or not drop[key][i]}
+        torch.testing.assert_close(out.emb[i:i + 1], enc(one).emb)
+    assert not torch.equal(out.emb[2], enc.null(4).emb[2])
+
+
+def test_dropping_nobody_changes_nothing():
+    enc, cond = encoder(), condition()
+    assert same(enc(cond, dict.fromkeys(cond, torch.zeros(4, dtype=torch.bool))), enc(cond))
+
+
+def test_embeddings_add_up():
+    enc, cond = encoder(), condition()
+    parts = [enc.signals[name](cond[name]).emb for name in cond]
+    torch.testing.assert_close(enc(cond).emb, sum(parts))
+
+
+def test_a_new_signal_changes_nothing_until_it_is_trained():
+    enc, cond = encoder(label=LabelSignal(10, E)), condition()
+    before, null = enc(cond), enc.null(4)
+    for name, signal in (("vector:attributes", VectorSignal(3, E)), ("scalar:w", ScalarSignal(E)),
+                         ("label:second", LabelSignal(4, E))):
+        enc.add_signal(name, signal)
+        assert same(enc({**cond, "label:second": torch.arange(4)}), before)
+        assert same(enc.null(4), null)
+        enc({**cond, "label:second": torch.arange(4)}).emb.square().sum().backward()
+        assert any(p.grad is not None and p.grad.any() for p in signal.parameters())
+
+
+def test_with_null_carries_the_null():
+    enc, cond = encoder(), condition()
+    ctx = enc.with_null(cond)
+    assert same(ctx.replace(alt={}), enc(cond))
+    assert same(ctx.alt["null"], enc.null(4))
+
+
+def test_without_signals_every_context_is_empty():
+    enc = ConditionEncoder({}, E)
+    for ctx in (enc({}), enc(condition()), enc.null(4), enc.with_null(condition()), enc.with_null({})):
+        assert not tensors(ctx)
+        assert not ctx.alt
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_labels_out_of_range_are_refused(label):
+    with pytest.raises(UserError, match=r"0 \.\. 9"):
+        encoder()({"label": torch.tensor([3, label])})
+
+
+def test_the_null_is_not_a_label():
+    enc = encoder(label=LabelSignal(10, E))
+    labels = enc({"label": torch.arange(10)}).emb
+    assert not (labels == enc.null(1).emb).all(dim=1).any()
+
+
+def test_misfits_are_refused():
+    with pytest.raises(UserError, match="length 4"):
+        ConditionEncoder({"label": LabelSignal(10, 4)}, E)
+    with pytest.raises(UserError, match="second signal"):
+        encoder().add_signal("label", LabelSignal(10, E))
+    with pytest.raises(UserError, match="empty condition"):
+        encoder()({})
+
+
+class Words(Signal):
+    """A stream of tokens, as a text encoder would give."""
+
+    def __init__(self, stream="main"):
+        super().__init__(E)
+        self.stream = stream
+        self.table = torch.nn.Embedding(20, 6)
+        self.missing = torch.nn.Parameter(torch.randn(3, 6))
+
+    def forward(self, value):
+        return Context(tokens={self.stream: self.table(value)}, mask={self.stream: value > 0})
+
+    def null(self, n):
+        mask = torch.tensor([True, False, False]).expand(n, -1)
+        return Context(tokens={self.stream: self.missing.expand(n, -1, -1)}, mask={self.stream: mask})
+
+
+def test_a_signal_may_fill_any_field():
+    enc = ConditionEncoder({"label": LabelSignal(10, E), "text": Words(), "second": Words()}, E)
+    text = torch.tensor([[1, 2, 0], [3, 4, 5]])
+    cond = {"label": torch.tensor([1, 2]), "text": text, "second": text.flip(1)}
+    ctx = enc(cond, {"text": torch.tensor([True, False])})
+    assert ctx.emb.shape == (2, E)
+    assert ctx.tokens["main"].shape == (2, 6, 6)
+    assert ctx.mask["main"].tolist() == [[True, False, False, False, True, True], [True] * 6]
+    assert torch.equal(ctx.tokens["main"][0, :3], enc.signals["text"].missing)
+    assert torch.equal(ctx.tokens["main"][1, :3], enc.signals["text"].table(text[1]))
+    assert same(enc(cond, dict.fromkeys(cond, torch.tensor([True, True]))), enc.null(2))
+
+
+def test_null_moves_to_the_device():
+    assert encoder().null(2, "meta").emb.device.type == "meta"
+
+
+def test_encoder_in_low_precision_still_has_an_exact_null():
+    enc, cond = encoder(), condition()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        dropped = enc(cond, dict.fromkeys(cond, torch.ones(4, dtype=torch.bool)))
+    assert same(dropped, enc.null(4))
