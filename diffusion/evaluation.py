@@ -92,9 +92,9 @@ def restoration(model: Model, recipe: Recipe, held_out: ImageSet, critic: judge.
 
 def show(rows: list[dict], title: str) -> None:
     """Print rows as a table."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for i, column in enumerate(rows[0]):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*("-" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console().print(table)
+    Console().print(title, table, sep="\n", soft_wrap=True)

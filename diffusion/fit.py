@@ -1,6 +1,7 @@
 """Build everything that a config names and train it."""
 
 import logging
+import sys
 import warnings
 from typing import Any
 
@@ -8,6 +9,7 @@ import lightning as L
 from omegaconf import DictConfig
 
 from configs import UserError, construct
+from diffusion.callbacks.checkpoint import Checkpoint
 from diffusion.data.base import Data
 from diffusion.model import Model
 from diffusion.module import Training
@@ -17,7 +19,10 @@ log = logging.getLogger(__name__)
 
 
 def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
-    """Train from scratch, or from the content of a checkpoint, up to ``max_steps``."""
+    """Train from scratch, or from the content of a checkpoint, up to ``max_steps``.
+
+    Ends the process with 128 + the signal's number when a signal stopped the training.
+    """
     data: Data = construct(cfg.data)
     images, held_out = data.split("train"), data.split("test")
     log.info("data: %d training and %d held-out images of %d px%s", len(images), len(held_out), data.size,
@@ -43,6 +48,9 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
         logger=loggers(cfg, run), enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run.folder)
     trainer.fit(training)
+    asked = next((c.asked for c in callbacks if isinstance(c, Checkpoint) and c.asked is not None), None)
+    if asked is not None:
+        sys.exit(128 + asked)
     if training.step >= cfg.max_steps:
         log.info("done: step %d\nsample: python sample.py run=%s", training.step, run.folder)
 

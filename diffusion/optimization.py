@@ -1,7 +1,7 @@
 """Optimizers as config: the algorithm, and how the learning rate moves."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class AdamW:
     :param clip: largest gradient norm, None for no clipping
     """
 
-    def __init__(self, lr: float = 2e-4, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0,
+    def __init__(self, lr: float = 2e-4, betas: Sequence[float] = (0.9, 0.999), weight_decay: float = 0.0,
                  eps: float = 1e-8, warmup: int = 100, decay: str = "none", final: float = 0.0,
                  clip: float | None = 1.0):
         if decay not in SHAPES:

@@ -1,10 +1,8 @@
 """How long things take: ``python scripts/benchmark.py degradations startup [--rounds N] [--json FILE] [--quick]``.
 
-The candidates of a case take turns, round by round, in one process with one torch thread, and what is read is CPU
-time. Neighbours on the machine move it by tens of percent, but all candidates of a round alike: read the ratios
-(the median over the rounds), not the times, and compare only inside one table.
-
-A new subject is one function that yields cases, and its entry in ``SUBJECTS``.
+The candidates of a case take turns, round by round, in one process with one torch thread. Neighbours on the machine
+move CPU time by tens of percent, but all candidates of a round alike: read the ratios (the median over the rounds),
+not the times, and only inside one table. A new subject is one function that yields cases, named in ``SUBJECTS``.
 """
 
 import argparse
@@ -26,14 +24,12 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from configs import UserError, build
 from configs.registry import closest
 from degradations.base import State
 from degradations.blur import Blur
 
-ROOT = Path(__file__).parents[1]
 Call = Callable[[], object]
 SHORTEST = 0.02  # seconds that one measurement should last: a quicker candidate is called several times in a row
 
@@ -55,8 +51,7 @@ def cuda_time(call: Call, number: int) -> float:
     """Seconds of the GPU for ``number`` calls."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
-    for _ in range(number):
-        call()
+    cpu_time(call, number)
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000
@@ -110,7 +105,7 @@ def show(case: Case, rows: dict[str, dict[str, float]]) -> None:
     Console(highlight=False).print(table)
 
 
-def blur_chain(x: Tensor, blur: Blur, steps: int, picks: Tensor) -> Call:
+def blur_chain(x: torch.Tensor, blur: Blur, steps: int, picks: torch.Tensor) -> Call:
     """The paper's way: one dense depthwise convolution after another, then every image takes its level (``picks``)."""
     weights = []
     for i in range(steps):
@@ -118,7 +113,7 @@ def blur_chain(x: Tensor, blur: Blur, steps: int, picks: Tensor) -> Call:
         kernel = torch.exp(-(place**2) / (2 * blur.kernels.std(i) ** 2))
         weights.append((kernel[:, None] * kernel / kernel.sum() ** 2).repeat(x.shape[1], 1, 1, 1))
 
-    def chain() -> Tensor:
+    def chain() -> torch.Tensor:
         results = [x]
         for weight in weights:
             padded = F.pad(results[-1], [weight.shape[-1] // 2] * 4, mode=blur.padding)
@@ -156,7 +151,8 @@ def degradations(device: str, quick: bool) -> Iterator[Case]:
 
 def python(*arguments: str, code: int = 0) -> None:
     """Run Python in the repository, in silence; it must end with this exit code."""
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, *arguments], cwd=root, capture_output=True, text=True)
     if done.returncode != code:
         raise UserError(f"python {' '.join(arguments)} ended with {done.returncode}\n{done.stderr.strip()}",
                         f"exit code {code}", "run that command by itself")
@@ -190,7 +186,7 @@ def run(names: Sequence[str], rounds: int, device: str, quick: bool) -> dict:
             rows = summary(measure(case, rounds), case.baseline)
             show(case, rows)
             cases.append({"subject": name, "case": case.title, "baseline": case.baseline, "rows": rows})
-    versions = {"python": platform.python_version()} | {name: version(name) for name in ("thaw", "torch", "hydra-core")}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "hydra": version("hydra-core")}
     return {"date": datetime.now(UTC).date().isoformat(), "machine": platform.machine(), "device": device,
             "threads": torch.get_num_threads(), "rounds": rounds, "versions": versions, "cases": cases}
 

@@ -23,7 +23,7 @@ console = Console(highlight=False)
 
 def call(command: str) -> None:
     """Print a command, run it in the repository, stop the demo if it fails."""
-    console.print(f"\n$ python {command}", style="bold")
+    console.print(f"\n$ python {command}", style="bold", soft_wrap=True)
     code = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT).returncode
     if code:
         sys.exit(code)
@@ -68,7 +68,7 @@ Pictures, in {RUNS}:
   {COLD.relative_to(RUNS)}/samples/restored/grid.png  rows: blurred, direct estimate, Algorithm 2, original
   */*/pictures/                          how they came about during training
 
-{time.monotonic() - start:.0f} seconds. Train on your own images: see README.md.""")
+{time.monotonic() - start:.0f} seconds. Train on your own images: see README.md.""", soft_wrap=True)
     return 0 if all(held) else 1
 
 

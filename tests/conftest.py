@@ -6,7 +6,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["degradations", "models", "samplers", "diffusion"], "beartype.beartype")
+install_import_hook(["degradations", "models", "samplers", "diffusion"], "typecheck.check")
 
 import pytest
 import torch

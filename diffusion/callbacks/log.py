@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -15,7 +15,7 @@ from configs import UserError
 from diffusion.callbacks.base import StepCallback, due
 
 if TYPE_CHECKING:
-    from lightning import Trainer
+    from lightning import LightningModule, Trainer
 
     from diffusion.module import Training
 
@@ -35,8 +35,8 @@ class Log(StepCallback):
         self._text = ""
 
     def start(self, trainer: "Trainer", training: "Training") -> None:
-        self._time, self._from = time.perf_counter(), training.step
-        self._begin, self._begin_step = self._time, training.step
+        self._busy, self._from = 0.0, training.step
+        self._begin, self._begin_step = time.perf_counter(), training.step
         if not trainer.is_global_zero:
             return
         rewind(self.run.metrics, training.step)
@@ -46,6 +46,16 @@ class Log(StepCallback):
                                  TimeRemainingColumn(), console=console)
             self._bar.start()
             self._task = self._bar.add_task("train", total=training.max_steps, completed=training.step, info="")
+
+    def on_train_batch_start(self, trainer: "Trainer", pl_module: "LightningModule", batch: Any,
+                             batch_idx: int) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
+        # Only steps count for the speed, not the pictures and checkpoints between them.
+        self._busy += time.perf_counter() - self._started
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def step(self, trainer: "Trainer", training: "Training") -> None:
         if due(training.step, self.every, training.max_steps):
@@ -60,9 +70,8 @@ class Log(StepCallback):
     def _row(self, trainer: "Trainer", training: "Training") -> None:
         loss = trainer.strategy.reduce(torch.stack(training.losses).mean(), reduce_op="mean").item()  # type: ignore
         training.losses.clear()
-        now, done = time.perf_counter(), training.step - self._from
-        speed = done * training.batch / (now - self._time)
-        self._time, self._from = now, training.step
+        speed = (training.step - self._from) * training.batch / self._busy
+        self._busy, self._from = 0.0, training.step
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} at step {training.step}", "a finite loss",
                             "optimizer.lr=1e-4 or precision=32; the run goes on from its last checkpoint")
@@ -75,7 +84,7 @@ class Log(StepCallback):
             logger.log_metrics({f"train/{k}": v for k, v in row.items() if k != "step"}, step=training.step)
         self._text = f"loss {loss:.4f}  {speed:.0f} images/s"
         if self._bar is None:
-            rate = (now - self._begin) / (training.step - self._begin_step)
+            rate = (time.perf_counter() - self._begin) / (training.step - self._begin_step)
             left = rate * (training.max_steps - training.step)
             log.info("step %d/%d  %s  %d:%02d left", training.step, training.max_steps, self._text, left // 60, left % 60)
 

@@ -11,7 +11,7 @@ import models
 from configs.errors import UserError
 from models.conditioning import ConditionEncoder, Context, LabelSignal
 from models.protocol import Network
-from models.unet import UNet
+from models.unet import Block, UNet
 
 
 def parts(net, x, t, ctx=None, attn=None):
@@ -145,6 +145,23 @@ def test_sites_are_those_that_are_called(cross, x, t):
         assert call.size == (8 // site.scale_factor, 8 // site.scale_factor)
         assert call.q.shape == (4, site.heads, call.size[0] * call.size[1], site.channels // site.heads)
         assert call.k.shape[2] == (5 if site.kind == "cross" else call.q.shape[2])
+
+
+def test_scale_factors_count_the_patch(make, t):
+    calls = []
+    make(patch=2, attention=(0, 1))(torch.randn(4, 1, 8, 16), t, None, lambda call: calls.append(call))
+    assert {call.site.scale_factor for call in calls} == {2, 4}
+    assert all(call.size == (8 // call.site.scale_factor, 16 // call.site.scale_factor) for call in calls)
+
+
+def test_decoder_blocks_are_fed_the_feature_map_then_the_skip(net, x, t):
+    net = copy.deepcopy(net)
+    seen = []
+    block = next(step.res for step in net.decoder.steps if isinstance(step, Block))
+    block.norm1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    features = net.middle(net.encode(x, t))
+    net.decode(features)
+    assert torch.equal(seen[0], torch.cat([features.h, features.skips[-1]], dim=1))
 
 
 def test_middle_always_has_self_attention(make):

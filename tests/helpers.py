@@ -1,0 +1,41 @@
+"""Small runs for the tests, made by the same functions as the commands use."""
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+from configs import compose
+from diffusion.run import Run
+
+ROOT = Path(__file__).parents[1]
+NANO = ["debug=fast", "model=nano", "trainer.threads=1", "trainer.accelerator=cpu"]
+DIGITS = ["experiment=ddpm_digits", *NANO, "model.base=8", "model.emb_dim=32"]
+COLD = ["experiment=cold_blur_digits", *NANO, "model.base=8", "model.emb_dim=32"]
+
+
+def train(root: Path, *overrides: str, experiment: str = "test") -> Run:
+    """Train a run in this process."""
+    from diffusion import tasks
+
+    run = tasks.train(compose("train", [f"run.root={root}", *overrides]), experiment)
+    if run._lock:
+        run._lock.close()
+    return run
+
+
+def command(*arguments: str, cwd: Path = ROOT, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run one of the commands as a user does."""
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout)
+
+
+@contextlib.contextmanager
+def process(*arguments: str, cwd: Path = ROOT):
+    """A command in the background, ended at the end."""
+    child = subprocess.Popen([sys.executable, *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             text=True)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
