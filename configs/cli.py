@@ -21,6 +21,7 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
     :param prepare: changes the arguments before Hydra sees them
     """
     import logging
+
     import hydra
     from hydra.core.hydra_config import HydraConfig
 

@@ -58,6 +58,7 @@ def compose(config: str | None, overrides: Sequence[str] = ()) -> DictConfig:
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
 
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -65,7 +66,7 @@ def compose(config: str | None, overrides: Sequence[str] = ()) -> DictConfig:
         with hydra.initialize_config_dir(str(HERE), version_base="1.3"):
             extra = [searchpath()] if plugins() else []
             return hydra.compose(config, [*extra, *overrides])
-    except hydra.errors.HydraException as error:
+    except HydraException as error:
         raise UserError(f"the overrides {list(overrides)} cannot be composed: {error}", "valid overrides",
                         "the message above names the choices") from error
     finally:

@@ -6,6 +6,7 @@ separately, so any number of steps is two small matrix products: ``D(x, t) = A_t
 once per image size; the cost of D does not depend on t, and any mixture of times goes in one batch.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from math import exp
 
@@ -13,8 +14,6 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-
-from collections.abc import Sequence
 
 from configs import UserError
 from degradations.base import Degradation, State, level
@@ -102,7 +101,8 @@ class Blur(Degradation):
 
     def __init__(self, kernels: Kernels, levels: int = 20, padding: str = "circular", collapse: bool = False):
         if padding not in PADDINGS:
-            raise UserError(f"blur padding {padding!r}", f"one of {', '.join(PADDINGS)}", "degradation.padding=circular")
+            raise UserError(f"blur padding {padding!r}", f"one of {', '.join(PADDINGS)}",
+                            "degradation.padding=circular")
         self.kernels, self.levels, self.padding, self.collapse = kernels, levels, padding, collapse
 
     def degrade(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b c h w"]:

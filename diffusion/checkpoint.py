@@ -1,8 +1,8 @@
 """Checkpoints: tensors and plain types only, written atomically, with a checksum in the file's name.
 
-``step-00001000.1f3a9c5e7b20d846.pt`` holds ``{"format", "step", "config", "raw", "ema", "optimizer"}``; the second
-part of the name starts the SHA-256 of the file. A checkpoint is read with ``weights_only=True`` and its objects are
-rebuilt from the config by classes of known roles: a stranger's file can give wrong pictures, never run code.
+``step-00001000.1f3a9c5e7b20d846.pt`` holds ``{"format", "step", "config", "raw", "ema", "optimizer", "data"}``; the
+second part of the name starts the SHA-256 of the file. A checkpoint is read with ``weights_only=True`` and its objects
+are rebuilt from the config by classes of known roles: a stranger's file can give wrong pictures, never run code.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     stamp = path.name.split(".")
     if len(stamp) == 3 and stamp[1] != _checksum(data):
-        raise UserError(f"{path} is damaged (its checksum is {_checksum(data)})", f"the checksum {stamp[1]} of its name",
+        raise UserError(f"{path} is damaged (its checksum is {_checksum(data)})", f"the checksum {stamp[1]}",
                         "remove it: an earlier checkpoint is used")
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -1,10 +1,10 @@
 """Exponential moving average of the weights, with a warm-up."""
 
 import copy
-from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA(nn.Module):
@@ -24,15 +24,10 @@ class EMA(nn.Module):
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights of ``model`` after optimizer step number ``step`` (1, 2, ...)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        ours, theirs = _floats(self.model.parameters()), _floats(model.parameters())
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        get_ema_multi_avg_fn(decay)(list(self.model.parameters()), list(model.parameters()), None)
         for mine, new in zip(self.model.buffers(), model.buffers()):
             mine.copy_(new)
 
     def train(self, mode: bool = True) -> "EMA":
         """The average is never in training mode."""
         return super().train(False)
-
-
-def _floats(tensors: Iterable[Tensor]) -> list[Tensor]:
-    return [tensor for tensor in tensors if tensor.is_floating_point()]

@@ -36,10 +36,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         log.info("fitting the classifier that judges ...")
         critic = judge.fit(data.split("train"), data.split("test"))
     restores = (recipe.prior or model.prior).restores
-    table = restoration(model, recipe, data.split("test"), critic, cfg) if restores else generation(
-        model, recipe, data, critic, cfg)
-    result = {"run": str(cfg.run), "rows": table, "sampler": plain(cfg)["sampler"], "guidance": plain(cfg).get("guidance"),
-              "seed": cfg.seed, "weights": cfg.weights}
+    table = (restoration(model, recipe, data.split("test"), critic, cfg) if restores
+             else generation(model, recipe, data, critic, cfg))
+    asked = plain(cfg)
+    result = {"rows": table, **{name: asked.get(name) for name in ("run", "sampler", "guidance", "seed", "weights")}}
     if critic:
         result["classifier_accuracy"] = critic.accuracy
     write(Run.open(cfg.run).folder / "evaluation.json", json.dumps(result, indent=2))
@@ -50,8 +50,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 def generation(model: Model, recipe: Recipe, data: Data, critic: judge.Judge | None, cfg: DictConfig) -> list[dict]:
     """Samples against the held-out images: class agreement and Fréchet distance, the training images beside them."""
     if critic is None:
-        raise UserError("evaluate.py for samples of images without classes", "labelled data, on which a judge is fitted",
-                        "data with one folder per class")
+        raise UserError("evaluate.py for samples of images without classes",
+                        "labelled data, on which a judge is fitted", "data with one folder per class")
     indices = range(cfg.count)
     labels = torch.tensor(model.labels(indices, None)) if model.num_classes else None
     log.info("drawing %d samples ...", cfg.count)

@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import lightning as L
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from configs import UserError, construct
 from diffusion.callbacks.checkpoint import Checkpoint
@@ -28,11 +28,15 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
     log.info("data: %d training and %d held-out images of %d px%s", len(images), len(held_out), data.size,
              f", {data.classes} classes" if data.classes else "")
     model = Model(with_classes(plain(cfg), data.classes))
-    training = Training(model, images, data.flip, construct(cfg.optimizer), batch=cfg.batch,
-                        accumulate=cfg.accumulate, max_steps=cfg.max_steps, seed=cfg.seed, decay=cfg.ema)
+    training = Training(model, images, data.flip, construct(cfg.optimizer), fingerprint=data.fingerprint(),
+                        batch=cfg.batch, accumulate=cfg.accumulate, max_steps=cfg.max_steps, seed=cfg.seed,
+                        decay=cfg.ema)
     count = sum(p.numel() for p in model.weights.parameters())
     log.info("model: %.2f million parameters", count / 1e6)
     if content is not None:
+        if content["data"] != training.fingerprint:
+            raise UserError(f"the images are not those with which {run.folder} was begun", "the same data set",
+                            "data.root=WHERE_THEY_WERE, or run.name=ANOTHER_NAME to begin anew")
         training.restore(content)
         log.info("resuming at step %d", training.step)
     if cfg.trainer.compile:
@@ -70,16 +74,15 @@ def loggers(cfg: DictConfig, run: Run) -> list[Any]:
     """Lightning's loggers beside the CSV file; they write into the run folder and keep one identity over restarts."""
     made = {}
     for name, node in (cfg.logger or {}).items():
-        place = {"save_dir": str(run.folder), "name": "/".join(run.folder.parts[-2:]),
-                 "id": run.folder.name} if name == "wandb" else {"save_dir": str(run.folder)}
-        made[name] = construct(node, **place)
+        place = {"save_dir": str(run.folder), "name": "/".join(run.folder.parts[-2:])}
+        made[name] = construct(OmegaConf.merge(node, place))
         made[name].log_hyperparams(plain(cfg))
     return list(made.values())
 
 
 def environment() -> list[Any]:
     """Under SLURM, Lightning's view of the job without its own requeueing: our signal handlers save and stop."""
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 

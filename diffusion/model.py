@@ -36,8 +36,8 @@ from samplers.moves import Belief, Move
 
 ROLES: dict[str, type] = {"model": nn.Module, "condition": ConditionEncoder, "degradation": Degradation,
                           "objective": Objective, "space": Space, "prior": Prior}
-PARTS = (nn.Module, Degradation, Schedule, Kernels, Space, Prior, Parameterization, Times, Weighting, Grid, Belief, Move,
-         Sampler, Term, ConditionTransform, Finish)
+PARTS = (nn.Module, Degradation, Schedule, Kernels, Space, Prior, Parameterization, Times, Weighting, Grid, Belief,
+         Move, Sampler, Term, ConditionTransform, Finish)
 """What a config that came with a checkpoint may build."""
 
 

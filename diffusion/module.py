@@ -26,11 +26,18 @@ class Training(L.LightningModule):
     :param images: the training split
     :param flip: mirror half of the images
     :param optimizer: algorithm and learning rate
+    :param fingerprint: of the data, noted in the checkpoints
+    :param batch: images per optimizer step
+    :param accumulate: parts in which the batch is computed
+    :param max_steps: optimizer steps of the whole run
+    :param seed: seed of the run
+    :param decay: of the weights' average
     """
 
-    def __init__(self, model: Model, images: ImageSet, flip: bool, optimizer: AdamW, *, batch: int, accumulate: int,
-                 max_steps: int, seed: int, decay: float):
+    def __init__(self, model: Model, images: ImageSet, flip: bool, optimizer: AdamW, *, fingerprint: str, batch: int,
+                 accumulate: int, max_steps: int, seed: int, decay: float):
         super().__init__()
+        self.fingerprint = fingerprint
         self.model, self.images, self.flip, self.recipe = model, images, flip, optimizer
         self.batch, self.accumulate, self.max_steps, self.seed = batch, accumulate, max_steps, seed
         self.weights = model.weights
@@ -42,7 +49,8 @@ class Training(L.LightningModule):
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         return {"raw": self.weights.state_dict(), "ema": self.ema.model.state_dict(),
-                "optimizer": self._optimizer().state_dict(), "config": self.model.config}
+                "optimizer": self._optimizer().state_dict(), "config": self.model.config,
+                "data": self.fingerprint}
 
     def restore(self, content: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -68,8 +76,8 @@ class Training(L.LightningModule):
         torch.manual_seed(key(self.seed, "dropout", batch.step, batch.part, self.global_rank) % 2**63)
         rng = BatchStream(self.seed, batch.step, batch.rows, batch.total, self.device)
         x0 = self.model.space.encode(to_float(batch.images.to(self.device)))
-        labelled = batch.labels is not None and self.model.num_classes is not None
-        condition = {"label": batch.labels.to(self.device)} if labelled else {}
+        labels = batch.labels if self.model.num_classes is not None else None
+        condition = {"label": labels.to(self.device)} if labels is not None else {}
         loss = self.model.objective(self.model.restorer.output, self.weights.encoder, self.model.degradation, x0,
                                     condition, rng).mean()
         self.losses.append(loss.detach())

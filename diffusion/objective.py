@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from configs import UserError
 from degradations.base import Degradation
 from degradations.randomness import Draws
 from degradations.shapes import flat
@@ -39,6 +40,8 @@ class Objective:
 
     def __init__(self, parameterization: Parameterization, times: Times, weighting: Weighting, error: str = "l2",
                  drop: float = 0.1):
+        if error not in ERRORS:
+            raise UserError(f"objective.error={error}", f"one of {', '.join(ERRORS)}", "objective.error=l2")
         self.parameterization, self.times, self.weighting = parameterization, times, weighting
         self.error, self.drop = ERRORS[error], drop
 

@@ -10,7 +10,8 @@ from torchvision.utils import make_grid
 from diffusion.data.pixels import to_uint8
 
 
-def save_grid(images: Float[Tensor, "n c h w"], path: Path, columns: int | None = None, scale: int | None = None) -> Path:
+def save_grid(images: Float[Tensor, "n c h w"], path: Path, columns: int | None = None,
+              scale: int | None = None) -> Path:
     """A grid of images in [-1, 1]; small ones are enlarged by a whole factor so that a person can see them.
 
     :param columns: images in a row; None makes the grid about square

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from configs import UserError
 from degradations.base import Degradation, Estimate, State
 from diffusion.parameterization import Parameterization
 from models.attention import AttentionHook
@@ -26,6 +27,8 @@ class NetworkRestorer:
     def __init__(self, network: Network, degradation: Degradation, parameterization: Parameterization,
                  precision: str = "32"):
         parameterization.check(degradation)
+        if precision not in PRECISIONS:
+            raise UserError(f"precision={precision}", f"one of {', '.join(PRECISIONS)}", "precision=bf16")
         self.network, self.degradation, self.parameterization = network, degradation, parameterization
         self.dtype = PRECISIONS[precision]
 

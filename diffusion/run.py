@@ -56,7 +56,7 @@ class Run:
         """
         record = plain(cfg)
         mine = identity(record)
-        name = cfg.run.name or hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()[:8]
+        name = cfg.run.name or digest(mine, record["data"])
         run = cls(Path(cfg.run.root) / (experiment or "custom") / str(name))
         run.folder.mkdir(parents=True, exist_ok=True)
         run._take()
@@ -123,6 +123,7 @@ def missing(cfg: DictConfig) -> None:
 def identity(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that makes a run what it is."""
     fields = {key: config.get(key) for key in IDENTITY}
+    fields["precision"] = str(fields["precision"])
     fields["data"] = {k: v for k, v in (fields["data"] or {}).items() if k not in PATHS}
     return fields
 
@@ -137,6 +138,13 @@ def sampling(overrides: Sequence[str]) -> list[str]:
             raise UserError(f"sampling: {override}", "overrides of sampler, guidance, prior or start",
                             "sampling=[sampler=ddim,guidance=cfg]")
     return list(overrides)
+
+
+def digest(mine: dict[str, Any], data: dict[str, Any]) -> str:
+    """A short name for an identity. The last part of the data's path counts, so that two folders of images make two
+    runs, wherever they lie."""
+    content = json.dumps([mine, Path(data.get("root") or "").name], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 def diff(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:

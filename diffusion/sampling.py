@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 
 def sample(cfg: DictConfig) -> Path:
     """Draw or restore the samples that the config asks for; gives the folder of the pictures."""
-    indices = parse(cfg.samples)
     model = load(cfg.run, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
     packages = (*registry.trusted(), *cfg.allow)
     recipe = Recipe.build(cfg, packages)
     folder = Path(cfg.out) if cfg.out else Run.open(cfg.run).folder / "samples" / name(cfg)
     restores = bool(cfg.input.root) or (recipe.prior or model.prior).restores
     if restores:
-        _restore(model, recipe, cfg, indices, folder, packages)
+        _restore(model, recipe, cfg, folder, packages)
     else:
+        indices = parse("0-15" if cfg.samples is None else cfg.samples)
         images = model.sample(indices, seed=cfg.seed, label=cfg.label, recipe=recipe, batch=cfg.batch)
         save_each(images, folder, [f"{i:06d}" for i in indices])
         save_grid(images, folder / "grid.png")
@@ -40,11 +40,10 @@ def sample(cfg: DictConfig) -> Path:
     return folder
 
 
-def _restore(model: Model, recipe: Recipe, cfg: DictConfig, indices: Sequence[int], folder: Path,
-             packages: Sequence[str]) -> None:
+def _restore(model: Model, recipe: Recipe, cfg: DictConfig, folder: Path, packages: Sequence[str]) -> None:
     images = held_out(model, cfg, packages)
-    if cfg.samples == "0-15" and cfg.input.root:
-        indices = range(len(images))
+    every = f"0-{len(images) - 1}" if cfg.input.root else "0-15"
+    indices = parse(every if cfg.samples is None else cfg.samples)
     if max(indices) >= len(images):
         raise UserError(f"samples={cfg.samples} of {len(images)} images", f"indices below {len(images)}",
                         f"samples=0-{len(images) - 1}")
@@ -91,9 +90,9 @@ def held_out(model: Model, cfg: DictConfig, packages: Sequence[str]) -> ImageSet
     config = dict(model.config["data"])
     if cfg.input.root:
         folder = registry.node("data", "folder", root=cfg.input.root, size=config["size"], channels=config["channels"],
-                               labels=False)
+                               labels=False, held_out=0.0)
         data: Data = construct(folder)
-        return data.everything()
+        return data.split("train")
     if cfg.data.root:
         config["root"] = cfg.data.root
     return construct(config, packages=packages, role=Data).split("test")
@@ -121,6 +120,7 @@ def parse(samples: Any) -> Sequence[int]:
 
 def name(cfg: DictConfig) -> str:
     """Folder name of a set of samples: readable, and different for different settings."""
-    asked = {k: v for k, v in plain(cfg).items() if k not in ("run", "out", "batch", "device", "data", "samples", "allow")}
+    outside = ("run", "out", "batch", "device", "data", "samples", "allow")
+    asked = {key: value for key, value in plain(cfg).items() if key not in outside}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:6]
     return f"{cfg.sampler._target_.split('.')[-1].lower()}-seed{cfg.seed}-{digest}"

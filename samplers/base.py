@@ -1,5 +1,6 @@
 """The sampler loop, written once, and the protocols around it."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -125,7 +126,7 @@ class Sampler:
         memory: dict[Any, Any] = {}
         grad = any(callback.needs_grad for callback in callbacks)
         x_t = x_T.float()
-        for i, (t, s) in enumerate(zip(times[:-1], times[1:])):
+        for i, (t, s) in enumerate(itertools.pairwise(times)):
             step = Step(i, len(times) - 1, t, s, streams.at(i), memory)
             frame = Frame(step, x_t.detach().requires_grad_() if grad else x_t, ctx, state)
             for callback in callbacks:

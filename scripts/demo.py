@@ -32,7 +32,8 @@ def call(command: str) -> None:
 def rows(run: Path) -> dict[str, dict[str, float]]:
     """The rows of a run's evaluation by their names."""
     result = json.loads((ROOT / run / "evaluation.json").read_text())
-    return {row.pop("images"): row for row in result["rows"]} | {"classifier": {"agreement": result["classifier_accuracy"]}}
+    named = {row.pop("images"): row for row in result["rows"]}
+    return named | {"classifier": {"agreement": result["classifier_accuracy"]}}
 
 
 def main() -> int:

@@ -42,8 +42,8 @@ class Log(StepCallback):
         rewind(self.run.metrics, training.step)
         console = Console(stderr=True)
         if console.is_terminal:
-            self._bar = Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[info]}"),
-                                 TimeRemainingColumn(), console=console)
+            self._bar = Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(),
+                                 TextColumn("{task.fields[info]}"), TimeRemainingColumn(), console=console)
             self._bar.start()
             self._task = self._bar.add_task("train", total=training.max_steps, completed=training.step, info="")
 
@@ -86,7 +86,7 @@ class Log(StepCallback):
         if self._bar is None:
             rate = (time.perf_counter() - self._begin) / (training.step - self._begin_step)
             left = rate * (training.max_steps - training.step)
-            log.info("step %d/%d  %s  %d:%02d left", training.step, training.max_steps, self._text, left // 60, left % 60)
+            log.info("step %d/%d  %s  %d:%02d left", training.step, training.max_steps, self._text, *divmod(left, 60))
 
 
 def append(path: Path, row: dict[str, float]) -> None:

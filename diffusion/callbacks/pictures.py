@@ -39,8 +39,8 @@ class Pictures(StepCallback):
         if not due(training.step, self.every, training.max_steps) or not trainer.is_global_zero or not self.count:
             return
         model = training.model
-        averaged, current = training.ema.model.state_dict(), {k: v.clone() for k, v in model.weights.state_dict().items()}
-        model.weights.load_state_dict(averaged)
+        current = {name: value.clone() for name, value in model.weights.state_dict().items()}
+        model.weights.load_state_dict(training.ema.model.state_dict())
         model.weights.eval()
         try:
             self._draw(model, training.step)
@@ -57,7 +57,7 @@ class Pictures(StepCallback):
         save_grid(torch.cat(rows), self.run.pictures / f"estimates-{step:08d}.png", columns=len(x0[:8]))
         recipe = model.recipe(self.sampling)
         restores = (recipe.prior or model.prior).restores
-        samples = model.sample(indices, recipe=recipe, images=x0 if restores else None, label=label if restores else None)
+        samples = model.sample(indices, recipe=recipe, **({"images": x0, "label": label} if restores else {}))
         save_grid(samples, self.run.pictures / f"samples-{step:08d}.png")
 
     def _rows(self, model: "Model", x0: Tensor, label: list[int] | None) -> list[Tensor]:

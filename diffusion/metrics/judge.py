@@ -44,7 +44,7 @@ def fit(train: ImageSet, held_out: ImageSet, steps: int = 400, seed: int = 0) ->
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
         most = train.images.shape[-1] // 16
         for batch in Batches(train, seed, 128):
-            if batch.step == steps:
+            if batch.step == steps or batch.labels is None:
                 break
             shift = torch.randint(-most, most + 1, (2,)).tolist()
             x = torch.roll(to_float(batch.images), shift, (-2, -1))

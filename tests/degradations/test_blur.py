@@ -10,9 +10,9 @@ from degradations.base import State
 from degradations.blur import PADDINGS, tidy
 
 STDS = {
-    "constant": (dict(kernels="constant"), lambda i: 7.0, 11),
-    "linear": (dict(kernels="linear"), lambda i: 0.35 + i / 100, 11),
-    "exponential": (dict(kernels="exponential"), lambda i: torch.tensor(0.01 * i).exp().item(), 15),
+    "constant": ({"kernels": "constant"}, lambda i: 7.0, 11),
+    "linear": ({"kernels": "linear"}, lambda i: 0.35 + i / 100, 11),
+    "exponential": ({"kernels": "exponential"}, lambda i: torch.tensor(0.01 * i).exp().item(), 15),
 }
 
 

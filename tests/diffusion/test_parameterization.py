@@ -40,7 +40,7 @@ def test_errors_are_the_error_of_x0_times_a_function_of_snr(name, factor, sample
 
 
 def test_guidance_commutes_with_the_parameterization(sample):
-    d, x0, t, state, x_t = sample
+    d, _x0, t, _state, x_t = sample
     a, b = torch.randn(2, *SHAPE, dtype=torch.float64)
     for p in ALL.values():
         mixed = p.x0(b + 3 * (a - b), x_t, t, d)
