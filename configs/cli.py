@@ -1,5 +1,7 @@
 """What the three commands share: compose the config, run the task, answer errors in words."""
 
+import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -20,8 +22,6 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
     :param task: gets the composed config and the name of the chosen experiment, if any
     :param prepare: changes the arguments before Hydra sees them
     """
-    import logging
-
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
@@ -34,7 +34,8 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
 
     @hydra.main(version_base="1.3", config_path=".", config_name=config)
     def main(cfg: DictConfig) -> object:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+        main_process = os.environ.get("LOCAL_RANK", "0") == "0"
+        logging.basicConfig(level=logging.INFO if main_process else logging.WARNING, format="%(message)s", force=True)
         try:
             return task(cfg, HydraConfig.get().runtime.choices.get("experiment"))
         except UserError as error:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -164,11 +165,27 @@ def construct(cfg: Any, *, packages: Sequence[str] | None = None, role: type | t
         return arguments
     target = locate(cfg["_target_"], packages, role)
     arguments |= made
+    parameters = inspect.signature(target).parameters
     try:
         inspect.signature(target).bind(**arguments)
     except TypeError as error:
-        accepted = list(inspect.signature(target).parameters)
-        raise UserError(f"{cfg['_target_']}: {error}", f"arguments among {', '.join(accepted)}",
+        raise UserError(f"{cfg['_target_']}: {error}", f"arguments among {', '.join(parameters)}",
                         "check the names in the config") from error
+    for name, value in arguments.items():
+        if name in parameters and not fits(value, parameters[name].annotation):
+            kind = parameters[name].annotation
+            raise UserError(f"{cfg['_target_']}: {name}={value}", f"a value of type {getattr(kind, '__name__', kind)}",
+                            f"another value for ...{name}")
     return target(**arguments)
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a plain value may go where ``annotation`` is a plain type or a union of such; other annotations take
+    anything. An int is a float; a bool is no number."""
+    options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    plain = (int, float, bool, str, type(None), None)
+    if not all(option in plain for option in options):
+        return True
+    kinds = {type(None) if option is None else option for option in options}
+    return type(value) in kinds or (type(value) is int and float in kinds)
 

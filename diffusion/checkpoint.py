@@ -34,6 +34,9 @@ def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    for other in folder.glob(f"step-{step:08d}.*.pt"):
+        if other != path:  # a damaged one, or of a run that was begun again
+            other.unlink(missing_ok=True)
     return path
 
 

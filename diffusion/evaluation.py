@@ -33,8 +33,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     data: Data = construct(config, packages=packages, role=Data)
     critic = None
     if data.classes:
-        log.info("fitting the classifier that judges ...")
-        critic = judge.fit(data.split("train"), data.split("test"))
+        log.info("fitting the classifier that judges, if it is not there yet ...")
+        critic = judge.fitted(data)
     restores = (recipe.prior or model.prior).restores
     table = (restoration(model, recipe, data.split("test"), critic, cfg) if restores
              else generation(model, recipe, data, critic, cfg))

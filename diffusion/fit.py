@@ -6,14 +6,15 @@ import warnings
 from typing import Any
 
 import lightning as L
-from omegaconf import DictConfig, OmegaConf
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
 
 from configs import UserError, construct
 from diffusion.callbacks.checkpoint import Checkpoint
 from diffusion.data.base import Data
 from diffusion.model import Model
 from diffusion.module import Training
-from diffusion.run import Run, plain
+from diffusion.run import Run, digest, identity, plain
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
                         decay=cfg.ema)
     count = sum(p.numel() for p in model.weights.parameters())
     log.info("model: %.2f million parameters", count / 1e6)
+    model.try_out()
     if content is not None:
         if content["data"] != training.fingerprint:
             raise UserError(f"the images are not those with which {run.folder} was begun", "the same data set",
@@ -44,19 +46,31 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
     callbacks = list(construct(cfg.callbacks).values())
     for callback in callbacks:
         callback.run, callback.held_out = run, held_out
-    quiet()
-    trainer = L.Trainer(
-        accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, strategy=cfg.trainer.strategy,
-        plugins=environment(), max_epochs=-1, max_steps=cfg.max_steps - training.step,
-        accumulate_grad_batches=cfg.accumulate, gradient_clip_val=training.recipe.clip, callbacks=callbacks,
-        logger=loggers(cfg, run), enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run.folder)
-    trainer.fit(training)
+    lightning_trainer(cfg, run, training, callbacks).fit(training)
     asked = next((c.asked for c in callbacks if isinstance(c, Checkpoint) and c.asked is not None), None)
     if asked is not None:
         sys.exit(128 + asked)
     if training.step >= cfg.max_steps:
         log.info("done: step %d\nsample: python sample.py run=%s", training.step, run.folder)
+
+
+def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: list[Any]) -> L.Trainer:
+    """Lightning for loops, devices and processes; what we do ourselves is switched off.
+
+    :raises UserError: if the machine has not what ``trainer`` asks for
+    """
+    quiet()
+    try:
+        return L.Trainer(
+            accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, strategy=cfg.trainer.strategy,
+            plugins=environment(), max_epochs=-1, max_steps=cfg.max_steps - training.step,
+            accumulate_grad_batches=cfg.accumulate, gradient_clip_val=training.recipe.clip, callbacks=callbacks,
+            logger=loggers(cfg, run), enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
+            default_root_dir=run.folder)
+    except (ValueError, MisconfigurationException) as error:
+        raise UserError(f"trainer={plain(cfg.trainer)}: {error}", "devices that this machine has",
+                        "trainer.accelerator=auto trainer.devices=1") from error
 
 
 def with_classes(config: dict[str, Any], classes: int | None) -> dict[str, Any]:
@@ -75,7 +89,9 @@ def loggers(cfg: DictConfig, run: Run) -> list[Any]:
     made = {}
     for name, node in (cfg.logger or {}).items():
         place = {"save_dir": str(run.folder), "name": "/".join(run.folder.parts[-2:])}
-        made[name] = construct(OmegaConf.merge(node, place))
+        if name == "wandb":
+            place |= {"id": f"{run.folder.name}-{digest(identity(run.config), run.config['data'])}", "resume": "allow"}
+        made[name] = construct({**plain(node), **place})
         made[name].log_hyperparams(plain(cfg))
     return list(made.values())
 

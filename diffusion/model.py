@@ -61,10 +61,14 @@ class Recipe:
     @classmethod
     def build(cls, cfg: Any, packages: Sequence[str] | None = None) -> "Recipe":
         """From a config with ``sampler``, ``guidance``, ``prior``, ``start``."""
-        parts = construct(cfg["guidance"] or {}, packages=packages, parts=PARTS)
+        parts = [construct(part, packages=packages, role=(Term, ConditionTransform, Finish), parts=PARTS)
+                 for part in (cfg["guidance"] or {}).values()]
         prior = construct(cfg["prior"], packages=packages, role=Prior, parts=PARTS) if cfg["prior"] else None
         sampler = construct(cfg["sampler"], packages=packages, role=Sampler, parts=PARTS)
-        return cls(sampler, list(parts.values()), prior, cfg["start"])
+        strange = [part for part in parts if not isinstance(part, Term | ConditionTransform | Finish)]
+        if strange:
+            raise UserError(f"guidance: {strange[0]}", "mappings with a _target_ that is a guidance part", "guidance=cfg")
+        return cls(sampler, parts, prior, cfg["start"])
 
     @classmethod
     def compose(cls, overrides: Sequence[str], packages: Sequence[str] | None = None) -> "Recipe":
@@ -100,6 +104,18 @@ class Model:
             self.weights = Weights(part("model"), part("condition"))
         self.restorer = NetworkRestorer(self.weights.net, self.degradation, self.objective.parameterization,
                                         str(config["precision"]))
+
+    @torch.no_grad()
+    def try_out(self) -> None:
+        """One evaluation of the network, so that what does not fit together fails before any work.
+
+        :raises UserError: from the network, or if its answer has another shape than the image
+        """
+        x = torch.zeros(1, *self.shape, device=self.device)
+        answer = self.restorer.output(x, torch.ones(1, device=self.device), self.weights.encoder.null(1, self.device))
+        if answer.shape != x.shape:
+            raise UserError(f"a network that answers {tuple(answer.shape)} to {tuple(x.shape)}", "the same shape",
+                            f"model.in_channels={self.shape[0]}")
 
     @property
     def device(self) -> torch.device:
@@ -222,6 +238,8 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
         raise UserError(f"no checkpoint of step {step} in {folder.folder}",
                         f"one of {', '.join(map(str, files)) or 'none yet'}", "drop step=... for the newest")
     content = checkpoint.latest(folder.checkpoints) if step is None else checkpoint.read(files[step])
+    if content is None and files:
+        content = checkpoint.read(files[max(files)])  # says what is wrong with it
     if content is None:
         raise UserError(f"no checkpoint in {folder.folder} yet", "a run that has saved once",
                         "wait, or train on: callbacks.checkpoint.every=100")

@@ -60,7 +60,7 @@ class Run:
         run = cls(Path(cfg.run.root) / (experiment or "custom") / str(name))
         run.folder.mkdir(parents=True, exist_ok=True)
         run._take()
-        if (run.folder / "config.yaml").exists():
+        if any(run.checkpoints.glob("*.pt")):
             run._compare(mine)
         write(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record)))
         write(run.folder / "environment.json", json.dumps(environment(), indent=2))
@@ -118,6 +118,16 @@ def missing(cfg: DictConfig) -> None:
     keys = sorted(OmegaConf.missing_keys(cfg))
     if keys:
         raise UserError(f"{', '.join(keys)} not given", "a value", " ".join(f"{key}=..." for key in keys))
+
+
+def whole(cfg: DictConfig, **least: int) -> None:
+    """Refuse a config in which these fields are not whole numbers of at least so much.
+
+    :raises UserError: naming the first
+    """
+    for key, low in least.items():
+        if type(cfg[key]) is not int or cfg[key] < low:
+            raise UserError(f"{key}={cfg[key]}", f"a whole number, at least {low}", f"{key}={max(low, 1)}")
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from torch import Tensor
 from configs import UserError, construct, registry
 from diffusion.data.base import Data, ImageSet
 from diffusion.data.pixels import to_float
+from diffusion.data.progress import progress
 from diffusion.model import Model, Recipe, load
 from diffusion.pictures import save_each, save_grid
 from diffusion.run import Run, plain, write
+from samplers.base import Callback, Frame
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +34,31 @@ def sample(cfg: DictConfig) -> Path:
         _restore(model, recipe, cfg, folder, packages)
     else:
         indices = parse("0-15" if cfg.samples is None else cfg.samples)
-        images = model.sample(indices, seed=cfg.seed, label=cfg.label, recipe=recipe, batch=cfg.batch)
+        bar = Bar(model, recipe, len(indices), cfg.batch)
+        images = model.sample(indices, seed=cfg.seed, label=cfg.label, recipe=recipe, batch=cfg.batch, callbacks=[bar])
+        bar.close()
         save_each(images, folder, [f"{i:06d}" for i in indices])
         save_grid(images, folder / "grid.png")
     write(folder / "manifest.json", json.dumps(plain(cfg), indent=2))
     log.info("pictures: %s", folder)
     return folder
+
+
+class Bar(Callback):
+    """A sign of life for the person who waits, counting steps over all batches."""
+
+    def __init__(self, model: Model, recipe: Recipe, samples: int, batch: int):
+        steps = len(recipe.sampler.times(model.degradation, recipe.start)) - 1
+        total = steps * -(-samples // batch)
+        self._ticks = progress(range(total), total, "sampling")
+
+    def after(self, frame: Frame) -> None:
+        next(self._ticks, None)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        for _ in self._ticks:
+            pass
 
 
 def _restore(model: Model, recipe: Recipe, cfg: DictConfig, folder: Path, packages: Sequence[str]) -> None:
@@ -54,8 +75,10 @@ def _restore(model: Model, recipe: Recipe, cfg: DictConfig, folder: Path, packag
     label: Any = cfg.label
     if label is None and model.num_classes is not None and labels is not None:
         label = labels.tolist()
+    bar = Bar(model, recipe, len(indices), cfg.batch)
     x_t, direct, restored = restore(model, recipe, x0, indices, seed=cfg.seed, label=label,
-                                    degraded=cfg.input.degraded, batch=cfg.batch)
+                                    degraded=cfg.input.degraded, batch=cfg.batch, callbacks=[bar])
+    bar.close()
     save_each(restored, folder, [f"{i:06d}" for i in indices])
     rows = [x_t, direct, restored] + ([] if cfg.input.degraded else [x0])
     few = [row[:16] for row in rows]
@@ -64,7 +87,8 @@ def _restore(model: Model, recipe: Recipe, cfg: DictConfig, folder: Path, packag
 
 
 def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *, seed: int = 0, label: Any = None,
-            degraded: bool = False, batch: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+            degraded: bool = False, batch: int = 64,
+            callbacks: Sequence[Callback] = ()) -> tuple[Tensor, Tensor, Tensor]:
     """``(x_T, R(x_T, T), restored)`` of these images in [-1, 1], on the CPU."""
     results: list[tuple[Tensor, Tensor, Tensor]] = []
     for first in range(0, len(indices), batch):
@@ -72,7 +96,7 @@ def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *,
         some = label[rows] if isinstance(label, list) else label
         with torch.no_grad():
             x_T, frames = model.trajectory(indices[rows], seed=seed, label=some, recipe=recipe, images=x0[rows],
-                                           degraded=degraded)
+                                           degraded=degraded, callbacks=callbacks)
             estimate, x = None, x_T
             for frame in frames:
                 assert frame.estimate is not None

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from diffusion.run import Run, missing, sampling
+from diffusion.run import Run, missing, sampling, whole
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +18,7 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
     :param experiment: name of the experiment, for the folder
     """
     missing(cfg)
+    whole(cfg, batch=1, accumulate=1, max_steps=1, seed=0)
     sampling(cfg.sampling)
     run = Run.start(cfg, experiment)
     log.info("run folder: %s", run.folder)

@@ -128,16 +128,18 @@ class Sampler:
         x_t = x_T.float()
         for i, (t, s) in enumerate(itertools.pairwise(times)):
             step = Step(i, len(times) - 1, t, s, streams.at(i), memory)
-            frame = Frame(step, x_t.detach().requires_grad_() if grad else x_t, ctx, state)
+            frame = Frame(step, x_t, ctx, state)
             for callback in callbacks:
                 callback.before(frame)
+            if grad:
+                frame.x_t = frame.x_t.detach().requires_grad_()
             with torch.set_grad_enabled(grad):
                 self._step(frame, restorer, degradation)
-            for callback in callbacks:
-                callback.after(frame)
+                for callback in callbacks:
+                    callback.after(frame)
             yield frame
             assert frame.x_s is not None
-            x_t, state, ctx = frame.x_s.detach(), frame.state, frame.ctx
+            x_t, state, ctx = frame.x_s.detach(), frame.state.map(Tensor.detach), frame.ctx
 
     def _step(self, frame: Frame, restorer: Restorer, degradation: Degradation) -> None:
         x_t, step = frame.x_t, frame.step

@@ -16,14 +16,14 @@ class Grid:
     def __call__(self, num_steps: int | None, levels: int | None, start: float = 1.0) -> list[float]:
         if not 0 < start <= 1:
             raise UserError(f"a start at t = {start}", "a time in (0, 1]", "start=1.0")
-        n = num_steps or (round(start * levels) if levels else None)
+        n = num_steps if num_steps is not None or not levels else round(start * levels)
         if n is None:
             raise UserError("num_steps=null for a degradation without levels", "a number", "sampler.num_steps=50")
+        if n < 1:
+            raise UserError(f"num_steps={n} from t = {start:g}", "at least 1", "sampler.num_steps=50")
         if levels and n > round(start * levels):
             raise UserError(f"num_steps={n} from t = {start:g}", f"at most the {round(start * levels)} levels below",
                             f"sampler.num_steps={round(start * levels)}, or null for all of them")
-        if n < 1:
-            raise UserError(f"num_steps={num_steps}", "at least 1", "sampler.num_steps=50")
         return [*self.times(n, levels, start), 0.0]
 
     def times(self, n: int, levels: int | None, start: float) -> list[float]:

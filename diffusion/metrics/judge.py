@@ -1,12 +1,17 @@
 """A classifier fitted on real images, which then judges samples."""
 
+import contextlib
+import pickle
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from degradations.randomness import key
-from diffusion.data.base import ImageSet
+from diffusion.data.base import Data, ImageSet
+from diffusion.data.index import default_cache
 from diffusion.data.loader import Batches
 from diffusion.data.pixels import to_float
 from models.classifier import Classifier
@@ -31,6 +36,23 @@ class Judge:
         """Share of the images that it puts into the given class."""
         answers = torch.cat([self.network(chunk.clamp(-1, 1)).argmax(1) for chunk in images.split(500)])
         return (answers == labels).double().mean().item()
+
+
+def fitted(data: Data, cache: Path | None = None) -> Judge:
+    """The judge of a data set: fitted once, then taken from the cache folder."""
+    path = (cache or default_cache()) / f"judge-{data.fingerprint()[:16]}.pt"
+    train, held_out = data.split("train"), data.split("test")
+    try:
+        network = Classifier(data.channels, data.classes or 0)
+        network.load_state_dict(torch.load(path, weights_only=True))
+        return Judge(network, held_out)
+    except (OSError, RuntimeError, pickle.UnpicklingError):
+        judge = fit(train, held_out)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(judge.network.state_dict(), path.with_suffix(".partial"))
+        path.with_suffix(".partial").replace(path)
+    return judge
 
 
 def fit(train: ImageSet, held_out: ImageSet, steps: int = 400, seed: int = 0) -> Judge:

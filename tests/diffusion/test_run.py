@@ -16,10 +16,21 @@ def cfg(tmp_path):
 
 
 def start(cfg):
+    """A run that has saved once."""
     run = Run.start(cfg, "ddpm_digits")
+    run.checkpoints.mkdir(exist_ok=True)
+    (run.checkpoints / "step-00000001.0.pt").touch()
     if run._lock:
         run._lock.close()
     return run.folder
+
+
+def test_a_run_that_never_saved_may_change(cfg):
+    for seed in (0, 1):
+        run = Run.start(cfg("run.name=mine", f"seed={seed}"), "x")
+        assert run.config["seed"] == seed
+        assert run._lock
+        run._lock.close()
 
 
 def test_same_settings_same_folder(cfg, tmp_path):

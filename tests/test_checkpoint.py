@@ -1,0 +1,257 @@
+"""Checkpoints: whole or absent, and unable to run anything."""
+
+import copy
+import io
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import DIGITS, train
+from omegaconf import OmegaConf
+
+from configs import UserError, compose
+from diffusion import checkpoint, load, tasks
+from diffusion.run import Run, with_defaults
+
+
+@pytest.fixture
+def run(hot, tmp_path) -> Run:
+    """A copy of the hot run, to be damaged."""
+    return Run(Path(shutil.copytree(hot.folder, tmp_path / "hot")))
+
+
+def newest(run: Run) -> Path:
+    files = checkpoint.found(run.checkpoints)
+    return files[max(files)]
+
+
+def rewrite(run: Run, change) -> None:
+    """The newest checkpoint with a changed content, its checksum correct: what a stranger could send."""
+    path = newest(run)
+    content = checkpoint.read(path)
+    change(content)
+    for file in run.checkpoints.iterdir():
+        file.unlink()
+    checkpoint.save(run.checkpoints, content.pop("step"), content)
+
+
+class TestFiles:
+    def test_round_trip(self, tmp_path):
+        content = {"raw": {"w": torch.arange(3.0)}, "config": {"a": [1, None, "x"]}}
+        path = checkpoint.save(tmp_path, 7, content)
+        assert checkpoint.found(tmp_path) == {7: path}
+        found = checkpoint.read(path)
+        assert torch.equal(found["raw"]["w"], content["raw"]["w"])
+        assert (found["config"], found["step"]) == (content["config"], 7)
+
+    @pytest.mark.parametrize("damage", [lambda d: d[:-100], lambda d: d[:50], lambda d: b"", lambda d: d + b"x",
+                                        lambda d: d[:200] + bytes([d[200] ^ 1]) + d[201:]])
+    def test_the_checksum_notices_every_damage(self, tmp_path, damage):
+        path = checkpoint.save(tmp_path, 7, {"raw": {"w": torch.arange(300.0)}})
+        path.write_bytes(damage(path.read_bytes()))
+        with pytest.raises(UserError, match="damaged"):
+            checkpoint.read(path)
+        assert checkpoint.latest(tmp_path) is None
+
+    @pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04" + bytes(100), os.urandom(1000), b"\x80\x02.",
+                                      b"\x80\x02K\x05."], ids=["empty", "text", "zip", "noise", "pickle", "number"])
+    def test_something_else_is_no_checkpoint(self, tmp_path, data):
+        path = tmp_path / "weights.pt"
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"cannot be read|not a checkpoint"):
+            checkpoint.read(path)
+
+    @pytest.mark.parametrize("content", [{"format": 99}, {}, {"state_dict": {}}])
+    def test_another_format_says_so(self, tmp_path, content):
+        torch.save(content, tmp_path / "weights.pt")
+        with pytest.raises(UserError, match="not a checkpoint of format"):
+            checkpoint.read(tmp_path / "weights.pt")
+
+    def test_a_missing_file_says_so(self, tmp_path):
+        with pytest.raises(UserError, match="no checkpoint at"):
+            checkpoint.read(tmp_path / "weights.pt")
+
+    def test_a_crash_before_the_end_leaves_nothing_to_be_found(self, tmp_path, monkeypatch):
+        first = checkpoint.save(tmp_path, 1, {"raw": {}})
+
+        def crash(self, target):
+            raise OSError("power cut")
+
+        monkeypatch.setattr(Path, "replace", crash)
+        with pytest.raises(OSError, match="power cut"):
+            checkpoint.save(tmp_path, 2, {"raw": {}})
+        assert checkpoint.found(tmp_path) == {1: first}
+        assert checkpoint.latest(tmp_path)["step"] == 1
+
+    def test_a_step_saved_again_replaces_the_file(self, tmp_path):
+        checkpoint.save(tmp_path, 3, {"raw": {"w": torch.zeros(1)}})
+        path = checkpoint.save(tmp_path, 3, {"raw": {"w": torch.ones(1)}})
+        assert list(tmp_path.iterdir()) == [path]
+
+    @pytest.mark.parametrize(("keep", "milestones", "left"), [(2, [], [4, 5]), (1, [2], [2, 5]), (0, [], [1, 2, 3, 4, 5]),
+                                                             (9, [], [1, 2, 3, 4, 5])])
+    def test_retention(self, tmp_path, keep, milestones, left):
+        for step in range(1, 6):
+            checkpoint.save(tmp_path, step, {})
+        checkpoint.prune(tmp_path, keep, milestones)
+        assert list(checkpoint.found(tmp_path)) == left
+
+
+def test_a_run_keeps_what_it_was_told_to(tmp_path):
+    run = train(tmp_path, *DIGITS, "max_steps=7", "callbacks.checkpoint.every=2", "callbacks.checkpoint.keep=2",
+                "callbacks.checkpoint.milestones=[1,2]", "callbacks.pictures.count=0")
+    assert list(checkpoint.found(run.checkpoints)) == [1, 2, 6, 7]
+
+
+class TestLoad:
+    def test_weights_raw_and_averaged_differ(self, hot):
+        a, b = (load(hot.folder, weights=name).weights.state_dict() for name in ("ema", "raw"))
+        assert any(not torch.equal(a[name], b[name]) for name in a)
+        content = checkpoint.latest(hot.checkpoints)
+        assert all(torch.equal(b[name], content["raw"][name]) for name in b)
+
+    def test_an_earlier_step(self, hot):
+        assert list(checkpoint.found(hot.checkpoints)) == [6, 12]
+        a, b = (load(hot.folder, step=step).weights.state_dict() for step in (6, None))
+        assert any(not torch.equal(a[name], b[name]) for name in a)
+
+    def test_the_checkpoint_alone_rebuilds_the_model(self, run, hot):
+        """The config of the run folder plays no part: that of the checkpoint does."""
+        (run.folder / "config.yaml").write_text("{}\n")
+        assert torch.equal(load(run.folder).sample(range(2)), load(hot.folder).sample(range(2)))
+
+    @pytest.mark.parametrize(("arguments", "words"), [
+        ({"step": 5}, "one of 6, 12"), ({"weights": "emma"}, "ema or raw")])
+    def test_mistakes_are_answered_with_what_there_is(self, hot, arguments, words):
+        with pytest.raises(UserError, match=words):
+            load(hot.folder, **arguments)
+
+    def test_a_wrong_path_names_the_run_nearby(self, hot):
+        with pytest.raises(UserError, match=str(hot.folder)):
+            load(hot.folder.parent / "hto")
+
+    def test_no_checkpoint_yet(self, run):
+        for file in run.checkpoints.iterdir():
+            file.unlink()
+        with pytest.raises(UserError, match="yet"):
+            load(run.folder)
+
+    def test_damaged_checkpoints_are_named(self, run):
+        """An older whole one is used; with none left, the error says what is wrong."""
+        path = newest(run)
+        path.write_bytes(path.read_bytes()[:-1])
+        first = load(run.folder).weights.state_dict()
+        second = load(run.folder, step=6).weights.state_dict()
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+        with pytest.raises(UserError, match="damaged"):
+            load(run.folder, step=12)
+        for file in run.checkpoints.iterdir():
+            file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(UserError, match="damaged"):
+            load(run.folder)
+
+
+class Reduce:
+    """Pickles as a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+COMMAND = ["os.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "degradations.base.torch.save",
+           "models.unet.torch.hub.load", "diffusion.run.subprocess.run", "diffusion.run.Run", "diffusion.run.write",
+           "diffusion.checkpoint.save", "configs.registry.locate", "diffusion.data.folder.Folder",
+           "models.unet.torch.nn.Linear", "models.blocks.zero", "", "os", "..", "diffusion.objective."]
+"""Targets that a stranger may try. Some of them exist, none is a part of a model."""
+
+
+class TestStrangers:
+    """A stranger's file can give wrong pictures, never run code. The marker is what the code would have left."""
+
+    @pytest.fixture
+    def marker(self, tmp_path) -> Path:
+        return tmp_path / "executed"
+
+    @pytest.mark.parametrize("function", [os.system, eval, exec], ids=["system", "eval", "exec"])
+    def test_a_pickle_that_calls(self, tmp_path, marker, function):
+        command = f"touch {marker}" if function is os.system else f"open({str(marker)!r}, 'w')"
+        content = {"format": checkpoint.FORMAT, "step": 1, "config": {}, "raw": {}, "ema": Reduce(function, command)}
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        (tmp_path / "weights.pt").write_bytes(buffer.getvalue())
+        with pytest.raises(UserError, match="tensors and plain types"):
+            checkpoint.read(tmp_path / "weights.pt")
+        assert not marker.exists()
+        torch.load(tmp_path / "weights.pt", weights_only=False)
+        assert marker.exists(), "the attack works where nothing stops it"
+
+    @pytest.mark.parametrize("target", COMMAND)
+    def test_a_config_that_calls(self, run, marker, target):
+        evil = {"_target_": target, "command": f"touch {marker}", "args": [["touch", str(marker)]]}
+        original = copy.deepcopy(checkpoint.read(newest(run)))
+        places = [("model",), ("condition",), ("degradation",), ("degradation", "schedule"), ("objective",),
+                  ("objective", "parameterization"), ("space",), ("prior",), ("model", "norm"),
+                  ("condition", "signals", "label"), ("condition", "signals", "label", "num_classes")]
+        for place in places:
+            def change(content, place=place):
+                content.update(copy.deepcopy(original))
+                node = content["config"]
+                for key in place[:-1]:
+                    node = node[key]
+                node[place[-1]] = evil
+
+            rewrite(run, change)
+            with pytest.raises(UserError):
+                load(run.folder)
+            assert not marker.exists(), place
+
+    @pytest.mark.parametrize("override", ["sampler._target_=os.system", "+sampler.command=x", "guidance._target_=os.system",
+                                          "guidance.cfg._target_=subprocess.Popen", "prior={_target_:os.system}",
+                                          "sampler.grid._target_=os.system", "sampler={_target_:diffusion.run.Run}",
+                                          "guidance={_target_:diffusion.run.Run,folder:x}",
+                                          "guidance={a:{_target_:diffusion.run.Run,folder:x}}", "guidance={a:b}",
+                                          "hydra.searchpath=[x]", "run=x", "sampler@hydra.launcher=ddim"])
+    def test_a_recipe_that_calls(self, run, override):
+        """In the checkpoint, for Python; in the run folder's config, for ``sample.py``."""
+        rewrite(run, lambda content: content["config"]["sampling"].append(override))
+        model = load(run.folder)
+        with pytest.raises(UserError):
+            model.recipe()
+        config = OmegaConf.load(run.folder / "config.yaml")
+        config.sampling.append(override)
+        OmegaConf.save(config, run.folder / "config.yaml")
+        with pytest.raises(UserError):
+            tasks.sample(compose("sample", with_defaults([f"run={run.folder}", "samples=0", "device=cpu"])))
+        assert not (run.folder / "samples").exists()
+
+    def test_data_that_calls(self, cold, tmp_path):
+        """Restoration builds the data set that the checkpoint names."""
+        run = Run(Path(shutil.copytree(cold.folder, tmp_path / "cold")))
+        for evil in ({"_target_": "os.system", "command": "x", "size": 16, "channels": 1},
+                     {"_target_": "diffusion.data.digits.Digits", "size": 16, "channels": 1,
+                      "flip": {"_target_": "diffusion.run.Run", "folder": "x"}}):
+            rewrite(run, lambda content, evil=evil: content["config"].update(data=evil))
+            with pytest.raises(UserError):
+                tasks.sample(compose("sample", with_defaults([f"run={run.folder}", "samples=0", "device=cpu"])))
+
+    def test_a_trusted_package_is_let_in(self, run, hot, tmp_path, monkeypatch):
+        """By name, and no further than classes of the right role."""
+        package = tmp_path / "guest_package"
+        package.mkdir()
+        (package / "__init__.py").write_text(
+            "from models.unet import UNet\n\nclass Net(UNet):\n    pass\n\ndef make(**arguments):\n    return UNet(1)\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        rewrite(run, lambda content: content["config"]["model"].update(_target_="guest_package.Net"))
+        with pytest.raises(UserError, match=r"allow=\[guest_package\]"):
+            load(run.folder)
+        guest = load(run.folder, allow=["guest_package"])
+        assert type(guest.weights.net).__name__ == "Net"
+        assert torch.equal(guest.sample(range(2)), load(hot.folder).sample(range(2)))
+        rewrite(run, lambda content: content["config"]["model"].update(_target_="guest_package.make"))
+        with pytest.raises(UserError, match="a class that"):
+            load(run.folder, allow=["guest_package"])
