@@ -1,5 +1,6 @@
 # make demo: set up, train, sample, restore, evaluate (about 5 minutes on two cores after the install)
-# make test: set up, run the tests
+# make test: set up, run the tests (about 4 minutes on two cores after the install)
+# make lint: style, types, import directions
 # TORCH_INDEX=URL takes torch from another index: the CPU-only wheels that pytorch.org/get-started names are 200 MB
 # in place of 5 GB
 
@@ -26,13 +27,12 @@ demo: setup
 	@$(BIN)/python scripts/demo.py
 
 test: setup
-	$(BIN)/ruff check .
-	$(BIN)/lint-imports
-	$(BIN)/pyright
 	$(BIN)/python -m pytest
 
 lint: setup
-	$(BIN)/ruff check --fix .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
 
 clean:
 	rm -rf $(VENV) runs/demo

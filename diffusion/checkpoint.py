@@ -9,7 +9,6 @@ import hashlib
 import io
 import logging
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,9 @@ def read(path: Path) -> dict[str, Any]:
                         "remove it: an earlier checkpoint is used")
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}", "tensors and plain types only",
+    except Exception as error:  # bytes that are no checkpoint fail in many ways
+        reason = [*str(error).splitlines(), type(error).__name__][0]
+        raise UserError(f"{path} cannot be read: {reason}", "tensors and plain types only",
                         "use a checkpoint that train.py wrote") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of format {FORMAT}", "a file written by this version of train.py",

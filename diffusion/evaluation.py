@@ -30,7 +30,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     config = dict(model.config["data"])
     if cfg.data.root:
         config["root"] = cfg.data.root
-    data: Data = construct(config, packages=packages, role=Data)
+    data: Data = construct(config, packages=packages, role=Data, parts=(Data,))
     critic = None
     if data.classes:
         log.info("fitting the classifier that judges, if it is not there yet ...")

@@ -24,7 +24,7 @@ from diffusion.objective import Objective
 from diffusion.parameterization import Parameterization
 from diffusion.priors import Prior
 from diffusion.restorer import NetworkRestorer
-from diffusion.run import Run, sampling
+from diffusion.run import Run, on_top, sampling
 from diffusion.space import Space
 from diffusion.times import Times
 from diffusion.weighting import Weighting
@@ -67,7 +67,7 @@ class Recipe:
         sampler = construct(cfg["sampler"], packages=packages, role=Sampler, parts=PARTS)
         strange = [part for part in parts if not isinstance(part, Term | ConditionTransform | Finish)]
         if strange:
-            raise UserError(f"guidance: {strange[0]}", "mappings with a _target_ that is a guidance part", "guidance=cfg")
+            raise UserError(f"guidance: {strange[0]}", "mappings with a _target_, each a guidance part", "guidance=cfg")
         return cls(sampler, parts, prior, cfg["start"])
 
     @classmethod
@@ -135,7 +135,7 @@ class Model:
 
     def recipe(self, overrides: Sequence[str] = ()) -> Recipe:
         """The run's own way of sampling, with overrides of ``sample.py`` on top."""
-        return Recipe.compose([*self.config["sampling"], *overrides], self.packages)
+        return Recipe.compose(on_top(self.config["sampling"], overrides), self.packages)
 
     def guided(self, parts: Sequence[Any]) -> Restorer:
         """The restorer under these guidance parts."""

@@ -199,6 +199,14 @@ def write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def on_top(defaults: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """A run's ``sampling`` list with overrides on top: a chosen group, such as ``sampler=ddpm``, drops all that the run
+    says about it (``sampler=ddim``, ``sampler.num_steps=50``, ``sampler/grid=uniform``)."""
+    chosen = {override.split("=")[0] for override in overrides if "=" in override}
+    kept = [d for d in defaults if d.split("=")[0].split(".")[0].split("/")[0] not in chosen]
+    return [*kept, *overrides]
+
+
 def with_defaults(arguments: list[str]) -> list[str]:
     """Arguments of ``sample.py`` or ``evaluate.py`` with the run's own ``sampling`` list before them.
 
@@ -211,6 +219,4 @@ def with_defaults(arguments: list[str]) -> list[str]:
     folder = next((a[4:] for a in arguments if a.startswith("run=")), None)
     if folder is None or "--help" in arguments or "," in folder:
         return arguments
-    chosen = {a.split("=")[0] for a in arguments if "=" in a}
-    defaults = [d for d in sampling(Run.open(folder).config["sampling"]) if d.split("=")[0].split(".")[0] not in chosen]
-    return [*defaults, *arguments]
+    return on_top(sampling(Run.open(folder).config["sampling"]), arguments)

@@ -38,7 +38,8 @@ def sample(cfg: DictConfig) -> Path:
         images = model.sample(indices, seed=cfg.seed, label=cfg.label, recipe=recipe, batch=cfg.batch, callbacks=[bar])
         bar.close()
         save_each(images, folder, [f"{i:06d}" for i in indices])
-        save_grid(images, folder / "grid.png")
+        classes = model.num_classes if cfg.label is None else None
+        save_grid(images, folder / "grid.png", columns=classes if len(images) > (classes or 0) else None)
     write(folder / "manifest.json", json.dumps(plain(cfg), indent=2))
     log.info("pictures: %s", folder)
     return folder
@@ -119,7 +120,7 @@ def held_out(model: Model, cfg: DictConfig, packages: Sequence[str]) -> ImageSet
         return data.split("train")
     if cfg.data.root:
         config["root"] = cfg.data.root
-    return construct(config, packages=packages, role=Data).split("test")
+    return construct(config, packages=packages, role=Data, parts=(Data,)).split("test")
 
 
 def parse(samples: Any) -> Sequence[int]:

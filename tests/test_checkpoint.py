@@ -11,8 +11,9 @@ import torch
 from helpers import DIGITS, train
 from omegaconf import OmegaConf
 
-from configs import UserError, compose
+from configs import UserError, compose, registry
 from diffusion import checkpoint, load, tasks
+from diffusion.model import Model
 from diffusion.run import Run, with_defaults
 
 
@@ -90,8 +91,8 @@ class TestFiles:
         path = checkpoint.save(tmp_path, 3, {"raw": {"w": torch.ones(1)}})
         assert list(tmp_path.iterdir()) == [path]
 
-    @pytest.mark.parametrize(("keep", "milestones", "left"), [(2, [], [4, 5]), (1, [2], [2, 5]), (0, [], [1, 2, 3, 4, 5]),
-                                                             (9, [], [1, 2, 3, 4, 5])])
+    @pytest.mark.parametrize(("keep", "milestones", "left"), [(2, [], [4, 5]), (1, [2], [2, 5]),
+                                                             (0, [], [1, 2, 3, 4, 5]), (9, [], [1, 2, 3, 4, 5])])
     def test_retention(self, tmp_path, keep, milestones, left):
         for step in range(1, 6):
             checkpoint.save(tmp_path, step, {})
@@ -191,26 +192,31 @@ class TestStrangers:
         assert marker.exists(), "the attack works where nothing stops it"
 
     @pytest.mark.parametrize("target", COMMAND)
-    def test_a_config_that_calls(self, run, marker, target):
+    def test_a_config_that_calls(self, hot, marker, target):
         evil = {"_target_": target, "command": f"touch {marker}", "args": [["touch", str(marker)]]}
-        original = copy.deepcopy(checkpoint.read(newest(run)))
+        original = checkpoint.read(newest(hot))["config"]
         places = [("model",), ("condition",), ("degradation",), ("degradation", "schedule"), ("objective",),
                   ("objective", "parameterization"), ("space",), ("prior",), ("model", "norm"),
                   ("condition", "signals", "label"), ("condition", "signals", "label", "num_classes")]
         for place in places:
-            def change(content, place=place):
-                content.update(copy.deepcopy(original))
-                node = content["config"]
-                for key in place[:-1]:
-                    node = node[key]
-                node[place[-1]] = evil
-
-            rewrite(run, change)
-            with pytest.raises(UserError):
-                load(run.folder)
+            config = copy.deepcopy(original)
+            node = config
+            for key in place[:-1]:
+                node = node[key]
+            node[place[-1]] = evil
+            with pytest.raises(UserError, match="_target_"):
+                Model(config, registry.trusted())
             assert not marker.exists(), place
 
-    @pytest.mark.parametrize("override", ["sampler._target_=os.system", "+sampler.command=x", "guidance._target_=os.system",
+    def test_a_file_that_calls(self, run, marker):
+        evil = {"_target_": "os.system", "command": f"touch {marker}"}
+        rewrite(run, lambda content: content["config"].update(model=evil))
+        with pytest.raises(UserError, match=r"_target_: os\.system"):
+            load(run.folder)
+        assert not marker.exists()
+
+    @pytest.mark.parametrize("override", ["sampler._target_=os.system", "+sampler.command=x",
+                                          "guidance._target_=os.system",
                                           "guidance.cfg._target_=subprocess.Popen", "prior={_target_:os.system}",
                                           "sampler.grid._target_=os.system", "sampler={_target_:diffusion.run.Run}",
                                           "guidance={_target_:diffusion.run.Run,folder:x}",
@@ -244,7 +250,8 @@ class TestStrangers:
         package = tmp_path / "guest_package"
         package.mkdir()
         (package / "__init__.py").write_text(
-            "from models.unet import UNet\n\nclass Net(UNet):\n    pass\n\ndef make(**arguments):\n    return UNet(1)\n")
+            "from models.unet import UNet\n\nclass Net(UNet):\n    pass\n\n"
+            "def make(**arguments):\n    return UNet(1)\n")
         monkeypatch.syspath_prepend(tmp_path)
         rewrite(run, lambda content: content["config"]["model"].update(_target_="guest_package.Net"))
         with pytest.raises(UserError, match=r"allow=\[guest_package\]"):

@@ -1,6 +1,7 @@
 """Methods that are not part of Thaw, each in a few lines on public names: the seams hold."""
 
 import copy
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ import samplers
 from degradations.base import Degradation, Estimate, State
 from degradations.randomness import Streams
 from degradations.shapes import like
-from diffusion.parameterization import V, X0
+from diffusion.parameterization import X0, V
 from diffusion.restorer import NetworkRestorer
 from models.attention import attend, chain
 from models.conditioning import Context
@@ -51,7 +52,8 @@ def normal(*shape, seed=3):
 def run(restorer, degradation, x, ctx=None, name="ddim", steps=4, **arguments):
     sampler = samplers.build(name, num_steps=steps) if isinstance(name, str) else name
     state = state_of(degradation, x.shape)
-    return sampler.sample(restorer, degradation, x, state, ctx or Context(), Streams(0, tuple(range(len(x)))), **arguments)
+    streams = Streams(0, tuple(range(len(x))))
+    return sampler.sample(restorer, degradation, x, state, ctx or Context(), streams, **arguments)
 
 
 # Attention hooks
@@ -125,8 +127,9 @@ def test_prompt_to_prompt_rows_see_each_other(net, gaussian, x):
     plain, shared = run(restorer, gaussian, x, ctx), run(Shared(restorer), gaussian, x, ctx)
     torch.testing.assert_close(shared[0], plain[0], atol=1e-5, rtol=1e-5)
     assert (shared[1:] - plain[1:]).abs().amax(dim=(1, 2, 3)).min() > 1e-3
-    twin = run(Shared(restorer), gaussian, x[:1].expand(SHAPE), context([1, 1, 1]))
-    torch.testing.assert_close(twin, run(restorer, gaussian, x[:1].expand(SHAPE), context([1, 1, 1])), atol=1e-5, rtol=1e-5)
+    twins, ctx = x[:1].expand(SHAPE), context([1, 1, 1])
+    torch.testing.assert_close(run(Shared(restorer), gaussian, twins, ctx), run(restorer, gaussian, twins, ctx),
+                               atol=1e-5, rtol=1e-5)
 
 
 # The three parts of the network
@@ -321,7 +324,7 @@ def test_ddim_inversion_comes_back(gaussian):
     oracle, x0 = AnalyticGaussian(0.2, 0.3, gaussian), normal(*SHAPE, seed=8).tanh()
 
     def walk(x, times):
-        for t, s in zip(times, times[1:]):
+        for t, s in itertools.pairwise(times):
             here, there = (torch.full((B,), u) for u in (t, s))
             estimate = oracle(x, here, Context(), state=State(z=torch.zeros_like(x)), step=None)
             x = gaussian.forward(estimate.x0, there, gaussian.infer(x, estimate.x0, here, estimate.state))

@@ -1,8 +1,8 @@
 """Images for training and evaluation: whole data sets, decoded once and held in memory as uint8.
 
-A data set (`Digits`, `MNIST`, `Folder`, or anyone's `Data`) gives two fixed splits of type `ImageSet`. `Batches` walks
-over one of them in an order that depends on nothing but the seed and the position. Pixels become floats in
-`diffusion.data.pixels` and nowhere else.
+A data set (``Digits``, ``MNIST``, ``Folder``, or anyone's ``Data``) gives two fixed splits of type ``ImageSet``.
+``Batches`` walks over one of them in an order that depends on nothing but the seed and the position. Pixels become
+floats in ``diffusion.data.pixels`` and nowhere else.
 
 The names are imported on first use, so that importing this package costs nothing.
 """

@@ -18,8 +18,8 @@ LITTER = ("__MACOSX", "Thumbs.db")
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """A file that by its name is an image: its path inside the archive (with `/`), its size in bytes, and a stamp that
-    changes with its content (the modification time in a folder, the CRC in a zip)."""
+    """A file that by its name is an image: its path inside the archive (with ``/``), its size in bytes, and a stamp
+    that changes with its content (the modification time in a folder, the CRC in a zip)."""
 
     name: str
     bytes: int
@@ -95,10 +95,9 @@ class _Zip:
 
 @contextmanager
 def opened(root: Path) -> Iterator[Archive]:
-    """The folder or zip file at `root`, read in place; a zip is closed when the context ends.
+    """The folder or zip file at ``root``, read in place; a zip is closed when the context ends.
 
-    Raises:
-        UserError: it is neither (as `check_root`), or the zip is damaged.
+    :raises UserError: it is neither (as ``check_root``), or the zip is damaged
     """
     check_root(root)
     if root.is_dir():
@@ -115,7 +114,7 @@ def opened(root: Path) -> Iterator[Archive]:
 
 
 def check_root(root: Path) -> None:
-    """Raises a `UserError` unless `root` is a folder or a zip file; for a missing path it names the nearest one."""
+    """Raises a ``UserError`` unless ``root`` is a folder or a zip file; for a missing path it names the nearest one."""
     wanted = "a folder or a .zip file of images"
     if not root.exists():
         raise UserError(f"there is nothing at {root}", wanted, f"data.root={_nearest(root) or '/path/to/images'}")

@@ -21,10 +21,9 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 class ImageSet:
     """One split, decoded and in memory.
 
-    Attributes:
-        images: pixels, uint8 in 0..255.
-        labels: int64 class of each image, or None when the images have no classes.
-        names: the class names, indexed by label, or None.
+    :ivar images: pixels, uint8 in 0..255
+    :ivar labels: int64 class of each image, or None when the images have no classes
+    :ivar names: the class names, indexed by label, or None
     """
 
     images: UInt8[Tensor, "n c h w"]
@@ -35,14 +34,14 @@ class ImageSet:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> "ImageSet":
-        """The same set with its tensors on `device`, from where `batch` then serves without any copying."""
+        """The same set with its tensors on ``device``, from where ``batch`` then serves without any copying."""
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, images=self.images.to(device), labels=labels)
 
     def batch(
         self, indices: Int[np.ndarray, " b"] | Int[Tensor, " b"]
     ) -> tuple[UInt8[Tensor, "b c h w"], Int[Tensor, " b"] | None]:
-        """The images at `indices`, and their labels if there are any, on the device of the set."""
+        """The images at ``indices``, and their labels if there are any, on the device of the set."""
         rows = torch.as_tensor(indices, device=self.images.device)
         labels = None if self.labels is None else self.labels.index_select(0, rows)
         # On the CPU, choosing rows of a matrix is forty times faster than choosing rows of four axes.
@@ -53,16 +52,13 @@ class ImageSet:
 class Data(ABC):
     """A data set: square images of one size, in a training and a test split that never change.
 
-    A subclass loads a split in `load`, once. Classes are known by `class_names`.
+    A subclass loads a split in ``load``, once. Classes are known by ``class_names``.
 
-    Args:
-        size: height and width of the images, in pixels.
-        channels: 1 (grey) or 3 (RGB).
-        flip: whether training may mirror these images left to right. The images of a split are never mirrored;
-            this is for the one who draws batches.
-
-    Raises:
-        UserError: a size below 1, or another number of channels.
+    :param size: height and width of the images, in pixels
+    :param channels: 1 (grey) or 3 (RGB)
+    :param flip: whether training may mirror these images left to right. The images of a split are never mirrored; this
+        is for the one who draws batches
+    :raises UserError: a size below 1, or another number of channels
     """
 
     def __init__(self, size: int, channels: int, flip: bool):
@@ -88,10 +84,9 @@ class Data(ABC):
         """Reads a split, which may be empty. Called once for each."""
 
     def split(self, name: str) -> ImageSet:
-        """The split `name`, on the CPU; read at the first call and kept.
+        """The split ``name``, on the CPU; read at the first call and kept.
 
-        Raises:
-            UserError: there is no such split, or it has no images.
+        :raises UserError: there is no such split, or it has no images
         """
         if name not in SPLITS:
             raise UserError(f"the split {name!r}", "one of " + ", ".join(SPLITS), "name one of these")
@@ -124,6 +119,6 @@ class Data(ABC):
 def labelled(
     pixels: UInt8[np.ndarray, "n h w"], labels: Int[np.ndarray, " n"], channels: int, names: list[str]
 ) -> ImageSet:
-    """Grey images and their classes as an `ImageSet`, the grey repeated over `channels`."""
+    """Grey images and their classes as an ``ImageSet``, the grey repeated over ``channels``."""
     images = torch.from_numpy(pixels)[:, None].expand(-1, channels, -1, -1).contiguous()
     return ImageSet(images, torch.from_numpy(labels.astype(np.int64)), names)

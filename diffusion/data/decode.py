@@ -14,10 +14,9 @@ DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 def resampling(name: str) -> Image.Resampling:
-    """Pillow's filter of that name; all of them but `nearest` antialias when they shrink.
+    """Pillow's filter of that name; all of them but ``nearest`` antialias when they shrink.
 
-    Raises:
-        UserError: there is no such filter.
+    :raises UserError: there is no such filter
     """
     known = {filter.name.lower(): filter for filter in Image.Resampling}
     if name not in known:
@@ -27,16 +26,15 @@ def resampling(name: str) -> Image.Resampling:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Turns the bytes of an image file into `(channels, size, size)` pixels.
+    """Turns the bytes of an image file into ``(channels, size, size)`` pixels.
 
-    The photo is set upright by its EXIF tag, brought to 8 bits (see `eight_bit`), cropped to its central square
-    (see `central_square`) and resized. Of an animation the first frame counts.
+    The photo is set upright by its EXIF tag, brought to 8 bits (see ``eight_bit``), cropped to its central square
+    (see ``central_square``) and resized. Of an animation the first frame counts.
 
-    Attributes:
-        size: height and width of the result, in pixels.
-        channels: 1 (grey) or 3 (RGB).
-        crop: side of the square, as a share of the width.
-        resample: the name of Pillow's filter.
+    :ivar size: height and width of the result, in pixels
+    :ivar channels: 1 (grey) or 3 (RGB)
+    :ivar crop: side of the square, as a share of the width
+    :ivar resample: the name of Pillow's filter
     """
 
     size: int
@@ -47,9 +45,8 @@ class Decoder:
     def __call__(self, file: bytes) -> tuple[UInt8[np.ndarray, "c h w"], tuple[int, int]]:
         """The pixels, and the width and height that the image had, upright.
 
-        Raises:
-            Exception: of any type that Pillow's readers come up with, when the file is broken or is no image.
-            ValueError: the pixels are floats or 32-bit integers, for which no range is agreed on.
+        :raises Exception: of any type that Pillow's readers come up with, when the file is broken or is no image
+        :raises ValueError: the pixels are floats or 32-bit integers, for which no range is agreed on
         """
         with Image.open(BytesIO(file)) as opened:
             ImageOps.exif_transpose(opened, in_place=True)
@@ -60,7 +57,7 @@ class Decoder:
 
 
 def central_square(width: int, height: int, crop: float) -> tuple[int, int, int, int]:
-    """(left, upper, right, lower) of the central square whose side is the share `crop` of the width.
+    """(left, upper, right, lower) of the central square whose side is the share ``crop`` of the width.
 
     The side never exceeds the shorter side of the image. It goes by the width because published crops of portraits
     do: 140 of the 178 pixels of CelebA, whatever the scale of the copy.
@@ -71,12 +68,11 @@ def central_square(width: int, height: int, crop: float) -> tuple[int, int, int,
 
 
 def eight_bit(image: Image.Image, channels: int) -> Image.Image:
-    """The image in mode L (`channels` 1) or RGB (`channels` 3).
+    """The image in mode L (``channels`` 1) or RGB (``channels`` 3).
 
     Transparent pixels are laid over white, 16-bit grey is scaled to 8 bits, and grey is the ITU-R 601 luma.
 
-    Raises:
-        ValueError: floats or 32-bit integers.
+    :raises ValueError: floats or 32-bit integers
     """
     if image.mode in DEEP_GREY:
         deep = np.asarray(image).astype(np.int64)
@@ -94,7 +90,7 @@ def eight_bit(image: Image.Image, channels: int) -> Image.Image:
 def resized(
     pixels: UInt8[np.ndarray, "n h w"], size: int, resample: Image.Resampling
 ) -> UInt8[np.ndarray, "n size size"]:
-    """Grey images brought to `size` by Pillow, whose integer arithmetic gives the same bytes on every machine."""
+    """Grey images brought to ``size`` by Pillow, whose integer arithmetic gives the same bytes on every machine."""
     if pixels.shape[1:] == (size, size):
         return pixels
     resized = np.empty((len(pixels), size, size), np.uint8)

@@ -11,14 +11,13 @@ HELD_OUT_EVERY = 6
 
 
 class Digits(Data):
-    """1,797 handwritten digits of 8x8 pixels and 17 grey levels, scaled to uint8 and enlarged (bicubic) to `size`.
+    """1,797 handwritten digits of 8x8 pixels and 17 grey levels, scaled to uint8 and enlarged (bicubic) to ``size``.
 
     Every sixth image of each class is held out for the test split, in the order of the set: 1,501 train, 296 test.
 
-    Args:
-        size: height and width, in pixels.
-        channels: 1, or 3 for the grey repeated.
-        flip: whether training may mirror the images; a mirrored digit is no digit.
+    :param size: height and width, in pixels
+    :param channels: 1, or 3 for the grey repeated
+    :param flip: whether training may mirror the images; a mirrored digit is no digit
     """
 
     def __init__(self, size: int = 16, channels: int = 1, flip: bool = False):

@@ -19,28 +19,25 @@ logger = logging.getLogger(__name__)
 
 
 class Folder(Data):
-    """The images of a folder, with all that is inside it, or of a `.zip` file, which is read in place.
+    """The images of a folder, with all that is inside it, or of a ``.zip`` file, which is read in place.
 
     Files are taken in the order of their names. Classes and the held-out images follow from the names alone:
-    `diffusion.data.layout.layout` has the rules. Each image is set upright, brought to 8 bits (transparent parts over
+    ``diffusion.data.layout.layout`` has the rules. Each image is set upright, brought to 8 bits (transparent parts over
     white, 16-bit grey scaled), cropped to its central square and resized. Files that cannot be read are left out with
     a warning. The decoded pixels are kept in a cache until a file changes.
 
-    Args:
-        root: the folder or zip file.
-        size: height and width, in pixels.
-        channels: 1 (grey) or 3 (RGB).
-        crop: side of the central square as a share of the image's width, in (0, 1]; never more than the shorter side.
-        held_out: share of each class for the test split, in [0, 1), unless there are folders `train` and `test`.
-        resample: Pillow's filter for the resizing.
-        labels: "auto" takes the first folder as the class if there are two or more, True insists on classes, False
-            ignores the folders.
-        cache: the folder to keep decoded pixels in; None for `thaw` in the user's cache folder, False for no cache.
-        flip: whether training may mirror the images.
-
-    Raises:
-        UserError: `root` is not there, or an argument is out of range; at the first use of the content, no image in it
-            can be read.
+    :param root: the folder or zip file
+    :param size: height and width, in pixels
+    :param channels: 1 (grey) or 3 (RGB)
+    :param crop: side of the central square as a share of the image's width, in (0, 1]; never more than the shorter side
+    :param held_out: share of each class for the test split, in [0, 1), unless there are folders ``train`` and ``test``
+    :param resample: Pillow's filter for the resizing
+    :param labels: "auto" takes the first folder as the class if there are two or more, True insists on classes, False
+        ignores the folders
+    :param cache: the folder to keep decoded pixels in; None for ``thaw`` in the user's cache folder, False for no cache
+    :param flip: whether training may mirror the images
+    :raises UserError: ``root`` is not there, or an argument is out of range; at the first use of the content, no image
+        in it can be read
     """
 
     def __init__(
@@ -88,7 +85,7 @@ class Folder(Data):
         return self.layout.names
 
     def files(self, name: Split) -> list[str]:
-        """The path inside `root` of each image of a split, in its order."""
+        """The path inside ``root`` of each image of a split, in its order."""
         return [self.index.names[row] for row in self._rows(name)]
 
     def load(self, name: Split) -> ImageSet:

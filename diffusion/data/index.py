@@ -32,12 +32,11 @@ NAMES_SHOWN = 10
 class Index:
     """The readable images of an archive, in the order of their names.
 
-    Attributes:
-        key: a hash of where the archive is, what its files are, and how they are decoded.
-        names: paths inside the archive, sorted.
-        sizes: width and height of each image, upright, before cropping.
-        broken: why a file was left out, by name.
-        pixels: the decoded images; a read-only map of the cache file where there is one.
+    :ivar key: a hash of where the archive is, what its files are, and how they are decoded
+    :ivar names: paths inside the archive, sorted
+    :ivar sizes: width and height of each image, upright, before cropping
+    :ivar broken: why a file was left out, by name
+    :ivar pixels: the decoded images; a read-only map of the cache file where there is one
     """
 
     key: str
@@ -48,18 +47,17 @@ class Index:
 
 
 def default_cache() -> Path:
-    """`thaw` in the user's cache folder."""
+    """``thaw`` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thaw"
 
 
 def index(root: Path, decoder: Decoder, cache: Path | None) -> Index:
-    """Indexes the folder or zip at `root`, or takes the index from the folder `cache` if nothing has changed since.
+    """Indexes the folder or zip at ``root``, or takes the index from the folder ``cache`` if nothing has changed since.
 
     Files that cannot be decoded are left out, with a warning. A damaged cache is rebuilt; one that cannot be written
     is done without, with a warning.
 
-    Raises:
-        UserError: there is no folder or zip, or not one readable image in it.
+    :raises UserError: there is no folder or zip, or not one readable image in it
     """
     with opened(root) as archive:
         entries = archive.entries()

@@ -9,18 +9,17 @@ from jaxtyping import Int
 from configs.errors import UserError
 
 Labels = bool | str
-"""True, False or "auto"; see `layout`."""
+"""True, False or "auto"; see ``layout``."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """How a list of images is divided.
 
-    Attributes:
-        train: positions in the list of the images to train on, ascending.
-        test: those held out.
-        labels: the class of each image of the list, or None.
-        names: the class names, sorted, or None.
+    :ivar train: positions in the list of the images to train on, ascending
+    :ivar test: those held out
+    :ivar labels: the class of each image of the list, or None
+    :ivar names: the class names, sorted, or None
     """
 
     train: Int[np.ndarray, " n_train"]
@@ -30,22 +29,19 @@ class Layout:
 
 
 def layout(files: Sequence[str], labels: Labels, held_out: float) -> Layout:
-    """Divides sorted paths (with `/`) into splits and classes.
+    """Divides sorted paths (with ``/``) into splits and classes.
 
-    Folders that all images have in common are looked through. If the first folders are then exactly `train` and `test`,
-    they are the splits. Else the last `held_out` share of each class is for testing, at least one image and never
-    all (a class with a single image only trains), so that a class keeps its split when another one grows.
+    Folders that all images have in common are looked through. If the first folders are then exactly ``train`` and
+    ``test``, they are the splits. Else the last ``held_out`` share of each class is for testing, at least one image and
+    never all (a class with a single image only trains), so that a class keeps its split when another one grows.
 
-    The class is the first folder (inside `train` and `test`, where they are the splits), if there are at least two.
+    The class is the first folder (inside ``train`` and ``test``, where they are the splits), if there are at least two.
     Without classes the whole list counts as one class for the held-out rule.
 
-    Args:
-        files: sorted relative paths.
-        labels: "auto" reads classes where there are any, True insists, False ignores the folders.
-        held_out: share of each class, in [0, 1).
-
-    Raises:
-        UserError: `labels` is True and there are no two folders, or images lie beside the class folders.
+    :param files: sorted relative paths
+    :param labels: "auto" reads classes where there are any, True insists, False ignores the folders
+    :param held_out: share of each class, in [0, 1)
+    :raises UserError: ``labels`` is True and there are no two folders, or images lie beside the class folders
     """
     paths = _inside([file.split("/") for file in files])
     official = {path[0] for path in paths if len(path) > 1} == {"train", "test"} and min(map(len, paths)) > 1

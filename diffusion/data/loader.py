@@ -19,7 +19,8 @@ from diffusion.data.base import ImageSet
 
 
 def order(seed: int, positions: Int64[np.ndarray, " b"], n: int) -> Int64[np.ndarray, " b"]:
-    """The index, below `n`, of the image at each position; each run of `n` positions is an epoch, and a permutation."""
+    """The index, below ``n``, of the image at each position; each run of ``n`` positions is an epoch, and a
+    permutation."""
     epochs, places = np.divmod(positions, n)
     indices = np.empty(len(positions), np.int64)
     for epoch in np.unique(epochs):
@@ -55,14 +56,13 @@ def _key(*words: int | str) -> bytes:
 class Batch:
     """The share of one process in one accumulation part of the global batch of an optimizer step.
 
-    Attributes:
-        images: uint8 pixels, on the device of the image set.
-        labels: the class of each image, or None.
-        positions: the position of each image in the order of training.
-        rows: which rows of the global batch these are.
-        total: the size of the global batch.
-        step: the optimizer step, from 0.
-        part: the accumulation part within the step, from 0.
+    :ivar images: uint8 pixels, on the device of the image set
+    :ivar labels: the class of each image, or None
+    :ivar positions: the position of each image in the order of training
+    :ivar rows: which rows of the global batch these are
+    :ivar total: the size of the global batch
+    :ivar step: the optimizer step, from 0
+    :ivar part: the accumulation part within the step, from 0
     """
 
     images: UInt8[Tensor, "b c h w"]
@@ -77,22 +77,20 @@ class Batch:
 class Batches:
     """An endless iterable over the batches of one process, which starts anew each time it is iterated.
 
-    The global batch of optimizer step g covers the positions from g * batch to (g + 1) * batch. It is cut into `parts`
-    accumulation parts, and each part into contiguous rows, one range for each rank. A batch may be larger than the set.
+    The global batch of optimizer step g covers the positions from g * batch to (g + 1) * batch. It is cut into
+    ``parts`` accumulation parts, and each part into contiguous rows, one range for each rank. A batch may be larger
+    than the set.
 
-    Args:
-        images: the set to draw from; batches live on its device.
-        seed: decides the order and the mirroring.
-        batch: size of the global batch, over all ranks and parts.
-        flip: mirror half of the images left to right.
-        start: the optimizer step to begin with.
-        rank: which of the processes this is, from 0.
-        world: how many processes there are.
-        parts: accumulation parts of an optimizer step.
-
-    Raises:
-        UserError: `batch` is not a positive multiple of `world * parts`.
-        ValueError: `rank` or `start` is out of range, or the set is empty.
+    :param images: the set to draw from; batches live on its device
+    :param seed: decides the order and the mirroring
+    :param batch: size of the global batch, over all ranks and parts
+    :param flip: mirror half of the images left to right
+    :param start: the optimizer step to begin with
+    :param rank: which of the processes this is, from 0
+    :param world: how many processes there are
+    :param parts: accumulation parts of an optimizer step
+    :raises UserError: ``batch`` is not a positive multiple of ``world * parts``
+    :raises ValueError: ``rank`` or ``start`` is out of range, or the set is empty
     """
 
     def __init__(

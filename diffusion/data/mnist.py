@@ -10,18 +10,15 @@ from diffusion.data.decode import resampling, resized
 
 
 class MNIST(Data):
-    """MNIST with its official split, 60,000 train and 10,000 test, resized from 28x28 to `size`.
+    """MNIST with its official split, 60,000 train and 10,000 test, resized from 28x28 to ``size``.
 
-    Args:
-        root: the folder with `MNIST/raw` inside, or that `MNIST` folder itself.
-        size: height and width, in pixels.
-        channels: 1, or 3 for the grey repeated.
-        resample: Pillow's filter for the resizing.
-        download: fetch the files into `root` when they are not there.
-        flip: whether training may mirror the images; a mirrored digit is no digit.
-
-    Raises:
-        UserError: the files are missing or damaged (at the first `split`), or an argument is out of range.
+    :param root: the folder with ``MNIST/raw`` inside, or that ``MNIST`` folder itself
+    :param size: height and width, in pixels
+    :param channels: 1, or 3 for the grey repeated
+    :param resample: Pillow's filter for the resizing
+    :param download: fetch the files into ``root`` when they are not there
+    :param flip: whether training may mirror the images; a mirrored digit is no digit
+    :raises UserError: the files are missing or damaged (at the first ``split``), or an argument is out of range
     """
 
     def __init__(

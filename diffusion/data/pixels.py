@@ -11,5 +11,5 @@ def to_float(pixels: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def to_uint8(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """Float in [-1, 1] to uint8, rounded to the nearest; what lies outside is clipped. Undoes `to_float` exactly."""
+    """Float in [-1, 1] to uint8, rounded to the nearest; what lies outside is clipped. Undoes ``to_float`` exactly."""
     return ((images.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)

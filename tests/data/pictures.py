@@ -14,7 +14,7 @@ def picture(seed: int, width: int = 12, height: int = 12) -> Image.Image:
 
 
 def fill(root: Path, files: dict[str, int]) -> Path:
-    """Writes `picture(seed)` as a PNG for each name."""
+    """Writes ``picture(seed)`` as a PNG for each name."""
     for name, seed in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         picture(seed).save(root / name, format="PNG")
@@ -22,7 +22,7 @@ def fill(root: Path, files: dict[str, int]) -> Path:
 
 
 def zipped(folder: Path, target: Path) -> Path:
-    """An archive of everything below `folder`."""
+    """An archive of everything below ``folder``."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as file:
         for path in sorted(folder.rglob("*"), reverse=True):
             file.write(path, path.relative_to(folder))

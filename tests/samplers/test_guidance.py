@@ -16,7 +16,7 @@ from degradations.affine import Affine
 from degradations.base import Degradation, Estimate
 from degradations.randomness import Streams
 from degradations.shapes import like
-from diffusion.parameterization import V, X0, Eps
+from diffusion.parameterization import X0, Eps, V
 from diffusion.restorer import NetworkRestorer
 from models.conditioning import Context
 from samplers.guidance import base as guidance
@@ -272,7 +272,8 @@ def test_an_unconditional_model_is_told_to_go_without(x, gaussian, restorer):
 
 @pytest.mark.parametrize("sampler", ["cold1", "cold2"])
 def test_cold_models_take_it_too(x, sampler):
-    """A constant answer c: Algorithm 1 ends on it, Algorithm 2 on ``x_T - D(c, 1) + c``; guided, c is ``u + w (g - u)``."""
+    """A constant answer c: Algorithm 1 ends on it, Algorithm 2 on ``x_T - D(c, 1) + c``; guided, c is
+    ``u + w (g - u)``."""
     blur, w = degradations.build("blur"), 3.0
     guided = Guided(Flat(blur), blur, [CFG(w)])
     state = state_of(blur, SHAPE)

@@ -1,0 +1,263 @@
+"""Every config composes, builds, trains and samples: files are found by walking ``configs/``, not listed here."""
+
+import struct
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import NANO, ROOT, train
+from omegaconf import OmegaConf
+from PIL import Image
+
+import configs
+import degradations
+import models
+import samplers
+import samplers.guidance
+from configs import UserError, compose, construct, registry
+from degradations.base import Degradation
+from degradations.randomness import BatchStream
+from diffusion import checkpoint
+from diffusion.fit import with_classes
+from diffusion.model import Model
+from diffusion.objective import Objective
+from diffusion.optimization import AdamW
+from diffusion.parameterization import Parameterization
+from diffusion.priors import Prior
+from diffusion.run import missing, plain
+from diffusion.space import Space
+from diffusion.times import Times
+from diffusion.weighting import Weighting
+from models.conditioning import ConditionEncoder
+from samplers.base import Sampler, fitting
+from samplers.grids import Grid
+
+FOLDER = Path(configs.__file__).parent
+FILES = sorted(path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.yaml"))
+OPTIONS = [(str(path.parent), path.name) for path in FILES if len(path.parts) > 1 and path.parts[0] not in (
+    "hydra", "experiment", "debug", "trainer")]
+EXPERIMENTS = registry.available("experiment")
+PARENT = {"degradation/kernels": ["degradation=blur"]}
+ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": object, "degradation/schedule": object,
+         "prior": Prior, "space": Space, "condition": ConditionEncoder, "model": torch.nn.Module,
+         "objective": Objective,
+         "objective/parameterization": Parameterization, "objective/times": Times, "objective/weighting": Weighting,
+         "optimizer": AdamW, "sampler": Sampler, "sampler/grid": Grid, "guidance": dict, "callbacks": dict,
+         "logger": dict}
+SMALL = [*NANO, "model.base=8", "model.emb_dim=32"]
+
+
+@pytest.fixture(scope="session")
+def roots(tmp_path_factory) -> dict[str, Path]:
+    """Small data of every kind, by the class that reads it."""
+    photos, mnist = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("mnist")
+    random = np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(random.integers(0, 256, (30, 24, 3), np.uint8)).save(photos / f"{i:02d}.png")
+    raw = mnist / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix, count in (("train", 12), ("t10k", 4)):
+        pixels = random.integers(0, 256, (count, 28, 28), np.uint8)
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + pixels.tobytes())
+        labels = np.arange(count, dtype=np.uint8) % 10
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels.tobytes())
+    return {"Folder": photos, "MNIST": mnist}
+
+
+def placed(overrides: list[str], roots: dict[str, Path]) -> list[str]:
+    """The overrides, with the place of the data that they name."""
+    reader = compose("train", overrides).data._target_.split(".")[-1]
+    return [*overrides, f"data.root={roots[reader]}"] if reader in roots else overrides
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS, ids=lambda v: v)
+def test_every_option_composes_and_builds(group, name, roots, tmp_path):
+    if group.split("/")[0] in ("sampler", "guidance"):
+        cfg = compose("sample", ["run=x", f"{group}={name}"])
+    else:
+        overrides = placed([*PARENT.get(group, []), f"{group}={name}"], roots)
+        cfg = OmegaConf.create(with_classes(plain(compose("train", overrides)), 10))
+    missing(cfg)
+    made = {"save_dir": str(tmp_path)} if group == "logger" and name != "csv" else {}
+    node = OmegaConf.select(cfg, group.replace("/", "."))
+    if made:
+        node = OmegaConf.merge(node, dict.fromkeys(node, made))
+    with torch.device("meta" if group == "model" else "cpu"):
+        built = construct(node or {})
+    assert isinstance(built, ROLES[group])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_trains(name, roots, tmp_path):
+    """Its own levels, schedule, objective and sampler, at nano width, on small data."""
+    overrides = placed([f"experiment={name}", *SMALL], roots)
+    size = compose("train", overrides).data.size
+    run = train(tmp_path, *overrides, f"data.size={min(size, 32)}", experiment=name)
+    assert list(checkpoint.found(run.checkpoints)) == [2, 3]
+    rows = run.metrics.read_text().splitlines()
+    assert rows[0].startswith("step,loss")
+    assert len(rows) == 4
+    assert sorted(path.name for path in run.pictures.iterdir()) == ["estimates-00000003.png", "samples-00000003.png"]
+    recorded = OmegaConf.load(run.folder / "config.yaml")
+    assert recorded.sampling == compose("train", overrides).sampling
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_says_how_to_run_it(name):
+    lines = (FOLDER / "experiment" / f"{name}.yaml").read_text().splitlines()
+    comments = [line for line in lines if line.startswith("#")]
+    assert lines[0] == "# @package _global_"
+    assert any(f"python train.py experiment={name}" in line for line in comments)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] != "hydra"], ids=str)
+def test_every_file_begins_with_what_it_is(path):
+    first, *rest = (FOLDER / path).with_suffix(".yaml").read_text().splitlines()
+    words = rest[0] if first.startswith("# @package") else first
+    assert words.startswith("# ")
+
+
+def variant(*overrides) -> Model:
+    cfg = compose("train", ["data=digits", *SMALL, *overrides])
+    return Model(with_classes(plain(cfg), 10))
+
+
+def one_step(model: Model) -> None:
+    """A gradient that is finite and reaches the network."""
+    x0 = torch.rand(4, *model.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    condition = {"label": torch.arange(4)} if model.num_classes else {}
+    loss = model.objective(model.restorer.output, model.weights.encoder, model.degradation, x0, condition,
+                           BatchStream(0, 0, slice(0, 4), 4))
+    assert loss.shape == (4,)
+    loss.mean().backward()
+    gradients = [p.grad for p in model.weights.net.parameters() if p.grad is not None]
+    assert all(g.isfinite().all() for g in gradients)
+    assert sum(g.abs().sum() for g in gradients) > 0
+
+
+HOT = list(product(registry.available("degradation/schedule"), registry.available("objective/parameterization"),
+                   registry.available("objective/times")))
+COLD = list(product(registry.available("degradation/kernels"), registry.available("objective/times")))
+
+
+@pytest.mark.parametrize(("schedule", "parameterization", "times"), HOT)
+def test_every_hot_variant_takes_a_step(schedule, parameterization, times):
+    choice = ["degradation=gaussian", f"degradation/schedule={schedule}",
+              f"objective/parameterization={parameterization}", f"objective/times={times}", "condition=label"]
+    if (schedule, parameterization) == ("zero_snr", "eps"):
+        with pytest.raises(UserError, match="parameterization=v"):
+            variant(*choice)
+    else:
+        one_step(variant(*choice))
+
+
+@pytest.mark.parametrize(("kernels", "times"), COLD)
+def test_every_cold_variant_takes_a_step(kernels, times):
+    one_step(variant("degradation=blur", f"degradation/kernels={kernels}", "objective=cold", f"objective/times={times}",
+                     "prior=degraded"))
+
+
+@pytest.mark.parametrize("overrides", [["degradation=blur", "objective=cold"],
+                                       ["degradation=blur", "prior=degraded", "objective=ddpm"]])
+def test_what_does_not_fit_is_refused(overrides):
+    with pytest.raises(UserError):
+        variant(*overrides)
+
+
+@pytest.mark.parametrize("degradation", degradations.available())
+def test_every_sampler_and_grid_samples(degradation):
+    affine = degradation == "gaussian"
+    rest = ["objective/parameterization=v"] if affine else ["objective=cold", "prior=degraded"]
+    model = variant(f"degradation={degradation}", *rest)
+    images = torch.rand(2, *model.image_shape)
+    names = fitting(model.degradation)
+    assert names
+    for name, grid in product(names, registry.available("sampler/grid")):
+        recipe = model.recipe([f"sampler={name}", f"sampler/grid={grid}", "sampler.num_steps=2"])
+        assert model.sample(range(2), recipe=recipe, images=None if affine else images).isfinite().all()
+
+
+class TestTheTwoWaysAgree:
+    """Python's ``build`` and the command line read the same files."""
+
+    @pytest.mark.parametrize("name", samplers.available())
+    def test_samplers(self, name):
+        assert registry.node("sampler", name) == compose("sample", ["run=x", f"sampler={name}"]).sampler
+        assert isinstance(samplers.build(name), Sampler)
+
+    @pytest.mark.parametrize("name", degradations.available())
+    def test_degradations(self, name):
+        assert registry.node("degradation", name) == compose("train", [f"degradation={name}"]).degradation
+        assert isinstance(degradations.build(name), Degradation)
+
+    @pytest.mark.parametrize("name", models.available())
+    def test_models(self, name):
+        assert registry.node("model", name) == compose("train", [f"model={name}"]).model
+
+    def test_nested_choices_and_values(self):
+        mine = registry.node("degradation", "gaussian", schedule="linear", **{"schedule.end": 0.01})
+        assert mine == compose("train", ["degradation/schedule=linear", "degradation.schedule.end=0.01"]).degradation
+
+    def test_the_lists_are_the_files(self):
+        for group in {group for group, _ in OPTIONS}:
+            assert registry.available(group) == sorted(name for g, name in OPTIONS if g == group)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(("group", "name"), [o for o in OPTIONS if len(o[1]) > 2], ids=lambda v: v)
+    def test_a_mistyped_name_is_answered_with_the_nearest(self, group, name):
+        with pytest.raises(UserError) as error:
+            registry.build(group, name[:-1] + "_")
+        assert error.value.fix.startswith(f"{group}=")
+        assert name in str(error.value)
+
+    @pytest.mark.parametrize("build", [lambda: samplers.build("ddim", num_stepz=3),
+                                       lambda: degradations.build("blur", **{"kernels.stdd": 1.0}),
+                                       lambda: models.build("tiny", bass=3),
+                                       lambda: samplers.guidance.build("cfg", **{"cfg.scal": 3})])
+    def test_a_mistyped_key_is_answered_with_the_keys(self, build):
+        with pytest.raises(UserError, match="one of"):
+            build()
+
+    @pytest.mark.parametrize("override", ["sampler=ddmi", "nonsense=1", "+sampler=ddim=x", "sampler.num_stepz=3"])
+    def test_overrides_that_cannot_be_composed(self, override):
+        with pytest.raises(UserError, match="cannot be composed"):
+            compose("sample", ["run=x", override])
+
+
+def test_the_top_level_configs_compose():
+    sample, evaluate = compose("sample", ["run=x"]), compose("evaluate", ["run=x"])
+    assert {"sampler", "guidance", "prior", "start", "seed", "weights", "step"} <= set(sample) & set(evaluate)
+    assert sample.sampler == evaluate.sampler
+    with pytest.raises(UserError, match="run"):
+        missing(compose("sample", []))
+
+
+def test_someone_elses_package_joins_by_an_entry_point(tmp_path, monkeypatch):
+    """Its YAML is listed, built from Python, composed for the commands, and its classes are trusted."""
+    package = tmp_path / "guest_samplers"
+    (package / "configs" / "sampler").mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "from samplers.cold import Algorithm1\n\nclass Guest(Algorithm1):\n    pass\n")
+    (package / "configs" / "__init__.py").write_text("")
+    (package / "configs" / "sampler" / "guest.yaml").write_text(
+        "# a guest\n_target_: guest_samplers.Guest\nnum_steps: 4\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "plugins", lambda: {"guest": "guest_samplers.configs"})
+    assert "guest" in samplers.available()
+    assert samplers.build("guest", num_steps=3).num_steps == 3
+    model = variant("degradation=blur", "objective=cold", "prior=degraded")
+    model.packages = registry.trusted()
+    assert type(model.recipe(["sampler=guest"]).sampler).__name__ == "Guest"
+    assert "guest" in fitting(model.degradation)
+
+
+def test_imports_go_downwards_only():
+    tool = Path(sys.executable).parent / "lint-imports"
+    result = subprocess.run([tool, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout
+    assert "1 kept, 0 broken" in result.stdout
