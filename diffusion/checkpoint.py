@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
 
 def found(folder: Path) -> dict[int, Path]:
     """The checkpoints of a folder by step, in order."""
-    return {int(path.name.split(".")[0][5:]): path for path in sorted(folder.glob("step-*.pt"))}
+    names = {path: re.fullmatch(r"step-(\d+)\.\w+\.pt", path.name) for path in sorted(folder.glob("step-*.pt"))}
+    return {int(name[1]): path for path, name in names.items() if name}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -69,17 +71,26 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def latest(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole, None if there is none; damaged ones are passed over with a warning."""
+    """The newest checkpoint that is whole, None if the folder has none; damaged ones are passed over with a warning.
+
+    :raises UserError: if all of them are damaged
+    """
+    problems = []
     for path in reversed(found(folder).values()):
         try:
             return read(path)
         except UserError as error:
             log.warning("%s", error)
+            problems.append(error)
+    if problems:
+        raise problems[0]
     return None
 
 
 def prune(folder: Path, keep: int, milestones: list[int]) -> None:
-    """Remove all but the newest ``keep`` checkpoints and those at the milestone steps."""
+    """Remove all but the newest ``keep`` checkpoints and those at the milestone steps, and what a crash left behind."""
+    for leftover in folder.glob("*.partial"):
+        leftover.unlink(missing_ok=True)
     files = found(folder)
     for step in list(files)[:-keep] if keep else []:
         if step not in milestones:

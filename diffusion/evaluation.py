@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from configs import UserError, construct, registry
+from configs import UserError, registry
 from diffusion.data.base import Data, ImageSet
 from diffusion.data.pixels import to_float
 from diffusion.metrics import judge
 from diffusion.metrics.distances import frechet, rmse_per_image, rmse_pooled
 from diffusion.model import Model, Recipe, load
 from diffusion.run import Run, plain, write
-from diffusion.sampling import restore
+from diffusion.sampling import data_of, restore
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +27,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     packages = (*registry.trusted(), *cfg.allow)
     model = load(cfg.run, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
     recipe = Recipe.build(cfg, packages)
-    config = dict(model.config["data"])
-    if cfg.data.root:
-        config["root"] = cfg.data.root
-    data: Data = construct(config, packages=packages, role=Data, parts=(Data,))
+    data = data_of(model, cfg.data.root, packages)
     critic = None
     if data.classes:
         log.info("fitting the classifier that judges, if it is not there yet ...")

@@ -158,7 +158,7 @@ class Model:
     def context(self, indices: Sequence[int], label: int | Sequence[int] | None = None) -> Context:
         """The encoded condition of these samples, its null as an alternate."""
         if self.num_classes is None and label is None:
-            return Context()
+            return self.weights.encoder.null(len(indices), self.device)
         condition: Condition = {"label": torch.tensor(self.labels(indices, label), device=self.device)}
         return self.weights.encoder.with_null(condition)
 
@@ -238,8 +238,6 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
         raise UserError(f"no checkpoint of step {step} in {folder.folder}",
                         f"one of {', '.join(map(str, files)) or 'none yet'}", "drop step=... for the newest")
     content = checkpoint.latest(folder.checkpoints) if step is None else checkpoint.read(files[step])
-    if content is None and files:
-        content = checkpoint.read(files[max(files)])  # says what is wrong with it
     if content is None:
         raise UserError(f"no checkpoint in {folder.folder} yet", "a run that has saved once",
                         "wait, or train on: callbacks.checkpoint.every=100")

@@ -16,8 +16,8 @@ SHAPES = {
 
 
 class AdamW:
-    """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101), linear warm-up, then decay to ``final * lr`` at the run's
-    last step. A longer ``max_steps`` stretches the decay.
+    """AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101), linear warm-up, then decay towards ``final * lr``, which
+    it would reach at step ``max_steps``. A longer ``max_steps`` stretches the decay.
 
     :param lr: learning rate after the warm-up
     :param warmup: steps from 0 to lr

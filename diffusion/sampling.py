@@ -112,15 +112,23 @@ def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *,
 
 def held_out(model: Model, cfg: DictConfig, packages: Sequence[str]) -> ImageSet:
     """The images to restore: those of ``input.root``, else the held-out ones of the run's data."""
-    config = dict(model.config["data"])
-    if cfg.input.root:
-        folder = registry.node("data", "folder", root=cfg.input.root, size=config["size"], channels=config["channels"],
-                               labels=False, held_out=0.0)
-        data: Data = construct(folder)
-        return data.split("train")
-    if cfg.data.root:
-        config["root"] = cfg.data.root
-    return construct(config, packages=packages, role=Data, parts=(Data,)).split("test")
+    if not cfg.input.root:
+        return data_of(model, cfg.data.root, packages).split("test")
+    config = model.config["data"]
+    folder: Data = construct(registry.node("data", "folder", root=cfg.input.root, size=config["size"],
+                                           channels=config["channels"], labels=False, held_out=0.0))
+    return folder.split("train")
+
+
+def data_of(model: Model, root: str | None, packages: Sequence[str]) -> Data:
+    """The data set of a run.
+
+    :param root: where it lies now; None is where it lay
+    :param packages: whose classes the run's config may name
+    """
+    # A stranger's config may say what to read, not what to write or to fetch.
+    config = {key: value for key, value in model.config["data"].items() if key not in ("cache", "download")}
+    return construct(config | ({"root": root} if root else {}), packages=packages, role=Data, parts=(Data,))
 
 
 def parse(samples: Any) -> Sequence[int]:

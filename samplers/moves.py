@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Degradation, Estimate, State
 from degradations.gaussian import Gaussian
@@ -68,6 +69,8 @@ class Refresh(Belief):
     requires = Gaussian
 
     def __init__(self, eta: float = 1.0, variance: str = "small"):
+        if variance not in ("small", "large"):
+            raise UserError(f"variance={variance}", "small or large", "sampler.variance=small")
         self.eta, self.large = eta, variance == "large"
 
     def __call__(self, estimate: Estimate, given: State, step: Step, degradation: Degradation) -> State:

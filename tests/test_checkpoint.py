@@ -54,7 +54,23 @@ class TestFiles:
         path.write_bytes(damage(path.read_bytes()))
         with pytest.raises(UserError, match="damaged"):
             checkpoint.read(path)
+
+    def test_damaged_ones_are_passed_over_unless_there_are_no_others(self, tmp_path):
         assert checkpoint.latest(tmp_path) is None
+        for step in (1, 2):
+            checkpoint.save(tmp_path, step, {})
+        checkpoint.found(tmp_path)[2].write_bytes(b"")
+        newest = checkpoint.latest(tmp_path)
+        assert newest is not None
+        assert newest["step"] == 1
+        checkpoint.found(tmp_path)[1].write_bytes(b"")
+        with pytest.raises(UserError, match="damaged"):
+            checkpoint.latest(tmp_path)
+
+    def test_foreign_files_do_not_count(self, tmp_path):
+        for name in ("step-best.pt", "step-00000001.pt.old", "weights.pt"):
+            (tmp_path / name).touch()
+        assert checkpoint.found(tmp_path) == {}
 
     @pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04" + bytes(100), os.urandom(1000), b"\x80\x02.",
                                       b"\x80\x02K\x05."], ids=["empty", "text", "zip", "noise", "pickle", "number"])

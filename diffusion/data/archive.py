@@ -47,9 +47,8 @@ class _Folder:
         try:
             return sorted(self._walk(self.root, "", ()))
         except OSError as error:
-            raise UserError(
-                f"{error.filename} cannot be listed ({error.strerror})", "a readable folder", "change its permissions"
-            ) from error
+            raise UserError(f"{error.filename} cannot be listed ({error.strerror})", "a readable folder",
+                            "change its permissions") from error
 
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
@@ -82,11 +81,8 @@ class _Zip:
     def entries(self) -> list[Entry]:
         images = {info.filename: info for info in self.file.infolist() if _is_image(info.filename)}
         if any(info.flag_bits & 1 for info in images.values()):
-            raise UserError(
-                f"{self.file.filename} is protected by a password",
-                "an archive that opens without one",
-                "unpack it, then data.root=/the/unpacked/folder",
-            )
+            raise UserError(f"{self.file.filename} is protected by a password", "an archive that opens without one",
+                            "unpack it, then data.root=/the/unpacked/folder")
         return sorted(Entry(name, info.file_size, info.CRC) for name, info in images.items())
 
     def read(self, name: str) -> bytes:
@@ -106,9 +102,8 @@ def opened(root: Path) -> Iterator[Archive]:
     try:
         file = zipfile.ZipFile(root)
     except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(
-            f"{root} cannot be read as a zip archive ({error})", "a sound archive", "copy or download it again"
-        ) from error
+        raise UserError(f"{root} cannot be read as a zip archive ({error})", "a sound archive",
+                        "copy or download it again") from error
     with file:
         yield _Zip(file)
 

@@ -38,9 +38,8 @@ class ImageSet:
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, images=self.images.to(device), labels=labels)
 
-    def batch(
-        self, indices: Int[np.ndarray, " b"] | Int[Tensor, " b"]
-    ) -> tuple[UInt8[Tensor, "b c h w"], Int[Tensor, " b"] | None]:
+    def batch(self, indices: Int[np.ndarray, " b"] | Int[Tensor, " b"]
+              ) -> tuple[UInt8[Tensor, "b c h w"], Int[Tensor, " b"] | None]:
         """The images at ``indices``, and their labels if there are any, on the device of the set."""
         rows = torch.as_tensor(indices, device=self.images.device)
         labels = None if self.labels is None else self.labels.index_select(0, rows)
@@ -116,9 +115,8 @@ class Data(ABC):
         return digest.hexdigest()
 
 
-def labelled(
-    pixels: UInt8[np.ndarray, "n h w"], labels: Int[np.ndarray, " n"], channels: int, names: list[str]
-) -> ImageSet:
+def labelled(pixels: UInt8[np.ndarray, "n h w"], labels: Int[np.ndarray, " n"], channels: int,
+             names: list[str]) -> ImageSet:
     """Grey images and their classes as an ``ImageSet``, the grey repeated over ``channels``."""
     images = torch.from_numpy(pixels)[:, None].expand(-1, channels, -1, -1).contiguous()
     return ImageSet(images, torch.from_numpy(labels.astype(np.int64)), names)

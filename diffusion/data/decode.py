@@ -87,9 +87,8 @@ def eight_bit(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def resized(
-    pixels: UInt8[np.ndarray, "n h w"], size: int, resample: Image.Resampling
-) -> UInt8[np.ndarray, "n size size"]:
+def resized(pixels: UInt8[np.ndarray, "n h w"], size: int,
+            resample: Image.Resampling) -> UInt8[np.ndarray, "n size size"]:
     """Grey images brought to ``size`` by Pillow, whose integer arithmetic gives the same bytes on every machine."""
     if pixels.shape[1:] == (size, size):
         return pixels

@@ -40,18 +40,9 @@ class Folder(Data):
         in it can be read
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        size: int = 64,
-        channels: int = 3,
-        crop: float = 1.0,
-        held_out: float = 0.1,
-        resample: str = "bilinear",
-        labels: Labels = "auto",
-        cache: str | Path | Literal[False] | None = None,
-        flip: bool = False,
-    ):
+    def __init__(self, root: str | Path, size: int = 64, channels: int = 3, crop: float = 1.0, held_out: float = 0.1,
+                 resample: str = "bilinear", labels: Labels = "auto", cache: str | Path | Literal[False] | None = None,
+                 flip: bool = False):
         super().__init__(size, channels, flip)
         if not 0 < crop <= 1:
             raise UserError(f"data.crop={crop}", "a share of the width, above 0 and at most 1", "data.crop=1")
@@ -90,11 +81,8 @@ class Folder(Data):
 
     def load(self, name: Split) -> ImageSet:
         rows, labels = self._rows(name), self.layout.labels
-        return ImageSet(
-            torch.from_numpy(self.index.pixels[rows]),
-            None if labels is None else torch.from_numpy(labels[rows]),
-            self.layout.names,
-        )
+        return ImageSet(torch.from_numpy(self.index.pixels[rows]),
+                        None if labels is None else torch.from_numpy(labels[rows]), self.layout.names)
 
     def _rows(self, name: Split) -> np.ndarray:
         return self.layout.train if name == "train" else self.layout.test

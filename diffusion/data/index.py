@@ -104,11 +104,8 @@ def _decode_all(archive: Archive, entries: list[Entry], decoder: Decoder, key: s
     broken = {name: f"{type(error).__name__}: {error}" for name, error in failed.items()}
     if not good:
         name, reason = next(iter(broken.items()))
-        raise UserError(
-            f"none of the {len(entries)} images in {root} can be read; {name}: {reason}",
-            "image files that Pillow can open",
-            "data.root=/path/to/images",
-        )
+        raise UserError(f"none of the {len(entries)} images in {root} can be read; {name}: {reason}",
+                        "image files that Pillow can open", "data.root=/path/to/images")
     names, sizes = [entries[row].name for row in good], [result for result in results if isinstance(result, tuple)]
     lasting = not any(_is_of_the_system(error) for error in failed.values())
     return Index(key, names, sizes, broken, pixels[good] if failed else pixels), lasting
@@ -148,12 +145,8 @@ def _save(store: Path, index: Index) -> bool:
         _write(store.with_suffix(".json"), lambda file: file.write(text))
         return True
     except OSError as error:
-        logger.warning(
-            "the decoded images cannot be kept in %s (%s) and will be decoded again the next time; "
-            "data.cache=/a/folder/that/can/be/written avoids that",
-            store.parent,
-            error,
-        )
+        logger.warning("the decoded images cannot be kept in %s (%s) and will be decoded again the next time; "
+                       "data.cache=/a/folder/that/can/be/written avoids that", store.parent, error)
         return False
 
 

@@ -74,11 +74,9 @@ def _owners(paths: list[list[str]], labels: Labels) -> list[str] | None:
         raise UserError("no class folders", "at least two folders of images, one for each class", "data.labels=false")
     loose = [path[0] for path in paths if len(path) == 1]
     if loose:
-        raise UserError(
-            f"{len(loose)} images beside the class folders, such as {loose[0]}",
-            "every image inside the folder of its class",
-            "move them, or data.labels=false to ignore the folders",
-        )
+        raise UserError(f"{len(loose)} images beside the class folders, such as {loose[0]}",
+                        "every image inside the folder of its class",
+                        "move them, or data.labels=false to ignore the folders")
     return [path[0] for path in paths]
 
 

@@ -4,7 +4,6 @@ Position p counts the images that training has consumed. Which image that is, an
 seed and on p alone: not on the batch size, the number of processes, or where a run was interrupted.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ from jaxtyping import Bool, Int, Int64, UInt8
 from torch import Tensor
 
 from configs.errors import UserError
+from degradations.randomness import key
 from diffusion.data.base import ImageSet
 
 
@@ -31,7 +31,7 @@ def order(seed: int, positions: Int64[np.ndarray, " b"], n: int) -> Int64[np.nda
 
 def flips(seed: int, positions: Int64[np.ndarray, " b"]) -> Bool[np.ndarray, " b"]:
     """A fair coin for each position: whether its image is mirrored left to right."""
-    start = np.frombuffer(_key(seed, "flip"), np.uint64)[0]
+    start = np.uint64(key(seed, "flip") % 2**64)
     # SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"): a counter, mixed.
     z = start + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -42,14 +42,9 @@ def flips(seed: int, positions: Int64[np.ndarray, " b"]) -> Bool[np.ndarray, " b
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, n: int) -> Int64[np.ndarray, " n"]:
     # Sorting raw bits, since NumPy promises the same stream for ever for these, not for Generator.permutation.
-    key = np.frombuffer(_key(seed, "order", epoch), np.uint64)
-    permutation = np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable")
+    permutation = np.argsort(np.random.Philox(key=key(seed, "order", epoch)).random_raw(n), kind="stable")
     permutation.setflags(write=False)
     return permutation
-
-
-def _key(*words: int | str) -> bytes:
-    return hashlib.blake2b(" ".join(map(str, words)).encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True)
@@ -93,25 +88,13 @@ class Batches:
     :raises ValueError: ``rank`` or ``start`` is out of range, or the set is empty
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        seed: int,
-        batch: int,
-        flip: bool = False,
-        start: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        parts: int = 1,
-    ):
+    def __init__(self, images: ImageSet, seed: int, batch: int, flip: bool = False, start: int = 0, rank: int = 0,
+                 world: int = 1, parts: int = 1):
         pieces = world * parts
         if pieces < 1 or batch < 1 or batch % pieces:
             nearest = max(1, round(batch / max(1, pieces))) * max(1, pieces)
-            raise UserError(
-                f"a batch of {batch} for {world} processes and {parts} accumulation parts",
-                f"a positive multiple of {world} x {parts}",
-                f"batch={nearest}",
-            )
+            raise UserError(f"a batch of {batch} for {world} processes and {parts} accumulation parts",
+                            f"a positive multiple of {world} x {parts}", f"batch={nearest}")
         if not 0 <= rank < world or start < 0:
             raise ValueError(f"rank {rank} of {world} and step {start}, but 0 <= rank < world and start >= 0 must hold")
         if len(images) == 0:

@@ -21,15 +21,8 @@ class MNIST(Data):
     :raises UserError: the files are missing or damaged (at the first ``split``), or an argument is out of range
     """
 
-    def __init__(
-        self,
-        root: str | Path = "data",
-        size: int = 32,
-        channels: int = 1,
-        resample: str = "bilinear",
-        download: bool = False,
-        flip: bool = False,
-    ):
+    def __init__(self, root: str | Path = "data", size: int = 32, channels: int = 1, resample: str = "bilinear",
+                 download: bool = False, flip: bool = False):
         super().__init__(size, channels, flip)
         self.root = Path(root).expanduser()
         self.resample = resampling(resample)
@@ -46,10 +39,8 @@ class MNIST(Data):
         try:
             raw = datasets.MNIST(str(root), train=name == "train", download=self.download)
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(
-                f"no readable MNIST in {(root / 'MNIST' / 'raw').absolute()} ({error})",
-                "the four original files, such as train-images-idx3-ubyte",
-                "data.root=/folder/that/contains/MNIST, or data.download=true to fetch them",
-            ) from error
+            raise UserError(f"no readable MNIST in {(root / 'MNIST' / 'raw').absolute()} ({error})",
+                            "the four original files, such as train-images-idx3-ubyte",
+                            "data.root=/folder/that/contains/MNIST, or data.download=true to fetch them") from error
         pixels = resized(raw.data.numpy(), self.size, self.resample)
         return labelled(pixels, raw.targets.numpy(), self.channels, self.class_names)

@@ -8,14 +8,14 @@ Three kinds of part, in any number and order:
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from degradations.base import Degradation, Estimate, State
-from models.attention import AttentionHook, rows
+from models.attention import AttentionHook, chain, rows
 from models.conditioning import Context
 from samplers.base import Restorer, Step
 
@@ -77,7 +77,7 @@ Part = Term | ConditionTransform | Finish
 
 
 class Guided:
-    """The guided restorer.
+    """The guided restorer. A hook that is handed to it acts in every branch, below the branch's own.
 
     :param restorer: what is guided
     :param degradation: what is undone
@@ -97,7 +97,8 @@ class Guided:
             ctx = transform(ctx, step)
         view = View(self.restorer, self.degradation, x_t, t, ctx, state, step)
         wanted = [list(term.branches(ctx, step)) for term in self.terms]
-        outs = evaluate(view, [Branch(ctx, attn), *(branch for branches in wanted for branch in branches)])
+        asked = [Branch(ctx), *(branch for branches in wanted for branch in branches)]
+        outs = evaluate(view, [replace(branch, attn=chain(branch.attn, attn)) for branch in asked])
         base, rest = outs[0], outs[1:]
         estimate = base
         for term, branches in zip(self.terms, wanted):

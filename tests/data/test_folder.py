@@ -140,10 +140,8 @@ def test_zip_with_a_password(tmp_path):
         Folder(archive).split("train")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("crop", 0.0), ("crop", 1.5), ("held_out", 1.0), ("labels", "y"), ("channels", 2), ("size", 0), ("resample", "x")],
-)
+@pytest.mark.parametrize(("name", "value"), [("crop", 0.0), ("crop", 1.5), ("held_out", 1.0), ("labels", "y"),
+                                             ("channels", 2), ("size", 0), ("resample", "x")])
 def test_arguments_out_of_range(tmp_path, name, value):
     with pytest.raises(UserError, match=f"data.{name}={value}"):
         Folder(tmp_path, **{name: value})

@@ -1,3 +1,4 @@
+import hashlib
 from itertools import islice
 
 import numpy as np
@@ -9,8 +10,6 @@ from diffusion.data import Batches, ImageSet
 from diffusion.data.loader import flips, order
 
 N = 50
-ORDER = [46, 37, 26, 39, 34]
-FLIPS = [0, 1, 0, 1, 1, 1, 1, 1]
 
 
 @pytest.fixture
@@ -35,9 +34,27 @@ def test_order_depends_on_seed_and_position_only():
     assert not np.array_equal(order(7, np.arange(N), N), order(8, np.arange(N), N))
 
 
-def test_order_and_flips_are_fixed_for_ever():
-    assert order(0, np.arange(5), N).tolist() == ORDER
-    assert flips(0, np.arange(8)).astype(int).tolist() == FLIPS
+def key(*parts) -> int:
+    """The definition: the first 128 bits of BLAKE2b of the parts as Python writes them."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=16).digest(), "little")
+
+
+def test_order_is_philox_sorted():
+    bits = np.random.Philox(key=key(3, "order", 1)).random_raw(N)
+    assert order(3, np.arange(N, 2 * N), N).tolist() == sorted(range(N), key=lambda i: bits[i])
+
+
+def test_flips_are_splitmix64():
+    """The published algorithm, in Python's unbounded integers."""
+
+    def coin(position: int) -> bool:
+        mask = 2**64 - 1
+        z = (key(3, "flip") + (position + 1) * 0x9E3779B97F4A7C15) & mask
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
+        return bool((z ^ z >> 31) >> 63)
+
+    assert flips(3, np.arange(50)).tolist() == [coin(p) for p in range(50)]
 
 
 def test_flips_are_fair_and_repeatable():
@@ -51,9 +68,8 @@ def test_flips_are_fair_and_repeatable():
 @pytest.mark.parametrize(("world", "parts"), [(1, 1), (2, 1), (1, 3), (2, 3), (4, 3)])
 def test_ranks_and_parts_together_are_the_global_batch(images, world, parts):
     whole = list(islice(Batches(images, 3, 24, flip=True), 4))
-    cut = [
-        islice(Batches(images, 3, 24, True, rank=rank, world=world, parts=parts), 4 * parts) for rank in range(world)
-    ]
+    cut = [islice(Batches(images, 3, 24, True, rank=rank, world=world, parts=parts), 4 * parts)
+           for rank in range(world)]
     pieces = [piece for micro in zip(*cut, strict=True) for piece in micro]
     for step, batch in enumerate(whole):
         mine = [piece for piece in pieces if piece.step == step]
