@@ -41,6 +41,10 @@ PARTS = (nn.Module, Degradation, Schedule, Kernels, Space, Prior, Parameterizati
 """What a config that came with a checkpoint may build."""
 
 
+Label = int | Sequence[int] | str | None
+"""The class of all samples, or one per sample; None goes through the classes, "none" is the null condition."""
+
+
 class Weights(nn.Module):
     """All that is learned: the network and the encoder of its condition."""
 
@@ -141,28 +145,29 @@ class Model:
         """The restorer under these guidance parts."""
         return Guided(self.restorer, self.degradation, parts) if parts else self.restorer
 
-    def labels(self, indices: Sequence[int], label: int | Sequence[int] | None) -> list[int]:
+    def labels(self, indices: Sequence[int], label: Label) -> list[int]:
         """The class of each sample: the one asked for, or else index modulo the number of classes."""
         classes = self.num_classes
         if classes is None:
             raise UserError(f"label={label} for an unconditional model", "a model trained with labels",
                             "drop label=..., or train with condition=label")
         wanted = [i % classes for i in indices] if label is None else label
-        wanted = [wanted] * len(indices) if isinstance(wanted, int) else list(wanted)
-        bad = [c for c in wanted if not 0 <= c < classes]
+        wanted = [wanted] * len(indices) if isinstance(wanted, int | str) else list(wanted)
+        bad = [c for c in wanted if isinstance(c, str) or not 0 <= c < classes]
         if bad or len(wanted) != len(indices):
-            raise UserError(f"label={bad[0] if bad else wanted}", f"one of 0 .. {classes - 1}, or one per sample",
+            raise UserError(f"label={bad[0] if bad else wanted}", f"one of 0 .. {classes - 1}, one per sample, or none",
                             f"label={classes - 1}")
-        return wanted
+        return [int(c) for c in wanted]
 
-    def context(self, indices: Sequence[int], label: int | Sequence[int] | None = None) -> Context:
+    def context(self, indices: Sequence[int], label: Label = None) -> Context:
         """The encoded condition of these samples, its null as an alternate."""
-        if self.num_classes is None and label is None:
-            return self.weights.encoder.null(len(indices), self.device)
+        if label == "none" or (self.num_classes is None and label is None):
+            null = self.weights.encoder.null(len(indices), self.device)
+            return null.replace(alt={"null": null}) if self.num_classes is not None else null
         condition: Condition = {"label": torch.tensor(self.labels(indices, label), device=self.device)}
         return self.weights.encoder.with_null(condition)
 
-    def trajectory(self, indices: Sequence[int], *, seed: int = 0, label: int | Sequence[int] | None = None,
+    def trajectory(self, indices: Sequence[int], *, seed: int = 0, label: Label = None,
                    recipe: Recipe | None = None, images: Tensor | None = None, degraded: bool = False,
                    callbacks: Sequence[Callback] = ()) -> tuple[Tensor, Iterator[Frame]]:
         """``x_T`` and the loop of one batch, frame by frame, in the model's space; arguments as for :meth:`sample`."""
@@ -184,14 +189,14 @@ class Model:
         return prior.sample(shape, self.degradation, streams, given, recipe.start)
 
     @torch.no_grad()
-    def sample(self, indices: Sequence[int], *, seed: int = 0, label: int | Sequence[int] | None = None,
+    def sample(self, indices: Sequence[int], *, seed: int = 0, label: Label = None,
                recipe: Recipe | None = None, images: Float[Tensor, "n c h w"] | None = None, degraded: bool = False,
                batch: int = 64, callbacks: Sequence[Callback] = ()) -> Float[Tensor, "n c h w"]:
         """Images in [-1, 1] (not clipped), on the CPU. Sample i of a seed does not depend on the others.
 
         :param indices: global indices of the samples, e.g. ``range(16)``
         :param seed: seed of all draws
-        :param label: class of all, or one per sample; None goes through the classes
+        :param label: class of all, or one per sample; None goes through the classes, "none" is no condition
         :param recipe: sampler, guidance, prior; None takes the run's own
         :param images: images to restore, in [-1, 1], one per index
         :param degraded: the images are degraded already
@@ -201,7 +206,7 @@ class Model:
         done = []
         for first in range(0, len(indices), batch):
             rows = slice(first, first + batch)
-            some = label[rows] if isinstance(label, Sequence) else label
+            some = label[rows] if isinstance(label, list | tuple) else label
             x, frames = self.trajectory(indices[rows], seed=seed, label=some, recipe=recipe, degraded=degraded,
                                         images=images[rows] if images is not None else None, callbacks=callbacks)
             for frame in frames:
@@ -212,7 +217,7 @@ class Model:
 
     @torch.no_grad()
     def direct(self, x_t: Float[Tensor, "b c h w"], t: float, *, indices: Sequence[int], seed: int = 0,
-               label: int | Sequence[int] | None = None, state: State | None = None) -> Float[Tensor, "b c h w"]:
+               label: Label = None, state: State | None = None) -> Float[Tensor, "b c h w"]:
         """The restorer's single answer ``R(x_t, t)``, in the model's space."""
         state = state or self.degradation.draw(x_t.shape, Streams(seed, tuple(indices), self.device))
         times = torch.full((len(x_t),), t, device=self.device)

@@ -95,5 +95,6 @@ class Training(L.LightningModule):
         self.ema.update(self.weights, self.step)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizers()
-        return optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer  # type: ignore
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer

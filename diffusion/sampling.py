@@ -74,8 +74,8 @@ def _restore(model: Model, recipe: Recipe, cfg: DictConfig, folder: Path, packag
     if recipe.prior is None and not model.prior.restores:
         recipe = Recipe(recipe.sampler, recipe.parts, registry.build("prior", "degraded"), recipe.start)
     label: Any = cfg.label
-    if label is None and model.num_classes is not None and labels is not None:
-        label = labels.tolist()
+    if label is None and model.num_classes is not None:
+        label = "none" if labels is None else labels.tolist()
     bar = Bar(model, recipe, len(indices), cfg.batch)
     x_t, direct, restored = restore(model, recipe, x0, indices, seed=cfg.seed, label=label,
                                     degraded=cfg.input.degraded, batch=cfg.batch, callbacks=[bar])

@@ -202,3 +202,12 @@ class TestRate:
     def test_a_short_run_is_all_warm_up(self):
         rate = build("optimizer", "adamw", lr=0.1, warmup=500, decay="linear").rate
         assert rate(2, 3) == pytest.approx(0.1 * 3 / 500)
+
+
+def test_no_condition_is_the_null_condition(model):
+    """``label="none"`` is what guidance 0 gives for any class."""
+    plain = model.recipe(["guidance=none", "sampler.num_steps=2"])
+    unconditional = model.recipe(["guidance=cfg", "guidance.cfg.scale=0", "sampler.num_steps=2"])
+    none = model.sample(range(3), label="none", recipe=plain)
+    torch.testing.assert_close(none, model.sample(range(3), label=4, recipe=unconditional), atol=1e-4, rtol=1e-4)
+    assert (none - model.sample(range(3), label=4, recipe=plain)).abs().max() > 1e-3
