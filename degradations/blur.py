@@ -30,8 +30,9 @@ class Kernels:
     composed: bool = True
 
     def __init__(self, size: int):
-        if size % 2 == 0:
-            raise UserError(f"blur kernel size {size}", "an odd size", f"degradation.kernels.size={size + 1}")
+        if size % 2 == 0 or size < 1:
+            raise UserError(f"blur kernel size {size}", "an odd size, at least 1",
+                            f"degradation.kernels.size={max(size, 0) + 1 if size % 2 == 0 else 1}")
         self._size = size
 
     def size(self, i: int) -> int:
@@ -103,6 +104,12 @@ class Blur(Degradation):
         if padding not in PADDINGS:
             raise UserError(f"blur padding {padding!r}", f"one of {', '.join(PADDINGS)}",
                             "degradation.padding=circular")
+        if levels < 1:
+            raise UserError(f"a blur of {levels} levels", "at least 1", "degradation.levels=20")
+        narrow = [i for i in range(levels) if not kernels.std(i) > 0]
+        if narrow:
+            raise UserError(f"a blur kernel of std {kernels.std(narrow[0]):g} (step {narrow[0]})", "std above 0",
+                            "degradation.kernels=constant degradation.kernels.std=1.0")
         self.kernels, self.levels, self.padding, self.collapse = kernels, levels, padding, collapse
 
     def degrade(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b c h w"]:

@@ -64,10 +64,16 @@ def _accumulate(beta: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
     return torch.cumprod(1 - beta, dim=0)
 
 
+def _some(levels: int) -> None:
+    if levels < 1:
+        raise UserError(f"a schedule of {levels} levels", "at least 1", "degradation.schedule.levels=1000")
+
+
 class Linear(Discrete):
     """``beta`` linear from ``start`` to ``end`` (Ho et al. 2020, section 4), both scaled by ``1000 / levels``."""
 
     def __init__(self, levels: int = 1000, start: float = 1e-4, end: float = 0.02):
+        _some(levels)
         scale = 1000 / levels
         if end * scale >= 1:
             raise UserError(f"a linear schedule of {levels} levels up to beta {end * scale:.2f}", "beta below 1",
@@ -80,6 +86,7 @@ class Cosine(Discrete):
     (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17)."""
 
     def __init__(self, levels: int = 1000, offset: float = 0.008, max_beta: float = 0.999):
+        _some(levels)
         u = torch.arange(levels + 1, dtype=torch.float64) / levels
         f = torch.cos((u + offset) / (1 + offset) * pi / 2) ** 2
         super().__init__(_accumulate((1 - f[1:] / f[:-1]).clamp(max=max_beta)))
@@ -94,6 +101,7 @@ class Sigmoid(Discrete):
 
     def __init__(self, levels: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0,
                  max_beta: float = 0.999):
+        _some(levels)
         u = torch.arange(levels + 1, dtype=torch.float64) / levels
         first, last = (torch.sigmoid(torch.tensor(v / tau, dtype=torch.float64)) for v in (start, end))
         f = (last - torch.sigmoid((u * (end - start) + start) / tau)) / (last - first)

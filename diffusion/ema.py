@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from configs import UserError
+
 
 class EMA(nn.Module):
     """``w_ema <- d w_ema + (1 - d) w`` with ``d = min(decay, (1 + n) / (10 + n))`` after the n-th optimizer step, so
@@ -17,6 +19,8 @@ class EMA(nn.Module):
 
     def __init__(self, model: nn.Module, decay: float = 0.999):
         super().__init__()
+        if not 0 <= decay <= 1:
+            raise UserError(f"ema={decay:g}", "a decay in [0, 1]", "ema=0.999")
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
 

@@ -72,6 +72,8 @@ class Recipe:
         strange = [part for part in parts if not isinstance(part, Term | ConditionTransform | Finish)]
         if strange:
             raise UserError(f"guidance: {strange[0]}", "mappings with a _target_, each a guidance part", "guidance=cfg")
+        if type(cfg["start"]) not in (int, float):
+            raise UserError(f"start={cfg['start']}", "a time in (0, 1]", "start=1.0")
         return cls(sampler, parts, prior, cfg["start"])
 
     @classmethod
@@ -111,15 +113,22 @@ class Model:
 
     @torch.no_grad()
     def try_out(self) -> None:
-        """One evaluation of the network, so that what does not fit together fails before any work.
+        """One evaluation of the network and one step of the run's own sampling, so that what does not fit together
+        fails before any work.
 
-        :raises UserError: from the network, or if its answer has another shape than the image
+        :raises UserError: from the parts, or if the network's answer has another shape than the image
         """
         x = torch.zeros(1, *self.shape, device=self.device)
         answer = self.restorer.output(x, torch.ones(1, device=self.device), self.weights.encoder.null(1, self.device))
         if answer.shape != x.shape:
             raise UserError(f"a network that answers {tuple(answer.shape)} to {tuple(x.shape)}", "the same shape",
                             f"model.in_channels={self.shape[0]}")
+        images = torch.zeros(1, *self.image_shape) if self.prior.restores else None
+        try:
+            next(self.trajectory([0], images=images)[1])
+        except UserError as error:
+            raise UserError(f"sampling={self.config['sampling']}: {error.got}", error.wanted,
+                            f"""{error.fix}, in the list, as in 'sampling=["sampler=ddim","start=0.5"]'""") from error
 
     @property
     def device(self) -> torch.device:
@@ -173,6 +182,7 @@ class Model:
         """``x_T`` and the loop of one batch, frame by frame, in the model's space; arguments as for :meth:`sample`."""
         recipe = recipe or self.recipe()
         recipe.sampler.check(self.degradation)
+        (recipe.prior or self.prior).check(self.degradation)
         streams = Streams(seed, tuple(indices), self.device)
         shape = (len(indices), *self.shape)
         x, state = self._start(shape, streams, recipe, images, degraded)
@@ -249,4 +259,8 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
     model = Model(content["config"], packages=(*registry.trusted(), *allow))
     model.weights.load_state_dict(content[weights])
     model.weights.eval().requires_grad_(False)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={device}: {reason}", "a device that this machine has", "device=cpu") from error

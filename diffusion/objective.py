@@ -42,6 +42,8 @@ class Objective:
                  drop: float = 0.1):
         if error not in ERRORS:
             raise UserError(f"objective.error={error}", f"one of {', '.join(ERRORS)}", "objective.error=l2")
+        if not 0 <= drop <= 1:
+            raise UserError(f"objective.drop={drop:g}", "a share of the samples, in [0, 1]", "objective.drop=0.1")
         self.parameterization, self.times, self.weighting = parameterization, times, weighting
         self.error, self.drop = ERRORS[error], drop
 

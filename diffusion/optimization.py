@@ -31,6 +31,8 @@ class AdamW:
                  clip: float | None = 1.0):
         if decay not in SHAPES:
             raise UserError(f"optimizer.decay={decay}", f"one of {', '.join(SHAPES)}", "optimizer.decay=linear")
+        if not lr > 0:
+            raise UserError(f"optimizer.lr={lr:g}", "a learning rate above 0", "optimizer.lr=2e-4")
         self.lr, self.betas, self.weight_decay, self.eps = lr, (betas[0], betas[1]), weight_decay, eps
         self.warmup, self.decay, self.final, self.clip = warmup, decay, final, clip
 

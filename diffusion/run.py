@@ -19,7 +19,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -58,8 +58,12 @@ class Run:
         mine = identity(record)
         name = cfg.run.name or digest(mine, record["data"])
         run = cls(Path(cfg.run.root) / (experiment or "custom") / str(name))
-        run.folder.mkdir(parents=True, exist_ok=True)
-        run._take()
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            run._take()
+        except OSError as error:
+            raise UserError(f"cannot write to {run.folder}: {error.strerror}", "a folder that can be written",
+                            "run.root=FOLDER") from error
         if any(run.checkpoints.glob("*.pt")):
             run._compare(mine)
         write(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record)))
@@ -127,7 +131,8 @@ def whole(cfg: DictConfig, **least: int) -> None:
     """
     for key, low in least.items():
         if type(cfg[key]) is not int or cfg[key] < low:
-            raise UserError(f"{key}={cfg[key]}", f"a whole number, at least {low}", f"{key}={max(low, 1)}")
+            near = int(cfg[key]) if isinstance(cfg[key], float) and cfg[key].is_integer() else low
+            raise UserError(f"{key}={cfg[key]}", f"a whole number, at least {low}", f"{key}={max(low, near)}")
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -146,8 +151,16 @@ def sampling(overrides: Sequence[str]) -> list[str]:
     for override in overrides:
         if override.split("=")[0].split(".")[0].split("/")[0] not in ("sampler", "guidance", "prior", "start"):
             raise UserError(f"sampling: {override}", "overrides of sampler, guidance, prior or start",
-                            "sampling=[sampler=ddim,guidance=cfg]")
+                            """'sampling=["sampler=ddim","guidance=cfg"]'""")
     return list(overrides)
+
+
+def suited(overrides: Sequence[str], condition: Mapping[str, Any]) -> list[str]:
+    """A ``sampling`` list without classifier-free guidance where there is no condition to guide by, so that
+    ``condition=none`` is enough to make an experiment unconditional."""
+    if condition.get("signals", True):
+        return list(overrides)
+    return [o for o in overrides if o != "guidance=cfg" and not o.startswith("guidance.cfg.")]
 
 
 def digest(mine: dict[str, Any], data: dict[str, Any]) -> str:
@@ -193,8 +206,8 @@ def environment() -> dict[str, Any]:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    partial = path.with_suffix(path.suffix + ".partial")
+    """Write a text file whole or not at all, also when several processes write it at once."""
+    partial = path.with_suffix(f"{path.suffix}.{os.getpid()}.partial")
     partial.write_text(text)
     partial.replace(path)
 
@@ -207,6 +220,11 @@ def on_top(defaults: Sequence[str], overrides: Sequence[str]) -> list[str]:
     return [*kept, *overrides]
 
 
+def unquoted(value: str) -> str:
+    """A value as Hydra reads it: quotes around it, which names beyond ASCII need, do not belong to it."""
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+
+
 def with_defaults(arguments: list[str]) -> list[str]:
     """Arguments of ``sample.py`` or ``evaluate.py`` with the run's own ``sampling`` list before them.
 
@@ -216,7 +234,11 @@ def with_defaults(arguments: list[str]) -> list[str]:
     :raises UserError: if ``run=`` names no run
     """
     arguments = [f"input.root={a[6:]}" if a.startswith("input=") else a for a in arguments]
-    folder = next((a[4:] for a in arguments if a.startswith("run=")), None)
-    if folder is None or "--help" in arguments or "," in folder:
+    folder = next((unquoted(a[4:]) for a in arguments if a.startswith("run=")), None)
+    if folder is None or "--help" in arguments:
         return arguments
-    return on_top(sampling(Run.open(folder).config["sampling"]), arguments)
+    if "," in folder and not Path(folder).is_dir():
+        raise UserError(f"run={folder}", "one run, since each has its own way of sampling", "one command for each run")
+    # Hydra's flags, such as -m, must stay in front of all overrides.
+    first = next(i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-"))
+    return [*arguments[:first], *on_top(sampling(Run.open(folder).config["sampling"]), arguments[first:])]

@@ -29,6 +29,11 @@ def sample(cfg: DictConfig) -> Path:
     packages = (*registry.trusted(), *cfg.allow)
     recipe = Recipe.build(cfg, packages)
     folder = Path(cfg.out) if cfg.out else Run.open(cfg.run).folder / "samples" / name(cfg)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}", "a folder that can be written",
+                        "out=FOLDER") from error
     restores = bool(cfg.input.root) or (recipe.prior or model.prior).restores
     if restores:
         _restore(model, recipe, cfg, folder, packages)
@@ -115,9 +120,13 @@ def held_out(model: Model, cfg: DictConfig, packages: Sequence[str]) -> ImageSet
     if not cfg.input.root:
         return data_of(model, cfg.data.root, packages).split("test")
     config = model.config["data"]
-    folder: Data = construct(registry.node("data", "folder", root=cfg.input.root, size=config["size"],
-                                           channels=config["channels"], labels=False, held_out=0.0))
-    return folder.split("train")
+    node = registry.node("data", "folder", root=cfg.input.root, size=config["size"], channels=config["channels"],
+                         labels=False, held_out=0.0)
+    try:
+        folder: Data = construct(node)
+        return folder.split("train")
+    except UserError as error:
+        raise UserError(error.got, error.wanted, error.fix.replace("data.root=", "input=")) from error
 
 
 def data_of(model: Model, root: str | None, packages: Sequence[str]) -> Data:

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from diffusion.run import Run, missing, sampling, whole
+from diffusion.run import Run, missing, sampling, suited, whole
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
     """
     missing(cfg)
     whole(cfg, batch=1, accumulate=1, max_steps=1, seed=0)
-    sampling(cfg.sampling)
+    cfg.sampling = suited(sampling(cfg.sampling), cfg.condition)
     run = Run.start(cfg, experiment)
     log.info("run folder: %s", run.folder)
 
@@ -46,6 +46,7 @@ def sample(cfg: DictConfig) -> Path:
     :param cfg: the composed ``sample`` config
     """
     missing(cfg)
+    whole(cfg, batch=1, seed=0)
     Run.open(cfg.run)
 
     from diffusion import sampling
@@ -59,6 +60,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     :param cfg: the composed ``evaluate`` config
     """
     missing(cfg)
+    whole(cfg, count=2, batch=1, seed=0)
     Run.open(cfg.run)
 
     from diffusion import evaluation

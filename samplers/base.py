@@ -109,7 +109,11 @@ class Sampler:
                             f"sampler={' or sampler='.join(fitting(degradation))}")
 
     def times(self, degradation: Degradation, start: float = 1.0) -> list[float]:
-        """The times that a run visits, ``num_steps + 1`` of them."""
+        """The times that a run visits, ``num_steps + 1`` of them.
+
+        :raises UserError: if the sampler or its grid does not fit the degradation
+        """
+        self.check(degradation)
         return self.grid(self.num_steps, degradation.levels, start)
 
     def steps(self, restorer: Restorer, degradation: Degradation, x_T: Float[Tensor, "b *rest"], state: State,
@@ -121,7 +125,6 @@ class Sampler:
         :param state: the state that comes with them
         :param streams: the samples' random numbers
         """
-        self.check(degradation)
         times = self.times(degradation, start)
         memory: dict[Any, Any] = {}
         grad = any(callback.needs_grad for callback in callbacks)
@@ -134,14 +137,16 @@ class Sampler:
             if grad:
                 frame.x_t = frame.x_t.detach().requires_grad_()
             with torch.set_grad_enabled(grad):
-                self._step(frame, restorer, degradation)
+                self.advance(frame, restorer, degradation)
                 for callback in callbacks:
                     callback.after(frame)
             yield frame
             assert frame.x_s is not None
             x_t, state, ctx = frame.x_s.detach(), frame.state.map(Tensor.detach), frame.ctx
 
-    def _step(self, frame: Frame, restorer: Restorer, degradation: Degradation) -> None:
+    def advance(self, frame: Frame, restorer: Restorer, degradation: Degradation) -> None:
+        """One step: restore, believe, move. Fills in ``frame.estimate``, ``frame.state`` and ``frame.x_s``. A solver
+        that evaluates more than once per step replaces it; one that looks back remembers in ``step.memory``."""
         x_t, step = frame.x_t, frame.step
         t, s = (x_t.new_full(x_t.shape[:1], time) for time in (step.t, step.s))
         estimate = restorer(x_t, t, frame.ctx, state=frame.state, step=step)

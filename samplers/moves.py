@@ -71,6 +71,8 @@ class Refresh(Belief):
     def __init__(self, eta: float = 1.0, variance: str = "small"):
         if variance not in ("small", "large"):
             raise UserError(f"variance={variance}", "small or large", "sampler.variance=small")
+        if not 0 <= eta <= 1:
+            raise UserError(f"eta={eta:g}", "a share of the noise in [0, 1]", "sampler.eta=1.0")
         self.eta, self.large = eta, variance == "large"
 
     def __call__(self, estimate: Estimate, given: State, step: Step, degradation: Degradation) -> State:

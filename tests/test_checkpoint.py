@@ -10,11 +10,13 @@ import pytest
 import torch
 from helpers import DIGITS, train
 from omegaconf import OmegaConf
+from PIL import Image
 
-from configs import UserError, compose, registry
+from configs import UserError, compose, construct, registry
 from diffusion import checkpoint, load, tasks
 from diffusion.model import Model
 from diffusion.run import Run, with_defaults
+from diffusion.sampling import data_of
 
 
 @pytest.fixture
@@ -224,6 +226,13 @@ class TestStrangers:
                 Model(config, registry.trusted())
             assert not marker.exists(), place
 
+    def test_a_class_that_a_module_of_ours_merely_imported(self, monkeypatch):
+        """Of the right role, but not ours: what its constructor does is not known to us."""
+        monkeypatch.setattr("models.unet.Borrowed", torch.nn.Linear, raising=False)
+        with pytest.raises(UserError, match="a class that"):
+            registry.locate("models.unet.Borrowed", registry.trusted(), torch.nn.Module)
+        assert registry.locate("models.unet.UNet", registry.trusted(), torch.nn.Module).__name__ == "UNet"
+
     def test_a_file_that_calls(self, run, marker):
         evil = {"_target_": "os.system", "command": f"touch {marker}"}
         rewrite(run, lambda content: content["config"].update(model=evil))
@@ -260,6 +269,19 @@ class TestStrangers:
             rewrite(run, lambda content, evil=evil: content["config"].update(data=evil))
             with pytest.raises(UserError):
                 tasks.sample(compose("sample", with_defaults([f"run={run.folder}", "samples=0", "device=cpu"])))
+
+    def test_data_that_writes(self, cold, tmp_path):
+        """Its config says what to read; where to keep a cache and what to fetch is for the user to say."""
+        for i in range(4):
+            (tmp_path / "photos").mkdir(exist_ok=True)
+            Image.new("L", (16, 16), 50 * i).save(tmp_path / "photos" / f"{i}.png")
+        model, secret = load(cold.folder, device="cpu"), tmp_path / "somewhere"
+        model.config["data"] = {"_target_": "diffusion.data.folder.Folder", "root": str(tmp_path / "photos"),
+                                "size": 16, "channels": 1, "held_out": 0.5, "cache": str(secret)}
+        assert data_of(model, None, registry.trusted()).split("test").images.shape[1:] == (1, 16, 16)
+        assert not secret.exists()
+        construct(model.config["data"]).split("test")
+        assert secret.exists(), "it would have been written there"
 
     def test_a_trusted_package_is_let_in(self, run, hot, tmp_path, monkeypatch):
         """By name, and no further than classes of the right role."""

@@ -46,7 +46,7 @@ def fitted(data: Data, cache: Path | None = None) -> Judge:
         network = Classifier(data.channels, data.classes or 0)
         network.load_state_dict(torch.load(path, weights_only=True))
         return Judge(network, held_out)
-    except (OSError, RuntimeError, pickle.UnpicklingError):
+    except (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError):
         judge = fit(train, held_out)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -115,5 +115,15 @@ def test_inferred_state_explains_the_image(degradation):
         torch.testing.assert_close(inferred["z"], state["z"], atol=1e-4, rtol=1e-4)
 
 
+def test_a_clean_image_says_nothing_about_the_state(degradation):
+    """At ``t = 0`` the given state is kept, to the bit."""
+    shape = SHAPES[0]
+    x0, state = torch.randn(shape), state_of(degradation, shape)
+    inferred = degradation.infer(x0, torch.randn(shape), times(0.0, 0.5, 0.0), state)
+    assert set(inferred) == set(state)
+    for name in state:
+        assert torch.equal(inferred[name][[0, 2]], state[name][[0, 2]])
+
+
 def test_pixel_space_takes_all(degradation):
     Pixel().check(degradation)

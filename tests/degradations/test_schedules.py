@@ -7,6 +7,7 @@ import torch
 
 import degradations
 from configs import UserError
+from degradations.base import State
 from degradations.schedules import Cosine, Linear, Sigmoid, ZeroTerminalSNR
 
 ALL = {"linear": Linear(), "cosine": Cosine(), "sigmoid": Sigmoid(), "zero_snr": ZeroTerminalSNR(Linear())}
@@ -33,6 +34,18 @@ def test_levels_are_exact_in_float32(name):
     k = torch.arange(1001)
     alpha, _ = schedule((k.double() / 1000).float())
     assert torch.equal(alpha, schedule.alpha_bar.sqrt())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_between_two_levels_the_angle_is_a_line(name):
+    k = torch.tensor([0.0, 1, 10, 500, 998], dtype=torch.float64)
+
+    def angle(u):
+        alpha, sigma = ALL[name](u / 1000)
+        return torch.atan2(sigma, alpha)
+
+    for share in (0.25, 0.5, 0.9):
+        torch.testing.assert_close(angle(k + share), (1 - share) * angle(k) + share * angle(k + 1))
 
 
 def test_linear_ends_where_the_paper_does():
@@ -73,6 +86,16 @@ def test_posterior_is_ddpms():
         assert a.item() == pytest.approx((a_bar[k - 1].sqrt() * beta / (1 - a_bar[k])).item(), rel=1e-9)
         assert b.item() == pytest.approx(((1 - beta).sqrt() * (1 - a_bar[k - 1]) / (1 - a_bar[k])).item(), rel=1e-9)
         assert v.item() == pytest.approx(((1 - a_bar[k - 1]) / (1 - a_bar[k]) * beta).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "sigmoid"])
+def test_small_differences_do_not_cancel(name):
+    gaussian = degradations.build("gaussian", schedule=name)
+    x0, state = torch.randn(3, 1, 4, 4), State(z=torch.zeros(3, 1, 4, 4))
+    t, s = (torch.tensor([k, k + 9, k + 500]) / 1000 for k in (2, 1))
+    exact = gaussian.difference(x0.double(), t, s, state)
+    assert ((gaussian.difference(x0, t, s, state) - exact) / exact).abs().max() < 1e-5
+    assert exact[0].abs().max() < 1e-2
 
 
 def test_a_linear_schedule_of_too_few_levels_is_refused():

@@ -39,7 +39,8 @@ def test_same_settings_same_folder(cfg, tmp_path):
 
 
 @pytest.mark.parametrize("other", ["seed=1", "batch=16", "optimizer.lr=0.1", "model.base=32", "precision=bf16",
-                                   "degradation/schedule=linear", "objective.drop=0.3", "data.size=8"])
+                                   "degradation/schedule=linear", "objective.drop=0.3", "data.size=8",
+                                   "ema=0.5", "accumulate=2", "condition=none", "prior=degraded"])
 def test_another_identity_is_another_folder(cfg, other):
     assert start(cfg()) != start(cfg(other))
 

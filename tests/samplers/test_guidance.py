@@ -211,6 +211,17 @@ class TestBatching:
         assert (base.x0 - perturbed.x0).abs().max() > 1e-3
         close(call(Guided(restorer, gaussian, [PAG(2.0)]), x, ctx, gaussian), base + 2.0 * (base - perturbed))
 
+    def test_a_hook_from_outside_acts_in_every_branch_below_its_own(self, x, ctx, gaussian, restorer):
+        def outer(call):
+            return 0.5 * call.v
+
+        base = call(restorer, x, ctx, gaussian, attn=outer)
+        perturbed = call(restorer, x, ctx, gaussian,
+                         attn=lambda c: c.v if c.site.name == "mid.0.self" else 0.5 * c.v)
+        assert (base.x0 - perturbed.x0).abs().max() > 1e-3
+        close(call(Guided(restorer, gaussian, [PAG(2.0)]), x, ctx, gaussian, attn=outer),
+              base + 2.0 * (base - perturbed))
+
     def test_a_sample_does_not_depend_on_its_batch(self, x, ctx, gaussian, restorer):
         guided, sampler = Guided(restorer, gaussian, [CFG(3.0), PAG(1.0), Clip()]), samplers.build("ddim", num_steps=3)
         state = state_of(gaussian, SHAPE)
@@ -247,6 +258,29 @@ class TestOtherParts:
         given, null = spy.contexts
         assert torch.equal(given.emb, ctx.emb + 1)
         assert torch.equal(null.emb, ctx.alt["null"].emb)
+
+    def test_terms_and_finishes_see_the_transformed_condition_and_the_given_image(self, x, ctx, gaussian, restorer):
+        class Shift(ConditionTransform):
+            def __call__(self, ctx, step):
+                return ctx.map(lambda emb: emb + 1, ("emb",))
+
+        class Look(Term):
+            def delta(self, base, outs, view):
+                seen.append(view)
+
+        class Glance(Finish):
+            def __call__(self, estimate, base, view):
+                seen.append(view)
+                return estimate
+
+        seen = []
+        call(Guided(restorer, gaussian, [Look(), Glance(), Shift()]), x, ctx, gaussian)
+        assert len(seen) == 2
+        for view in seen:
+            assert torch.equal(view.ctx.emb, ctx.emb + 1)
+            assert torch.equal(view.x_t, x)
+            assert torch.equal(view.t, T)
+            assert torch.equal(view.state["z"], state_of(gaussian, x.shape)["z"])
 
     def test_clip_keeps_the_image_in_range_and_explains_x_t(self, x, ctx, gaussian, restorer):
         free = call(Guided(restorer, gaussian, [CFG(8.0)]), x, ctx, gaussian)

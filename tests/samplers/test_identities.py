@@ -16,7 +16,7 @@ from degradations.randomness import Streams
 from models.conditioning import Context
 from samplers.base import Callback, Sampler
 from samplers.grids import Leading, Levels, Uniform
-from samplers.moves import Direct, Infer, Keep, Residual
+from samplers.moves import Belief, Direct, Infer, Keep, Residual
 
 NAMES = samplers.available()
 PAIRS = [(s, d) for s in NAMES for d in degradations.available()
@@ -300,3 +300,21 @@ class TestCallbacks:
         d = degradations.build("gaussian")
         for _ in range(2):
             run(samplers.build("ddim", num_steps=3), Counting(d), d)
+
+    def test_state_and_condition_are_handed_on(self):
+        """What a belief makes of the state, and a condition that was exchanged once, last until the end."""
+
+        class Count(Belief):
+            def __call__(self, estimate, given, step, degradation):
+                return State(n=given["n"] + 1)
+
+        class Exchange(Callback):
+            def before(self, frame):
+                if frame.step.i == 1:
+                    frame.ctx = late
+
+        d, late = degradations.build("blur", levels=4), Context(emb=torch.ones(3, 2))
+        steps = Sampler(Levels(), Count(), Direct()).steps(Arbitrary(d), d, torch.randn(SHAPE), State(n=torch.zeros(3)),
+                                                           Context(), Streams(0, (0, 1, 2)), callbacks=[Exchange()])
+        frames = [(frame.state["n"][0].item(), frame.ctx is late) for frame in steps]
+        assert frames == [(1, False), (2, True), (3, True), (4, True)]

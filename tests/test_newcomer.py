@@ -1,0 +1,131 @@
+"""What a newcomer tries: settings that mean nothing are refused in words, and before any work."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from helpers import COLD, DIGITS, train
+
+from configs import UserError, build, compose
+from degradations.blur import Blur, Constant
+from diffusion import checkpoint, load, tasks
+from diffusion.run import Run, suited, whole, with_defaults, write
+
+
+@pytest.mark.parametrize(("group", "name", "values"), [
+    ("degradation", "blur", {"levels": 0}),
+    ("degradation", "blur", {"kernels.std": 0.0}),
+    ("degradation", "blur", {"kernels.std": -1.0}),
+    ("degradation", "blur", {"kernels.size": -3}),
+    ("degradation", "blur", {"kernels.size": 0}),
+    ("degradation", "gaussian", {"schedule.levels": 0}),
+    ("degradation/schedule", "linear", {"levels": 0}),
+    ("degradation/schedule", "sigmoid", {"levels": 0}),
+    ("sampler", "ddim", {"eta": 2.0}),
+    ("sampler", "ddim", {"eta": -1.0}),
+    ("objective", "ddpm", {"drop": 2.0}),
+    ("optimizer", "adamw", {"lr": -1.0}),
+])
+def test_values_out_of_range(group, name, values):
+    with pytest.raises(UserError):
+        build(group, name, **values)
+
+
+def test_the_least_that_is_possible():
+    assert Blur(Constant(1, 0.1), levels=1).levels == 1
+    assert build("degradation", "gaussian", **{"schedule.levels": 1}).levels == 1
+    assert build("sampler", "ddim", eta=1.0).belief.eta == 1
+
+
+def test_the_number_that_was_meant_is_proposed():
+    with pytest.raises(UserError, match="batch=16"):
+        whole(compose("train", ["batch=16.0"]), batch=1)
+
+
+def test_an_experiment_without_its_condition(tmp_path):
+    """The README's ``condition=none``: trained to its pictures, sampled as the run says."""
+    run = train(tmp_path, *DIGITS, "condition=none", "max_steps=1")
+    assert run.config["sampling"] == ["sampler=ddim", "sampler.num_steps=50"]
+    assert load(run.folder, device="cpu").sample(range(2)).shape[0] == 2
+
+
+def test_guidance_stays_where_there_is_a_condition():
+    overrides = ["guidance=cfg", "guidance.cfg.scale=2", "sampler=ddim"]
+    assert suited(overrides, {"signals": {"label": {}}}) == overrides
+    assert suited(overrides, {"_target_": "somebody.Encoder"}) == overrides
+    assert suited(overrides, {"signals": {}}) == ["sampler=ddim"]
+
+
+@pytest.mark.parametrize(("sampling", "words"), [("sampler=ddim", "sampler=cold1 or sampler=cold2"),
+                                                 ("sampler.num_steps=21", "sampler.num_steps=20")])
+def test_sampling_that_does_not_fit_is_refused_before_the_training(tmp_path, sampling, words):
+    with pytest.raises(UserError, match=words):
+        train(tmp_path, *COLD, "max_steps=1", f'sampling=["sampler=cold2","{sampling}"]')
+    assert not checkpoint.found(tmp_path / "test")
+    assert not list(tmp_path.glob("**/*.pt"))
+
+
+@pytest.mark.parametrize("overrides", [["batch=0"], ["seed=abc"], ["start=abc"], ["device=abc"], ["label=abc"],
+                                       ["out=/dev/null/x"]])
+def test_impossible_samples_settings(hot, overrides):
+    with pytest.raises(UserError):
+        tasks.sample(compose("sample", with_defaults([f"run={hot.folder}", "samples=0", "sampler.num_steps=1",
+                                                      *overrides])))
+
+
+@pytest.mark.parametrize("overrides", [["count=1"], ["batch=0"]])
+def test_impossible_evaluations(hot, overrides):
+    with pytest.raises(UserError):
+        tasks.evaluate(compose("evaluate", [f"run={hot.folder}", *overrides]))
+
+
+def test_the_sampler_is_refused_before_its_number_of_steps(cold):
+    cfg = compose("sample", with_defaults([f"run={cold.folder}", "sampler=ddim"]))
+    with pytest.raises(UserError, match="sampler=cold1 or sampler=cold2"):
+        tasks.sample(cfg)
+
+
+def test_images_that_are_not_there(cold, tmp_path):
+    cfg = compose("sample", with_defaults([f"run={cold.folder}", f"input={tmp_path / 'photos'}"]))
+    with pytest.raises(UserError, match="input="):
+        tasks.sample(cfg)
+
+
+def test_a_run_in_quotes(tmp_path):
+    run = Run.start(compose("train", [f"run.root={tmp_path}", "run.name='mein läuf'"]), "x")
+    assert with_defaults([f"run='{run.folder}'"])[0] == "sampler=ddim"
+
+
+def test_flags_stay_in_front(hot):
+    arguments = with_defaults(["-m", f"run={hot.folder}", "seed=0,1"])
+    assert arguments[:2] == ["-m", "sampler=ddim"]
+    assert arguments[-2:] == [f"run={hot.folder}", "seed=0,1"]
+
+
+def test_a_sweep_over_runs():
+    with pytest.raises(UserError, match="one command for each run"):
+        with_defaults(["-m", "run=runs/a,runs/b"])
+
+
+def test_a_prior_that_does_not_fit(cold):
+    recipe = load(cold.folder, device="cpu").recipe(["prior=noise"])
+    with pytest.raises(UserError, match="prior=degraded"):
+        load(cold.folder, device="cpu").sample(range(1), recipe=recipe)
+
+
+def test_a_folder_that_cannot_be_written():
+    with pytest.raises(UserError, match=r"run\.root"):
+        Run.start(compose("train", ["run.root=/dev/null"]), "x")
+
+
+def _write_often(path: Path) -> None:
+    for _ in range(200):
+        write(path, "whole")
+
+
+def test_processes_write_one_file_at_once(tmp_path):
+    """As the ranks of one run do."""
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        pool.map(_write_often, [tmp_path / "config.yaml"] * 3)
+    assert (tmp_path / "config.yaml").read_text() == "whole"
+    assert len(list(tmp_path.iterdir())) == 1
