@@ -43,7 +43,10 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
         except KeyboardInterrupt:
             stop("interrupted", 130)
 
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        stop("interrupted", 130)
 
 
 def stop(message: str, code: int) -> NoReturn:

@@ -100,6 +100,8 @@ class Blur(Degradation):
         paper's generation from scratch uses)
     """
 
+    levels: int
+
     def __init__(self, kernels: Kernels, levels: int = 20, padding: str = "circular", collapse: bool = False):
         if padding not in PADDINGS:
             raise UserError(f"blur padding {padding!r}", f"one of {', '.join(PADDINGS)}",
@@ -127,7 +129,7 @@ class Blur(Degradation):
             return first + second
 
     def check(self, shape: Sequence[int]) -> None:
-        radius = max(self.kernels.size(i) // 2 for i in range(self.levels or 1))
+        radius = max(self.kernels.size(i) // 2 for i in range(self.levels))
         if self.padding == "reflect" and radius >= min(shape[-2:]):
             raise UserError(f"a kernel of radius {radius} on images of {shape[-2]}x{shape[-1]} px",
                             "with reflect padding, a radius below the image's side",
@@ -135,8 +137,8 @@ class Blur(Degradation):
 
     def _matrices(self, x: Tensor, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         height, width = x.shape[-2:]
-        below, share = level(t, self.levels or 1)
-        above = (below + 1).clamp(max=self.levels or 1)
+        below, share = level(t, self.levels)
+        above = (below + 1).clamp(max=self.levels)
         weight = share[:, None, None].to(dtype)
 
         def at(size: int) -> Tensor:
@@ -185,7 +187,7 @@ def step_matrix(size: int, kernel: int, std: float, padding: str) -> Tensor:
 @lru_cache(maxsize=16)
 def _table(blur: Blur, size: int, device: str, dtype: torch.dtype) -> Tensor:
     """(T + 1, size, size): the matrix of each level along one axis."""
-    levels = blur.levels or 1
+    levels = blur.levels
     steps = [step_matrix(size, blur.kernels.size(i), blur.kernels.std(i), blur.padding) for i in range(levels)]
     table = [torch.eye(size, dtype=torch.float64)]
     for step in steps:

@@ -1,8 +1,9 @@
 """Checkpoints: tensors and plain types only, written atomically, with a checksum in the file's name.
 
-``step-00001000.1f3a9c5e7b20d846.pt`` holds ``{"format", "step", "config", "raw", "ema", "optimizer", "data"}``; the
-second part of the name starts the SHA-256 of the file. A checkpoint is read with ``weights_only=True`` and its objects
-are rebuilt from the config by classes of known roles: a stranger's file can give wrong pictures, never run code.
+``step-00001000.1f3a9c5e7b20d846.pt`` holds ``{"format", "step", "config", "raw", "ema", "optimizer", "prior",
+"data"}``; the second part of the name starts the SHA-256 of the file. A checkpoint is read with ``weights_only=True``
+and its objects are rebuilt from the config by classes of known roles: a stranger's file can give wrong pictures, never
+run code.
 """
 
 import hashlib

@@ -18,6 +18,7 @@ from diffusion.metrics.distances import frechet, rmse_per_image, rmse_pooled
 from diffusion.model import Model, Recipe, load
 from diffusion.run import Run, plain, write
 from diffusion.sampling import data_of, restore
+from samplers.base import fitting
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     restores = (recipe.prior or model.prior).restores
     table = (restoration(model, recipe, data.split("test"), critic, cfg) if restores
              else generation(model, recipe, data, critic, cfg))
-    asked = plain(cfg)
-    result = {"rows": table, **{name: asked.get(name) for name in ("run", "sampler", "guidance", "seed", "weights")}}
+    settings = {key: value for key, value in plain(cfg).items() if key not in ("allow", "batch", "data", "device")}
+    result = {"rows": table, **settings, "step": model.step}
     if critic:
         result["classifier_accuracy"] = critic.accuracy
     write(Run.open(cfg.run).folder / "evaluation.json", json.dumps(result, indent=2))
@@ -67,6 +68,9 @@ def generation(model: Model, recipe: Recipe, data: Data, critic: judge.Judge | N
 def restoration(model: Model, recipe: Recipe, held_out: ImageSet, critic: judge.Judge | None,
                 cfg: DictConfig) -> list[dict]:
     """Held-out images degraded and restored: the direct estimate and every sampler that is asked for."""
+    suitable = fitting(model.degradation)
+    if not cfg.samplers or isinstance(cfg.samplers, str) or not set(cfg.samplers) <= set(suitable):
+        raise UserError(f"samplers={cfg.samplers}", f"a list of {', '.join(suitable)}", "'samplers=[cold1,cold2]'")
     count = min(cfg.count, len(held_out))
     images, labels = held_out.batch(torch.arange(count))
     x0 = to_float(images)

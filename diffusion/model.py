@@ -87,10 +87,12 @@ class Model:
 
     :param config: the resolved config as plain data
     :param packages: packages whose classes the config may name; None trusts it
+    :ivar step: optimizer step of the checkpoint that was loaded
     """
 
     def __init__(self, config: dict[str, Any], packages: Sequence[str] | None = None):
         self.config, self.packages = config, packages
+        self.step = 0
 
         def part(name: str) -> Any:
             return construct(config[name], packages=packages, role=ROLES[name], parts=PARTS)
@@ -183,7 +185,7 @@ class Model:
         recipe = recipe or self.recipe()
         recipe.sampler.check(self.degradation)
         (recipe.prior or self.prior).check(self.degradation)
-        streams = Streams(seed, tuple(indices), self.device)
+        streams = Streams(seed, tuple(map(int, indices)), self.device)
         shape = (len(indices), *self.shape)
         x, state = self._start(shape, streams, recipe, images, degraded)
         frames = recipe.sampler.steps(self.guided(recipe.parts), self.degradation, x, state,
@@ -229,7 +231,7 @@ class Model:
     def direct(self, x_t: Float[Tensor, "b c h w"], t: float, *, indices: Sequence[int], seed: int = 0,
                label: Label = None, state: State | None = None) -> Float[Tensor, "b c h w"]:
         """The restorer's single answer ``R(x_t, t)``, in the model's space."""
-        state = state or self.degradation.draw(x_t.shape, Streams(seed, tuple(indices), self.device))
+        state = state or self.degradation.draw(x_t.shape, Streams(seed, tuple(map(int, indices)), self.device))
         times = torch.full((len(x_t),), t, device=self.device)
         return self.restorer(x_t.to(self.device), times, self.context(indices, label), state=state, step=None).x0
 
@@ -258,6 +260,8 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
                         "wait, or train on: callbacks.checkpoint.every=100")
     model = Model(content["config"], packages=(*registry.trusted(), *allow))
     model.weights.load_state_dict(content[weights])
+    model.prior.restore(content["prior"])
+    model.step = content["step"]
     model.weights.eval().requires_grad_(False)
     try:
         return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

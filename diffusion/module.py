@@ -50,12 +50,13 @@ class Training(L.LightningModule):
         """What a checkpoint holds."""
         return {"raw": self.weights.state_dict(), "ema": self.ema.model.state_dict(),
                 "optimizer": self._optimizer().state_dict(), "config": self.model.config,
-                "data": self.fingerprint}
+                "prior": self.model.prior.state(), "data": self.fingerprint}
 
     def restore(self, content: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.weights.load_state_dict(content["raw"])
         self.ema.model.load_state_dict(content["ema"])
+        self.model.prior.restore(content["prior"])
         self.step, self._optimizer_state = content["step"], content["optimizer"]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -76,10 +77,10 @@ class Training(L.LightningModule):
         torch.manual_seed(key(self.seed, "dropout", batch.step, batch.part, self.global_rank) % 2**63)
         rng = BatchStream(self.seed, batch.step, batch.rows, batch.total, self.device)
         x0 = self.model.space.encode(to_float(batch.images.to(self.device)))
-        labels = batch.labels if self.model.num_classes is not None else None
-        condition = {"label": labels.to(self.device)} if labels is not None else {}
-        loss = self.model.objective(self.model.restorer.output, self.weights.encoder, self.model.degradation, x0,
-                                    condition, rng).mean()
+        encoder = self.weights.encoder
+        condition = {name: raw.to(self.device) for name, raw in batch.condition.items() if name in encoder.signals}
+        loss = self.model.objective(self.model.restorer.output, encoder, self.model.degradation, x0, condition,
+                                    rng).mean()
         self.losses.append(loss.detach())
         return loss
 

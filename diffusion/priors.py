@@ -23,6 +23,13 @@ class Prior:
     def check(self, degradation: Degradation) -> None:
         """Refuse a degradation whose ``x_T`` this is not."""
 
+    def state(self) -> dict[str, Tensor]:
+        """What was fitted, for the checkpoint."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state` gave."""
+
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
                images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0) -> tuple[Tensor, State]:
         """A batch of this shape at time ``start`` and the state that comes with it."""

@@ -28,7 +28,7 @@ def sample(cfg: DictConfig) -> Path:
     model = load(cfg.run, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
     packages = (*registry.trusted(), *cfg.allow)
     recipe = Recipe.build(cfg, packages)
-    folder = Path(cfg.out) if cfg.out else Run.open(cfg.run).folder / "samples" / name(cfg)
+    folder = Path(cfg.out) if cfg.out else Run.open(cfg.run).folder / "samples" / name(cfg, model.step)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -45,7 +45,7 @@ def sample(cfg: DictConfig) -> Path:
         save_each(images, folder, [f"{i:06d}" for i in indices])
         classes = model.num_classes if cfg.label is None else None
         save_grid(images, folder / "grid.png", columns=classes if len(images) > (classes or 0) else None)
-    write(folder / "manifest.json", json.dumps(plain(cfg), indent=2))
+    write(folder / "manifest.json", json.dumps(plain(cfg) | {"step": model.step}, indent=2))
     log.info("pictures: %s", folder)
     return folder
 
@@ -160,9 +160,9 @@ def parse(samples: Any) -> Sequence[int]:
     return indices
 
 
-def name(cfg: DictConfig) -> str:
-    """Folder name of a set of samples: readable, and different for different settings."""
+def name(cfg: DictConfig, step: int) -> str:
+    """Folder name of a set of samples: readable, and different for different settings or checkpoints."""
     outside = ("run", "out", "batch", "device", "data", "samples", "allow")
-    asked = {key: value for key, value in plain(cfg).items() if key not in outside}
+    asked = {key: value for key, value in plain(cfg).items() if key not in outside} | {"step": step}
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:6]
     return f"{cfg.sampler._target_.split('.')[-1].lower()}-seed{cfg.seed}-{digest}"

@@ -152,7 +152,7 @@ class Sampler:
         estimate = restorer(x_t, t, frame.ctx, state=frame.state, step=step)
         frame.state = self.belief(estimate, frame.state, step, degradation)
         frame.estimate = estimate
-        frame.x_s = self.move(x_t, estimate.x0, t, s, frame.state, degradation)
+        frame.x_s = self.move(x_t, estimate.x0, t, s, frame.state, degradation, step)
 
     def sample(self, restorer: Restorer, degradation: Degradation, x_T: Float[Tensor, "b *rest"], state: State,
                ctx: Context, streams: Streams, *, callbacks: Sequence[Callback] = (),

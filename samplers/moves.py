@@ -80,20 +80,20 @@ class Refresh(Belief):
         z = estimate.state["z"]
         if self.eta == 0 or step.s == 0:
             return estimate.state
-        times = torch.tensor([step.t, step.s], dtype=torch.float64, device=z.device)
-        alpha, sigma = degradation.schedule(times)
-        beta = sigma[0] ** 2 - (alpha[0] / alpha[1] * sigma[1]) ** 2
-        keep = (1 - self.eta**2 * beta / sigma[0] ** 2).clamp(min=0).sqrt()
-        new = self.eta * beta.sqrt() / (sigma[1] if self.large else sigma[0])
+        t, s = (torch.tensor([time], dtype=torch.float64, device=z.device) for time in (step.t, step.s))
+        beta, (_, sigma_t), (_, sigma_s) = degradation.beta(t, s), degradation.schedule(t), degradation.schedule(s)
+        keep = (1 - self.eta**2 * beta / sigma_t**2).clamp(min=0).sqrt()
+        new = self.eta * beta.sqrt() / (sigma_s if self.large else sigma_t)
         noise = step.streams.normal("refresh", z.shape)
         return estimate.state.replace(z=keep.to(z.dtype) * z + new.to(z.dtype) * noise)
 
 
 class Move:
-    """``move(x_t, x0_hat, t, s, state, degradation) -> x_s``."""
+    """``move(x_t, x0_hat, t, s, state, degradation, step) -> x_s``; what it must remember goes into ``step.memory``."""
 
     def __call__(self, x_t: Float[Tensor, "b *rest"], x0_hat: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
-                 s: Float[Tensor, " b"], state: State, degradation: Degradation) -> Float[Tensor, "b *rest"]:
+                 s: Float[Tensor, " b"], state: State, degradation: Degradation,
+                 step: Step | None = None) -> Float[Tensor, "b *rest"]:
         raise NotImplementedError
 
 
@@ -101,7 +101,8 @@ class Direct(Move):
     """Degrade the estimate afresh: ``D(x0_hat, s, z)``."""
 
     def __call__(self, x_t: Float[Tensor, "b *rest"], x0_hat: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
-                 s: Float[Tensor, " b"], state: State, degradation: Degradation) -> Float[Tensor, "b *rest"]:
+                 s: Float[Tensor, " b"], state: State, degradation: Degradation,
+                 step: Step | None = None) -> Float[Tensor, "b *rest"]:
         return degradation.forward(x0_hat, s, state)
 
 
@@ -110,5 +111,6 @@ class Residual(Move):
     t and s cancels."""
 
     def __call__(self, x_t: Float[Tensor, "b *rest"], x0_hat: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
-                 s: Float[Tensor, " b"], state: State, degradation: Degradation) -> Float[Tensor, "b *rest"]:
+                 s: Float[Tensor, " b"], state: State, degradation: Degradation,
+                 step: Step | None = None) -> Float[Tensor, "b *rest"]:
         return x_t + degradation.difference(x0_hat, t, s, state)

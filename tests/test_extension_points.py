@@ -422,7 +422,7 @@ class Dim(Degradation):
 class Midway(Move):
     """Half of what Algorithm 1 does, half of Algorithm 2."""
 
-    def __call__(self, x_t, x0_hat, t, s, state, degradation):
+    def __call__(self, x_t, x0_hat, t, s, state, degradation, step=None):
         moves = [move(x_t, x0_hat, t, s, state, degradation) for move in (Direct(), Residual())]
         return (moves[0] + moves[1]) / 2
 

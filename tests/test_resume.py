@@ -89,6 +89,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
         rest = child.stdout.read()
         assert child.wait(60) == 130
     assert "the same command goes on" in rest
+    [folder] = (tmp_path / "b").glob("*/x/checkpoints")
+    assert 3 <= max(checkpoint.found(folder)) < 8, "saved where it stopped, not at the next interval"
     whole = train(tmp_path / "a", *settings)
     run = train(tmp_path / "b", *settings)
     same(states(whole), states(run))

@@ -22,7 +22,7 @@ class Checkpoint(StepCallback):
     Ctrl-C, SIGTERM and SIGUSR1 set a flag: the next optimizer step is saved, then the run stops. A second Ctrl-C
     stops at once.
 
-    :param every: steps between two checkpoints
+    :param every: steps between two checkpoints; 0 saves at the end only
     :param keep: how many of the newest stay; 0 keeps all
     :param milestones: steps whose checkpoints are saved and stay for good
     """

@@ -68,6 +68,11 @@ class Batch:
     step: int
     part: int
 
+    @property
+    def condition(self) -> dict[str, Tensor]:
+        """The raw signals of the images, by name."""
+        return {} if self.labels is None else {"label": self.labels}
+
 
 class Batches:
     """An endless iterable over the batches of one process, which starts anew each time it is iterated.
