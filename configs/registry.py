@@ -188,4 +188,3 @@ def fits(value: Any, annotation: Any) -> bool:
         return True
     kinds = {type(None) if option is None else option for option in options}
     return type(value) in kinds or (type(value) is int and float in kinds)
-

@@ -63,5 +63,3 @@ class Objective:
             return None
         mask = rng.uniform("drop", (n,)) < self.drop
         return dict.fromkeys(condition, mask)
-
-

@@ -39,7 +39,6 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
     return run
 
 
-
 def sample(cfg: DictConfig) -> Path:
     """Draw samples from a run, or restore images with it; gives the folder of the pictures.
 
