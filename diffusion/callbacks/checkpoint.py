@@ -38,12 +38,14 @@ class Checkpoint(StepCallback):
 
     def step(self, trainer: "Trainer", training: "Training") -> None:
         wanted = due(training.step, self.every, training.max_steps) or training.step in self.milestones
-        if wanted or self.asked is not None:
+        # A signal reaches the ranks at different steps, or one of them only: they decide together.
+        asked = trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False)
+        if wanted or asked:
             if trainer.is_global_zero:
                 checkpoint.save(self.run.checkpoints, training.step, training.state())
                 checkpoint.prune(self.run.checkpoints, self.keep, self.milestones)
             trainer.strategy.barrier()
-        if self.asked is not None:
+        if asked:
             log.info("saved step %d; the same command goes on from here", training.step)
             trainer.should_stop = True
 
