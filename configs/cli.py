@@ -40,8 +40,6 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
             return task(cfg, HydraConfig.get().runtime.choices.get("experiment"))
         except UserError as error:
             stop(str(error), 2)
-        except KeyboardInterrupt:
-            stop("interrupted", 130)
 
     try:
         main()

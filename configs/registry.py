@@ -165,9 +165,10 @@ def construct(cfg: Any, *, packages: Sequence[str] | None = None, role: type | t
         return arguments
     target = locate(cfg["_target_"], packages, role)
     arguments |= made
-    parameters = inspect.signature(target).parameters
+    signature = inspect.signature(target)
+    parameters = signature.parameters
     try:
-        inspect.signature(target).bind(**arguments)
+        signature.bind(**arguments)
     except TypeError as error:
         raise UserError(f"{cfg['_target_']}: {error}", f"arguments among {', '.join(parameters)}",
                         "check the names in the config") from error

@@ -43,15 +43,12 @@ class Discrete(Schedule):
         self.levels = len(alpha_bar)
 
     def __call__(self, t: Float[Tensor, " b"]) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
-        alphas, sigmas, angles = self._tables(t.device)
+        alphas, sigmas, angles = _tables(self, str(t.device))
         below, share = level(t, len(alphas) - 1)
         above = (below + 1).clamp(max=len(alphas) - 1)
         angle = torch.lerp(angles[below], angles[above], share)
         exact = share == 0
         return torch.where(exact, alphas[below], angle.cos()), torch.where(exact, sigmas[below], angle.sin())
-
-    def _tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        return _tables(self, str(device))
 
 
 @lru_cache(maxsize=32)

@@ -82,11 +82,12 @@ def restoration(model: Model, recipe: Recipe, held_out: ImageSet, critic: judge.
         x_T, direct, results[name] = restore(model, Recipe(sampler, recipe.parts, recipe.prior, recipe.start), x0,
                                              range(count), seed=cfg.seed, label=label, batch=cfg.batch)
         results = {"degraded": x_T, "direct": direct, **results}
+    reference = critic.features(x0) if critic else None
     rows = []
     for name, restored in results.items():
         row = {"images": name, "rmse": rmse_pooled(restored, x0), "rmse/image": rmse_per_image(restored, x0)}
-        if critic:
-            row[f"fd/classifier@{count}"] = frechet(critic.features(restored), critic.features(x0))
+        if critic and reference is not None:
+            row[f"fd/classifier@{count}"] = frechet(critic.features(restored), reference)
         rows.append(row)
     return rows
 

@@ -86,11 +86,11 @@ def with_classes(config: dict[str, Any], classes: int | None) -> dict[str, Any]:
 
 def loggers(cfg: DictConfig, run: Run) -> list[Any]:
     """Lightning's loggers beside the CSV file; they write into the run folder and keep one identity over restarts."""
-    made = {}
+    made, config = {}, run.config
     for name, node in (cfg.logger or {}).items():
         place = {"save_dir": str(run.folder), "name": "/".join(run.folder.parts[-2:])}
         if name == "wandb":
-            place |= {"id": f"{run.folder.name}-{digest(identity(run.config), run.config['data'])}", "resume": "allow"}
+            place |= {"id": f"{run.folder.name}-{digest(identity(config), config['data'])}", "resume": "allow"}
         made[name] = construct({**plain(node), **place})
         made[name].log_hyperparams(plain(cfg))
     return list(made.values())

@@ -36,8 +36,9 @@ from samplers.moves import Belief, Move
 
 ROLES: dict[str, type] = {"model": nn.Module, "condition": ConditionEncoder, "degradation": Degradation,
                           "objective": Objective, "space": Space, "prior": Prior}
+GUIDANCE = (Term, ConditionTransform, Finish)
 PARTS = (nn.Module, Degradation, Schedule, Kernels, Space, Prior, Parameterization, Times, Weighting, Grid, Belief,
-         Move, Sampler, Term, ConditionTransform, Finish)
+         Move, Sampler, *GUIDANCE)
 """What a config that came with a checkpoint may build."""
 
 
@@ -65,11 +66,11 @@ class Recipe:
     @classmethod
     def build(cls, cfg: Any, packages: Sequence[str] | None = None) -> "Recipe":
         """From a config with ``sampler``, ``guidance``, ``prior``, ``start``."""
-        parts = [construct(part, packages=packages, role=(Term, ConditionTransform, Finish), parts=PARTS)
+        parts = [construct(part, packages=packages, role=GUIDANCE, parts=PARTS)
                  for part in (cfg["guidance"] or {}).values()]
         prior = construct(cfg["prior"], packages=packages, role=Prior, parts=PARTS) if cfg["prior"] else None
         sampler = construct(cfg["sampler"], packages=packages, role=Sampler, parts=PARTS)
-        strange = [part for part in parts if not isinstance(part, Term | ConditionTransform | Finish)]
+        strange = [part for part in parts if not isinstance(part, GUIDANCE)]
         if strange:
             raise UserError(f"guidance: {strange[0]}", "mappings with a _target_, each a guidance part", "guidance=cfg")
         if type(cfg["start"]) not in (int, float):

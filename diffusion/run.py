@@ -149,7 +149,7 @@ def sampling(overrides: Sequence[str]) -> list[str]:
     :raises UserError: if it sets anything but how to sample
     """
     for override in overrides:
-        if override.split("=")[0].split(".")[0].split("/")[0] not in ("sampler", "guidance", "prior", "start"):
+        if _group(override) not in ("sampler", "guidance", "prior", "start"):
             raise UserError(f"sampling: {override}", "overrides of sampler, guidance, prior or start",
                             """'sampling=["sampler=ddim","guidance=cfg"]'""")
     return list(overrides)
@@ -166,8 +166,12 @@ def suited(overrides: Sequence[str], condition: Mapping[str, Any]) -> list[str]:
 def digest(mine: dict[str, Any], data: dict[str, Any]) -> str:
     """A short name for an identity. The last part of the data's path counts, so that two folders of images make two
     runs, wherever they lie."""
-    content = json.dumps([mine, Path(data.get("root") or "").name], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:8]
+    return short([mine, Path(data.get("root") or "").name], 8)
+
+
+def short(content: Any, length: int) -> str:
+    """The first hexadecimal digits of the SHA-256 of plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:length]
 
 
 def diff(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
@@ -212,11 +216,15 @@ def write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def _group(override: str) -> str:
+    return override.split("=")[0].split(".")[0].split("/")[0]
+
+
 def on_top(defaults: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """A run's ``sampling`` list with overrides on top: a chosen group, such as ``sampler=ddpm``, drops all that the run
     says about it (``sampler=ddim``, ``sampler.num_steps=50``, ``sampler/grid=uniform``)."""
     chosen = {override.split("=")[0] for override in overrides if "=" in override}
-    kept = [d for d in defaults if d.split("=")[0].split(".")[0].split("/")[0] not in chosen]
+    kept = [d for d in defaults if _group(d) not in chosen]
     return [*kept, *overrides]
 
 

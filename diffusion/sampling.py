@@ -1,6 +1,5 @@
 """``sample.py``: pictures from a run."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from diffusion.data.pixels import to_float
 from diffusion.data.progress import progress
 from diffusion.model import Model, Recipe, load
 from diffusion.pictures import save_each, save_grid
-from diffusion.run import Run, plain, write
+from diffusion.run import Run, plain, short, write
 from samplers.base import Callback, Frame
 
 log = logging.getLogger(__name__)
@@ -67,10 +66,27 @@ class Bar(Callback):
             pass
 
 
+class First(Callback):
+    """Notes what the first step of each batch saw and answered.
+
+    :ivar x_T: the degraded images
+    :ivar x0: the direct estimates
+    """
+
+    def __init__(self):
+        self.x_T: list[Tensor] = []
+        self.x0: list[Tensor] = []
+
+    def after(self, frame: Frame) -> None:
+        if frame.step.i == 0 and frame.estimate is not None:
+            self.x_T.append(frame.x_t)
+            self.x0.append(frame.estimate.x0)
+
+
 def _restore(model: Model, recipe: Recipe, cfg: DictConfig, folder: Path, packages: Sequence[str]) -> None:
     images = held_out(model, cfg, packages)
-    every = f"0-{len(images) - 1}" if cfg.input.root else "0-15"
-    indices = parse(every if cfg.samples is None else cfg.samples)
+    count = len(images) if cfg.input.root else min(16, len(images))
+    indices = range(count) if cfg.samples is None else parse(cfg.samples)
     if max(indices) >= len(images):
         raise UserError(f"samples={cfg.samples} of {len(images)} images", f"indices below {len(images)}",
                         f"samples=0-{len(images) - 1}")
@@ -96,23 +112,12 @@ def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *,
             degraded: bool = False, batch: int = 64,
             callbacks: Sequence[Callback] = ()) -> tuple[Tensor, Tensor, Tensor]:
     """``(x_T, R(x_T, T), restored)`` of these images in [-1, 1], on the CPU."""
-    results: list[tuple[Tensor, Tensor, Tensor]] = []
-    for first in range(0, len(indices), batch):
-        rows = slice(first, first + batch)
-        some = label[rows] if isinstance(label, list) else label
-        with torch.no_grad():
-            x_T, frames = model.trajectory(indices[rows], seed=seed, label=some, recipe=recipe, images=x0[rows],
-                                           degraded=degraded, callbacks=callbacks)
-            estimate, x = None, x_T
-            for frame in frames:
-                assert frame.estimate is not None
-                assert frame.x_s is not None
-                estimate = frame.estimate.x0 if estimate is None else estimate
-                x = frame.x_s
-            assert estimate is not None
-            results.append(tuple(model.space.decode(part).cpu() for part in (x_T, estimate, x)))  # type: ignore
-    x_T, direct, restored = (torch.cat(column) for column in zip(*results))
+    first = First()
+    restored = model.sample(indices, seed=seed, label=label, recipe=recipe, images=x0, degraded=degraded, batch=batch,
+                            callbacks=[first, *callbacks])
+    x_T, direct = (torch.cat([model.space.decode(x).cpu() for x in part]) for part in (first.x_T, first.x0))
     return x_T, direct, restored
+
 
 
 def held_out(model: Model, cfg: DictConfig, packages: Sequence[str]) -> ImageSet:
@@ -164,5 +169,4 @@ def name(cfg: DictConfig, step: int) -> str:
     """Folder name of a set of samples: readable, and different for different settings or checkpoints."""
     outside = ("run", "out", "batch", "device", "data", "samples", "allow")
     asked = {key: value for key, value in plain(cfg).items() if key not in outside} | {"step": step}
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:6]
-    return f"{cfg.sampler._target_.split('.')[-1].lower()}-seed{cfg.seed}-{digest}"
+    return f"{cfg.sampler._target_.split('.')[-1].lower()}-seed{cfg.seed}-{short(asked, 6)}"

@@ -48,7 +48,7 @@ class Arbitrary:
 class AnalyticGaussian:
     """The posterior mean for data ``N(mu, nu I)``: ``mu + alpha nu (x_t - alpha mu) / (alpha^2 nu + sigma^2)``."""
 
-    mu: float
+    mu: float | Tensor
     nu: float
     degradation: Affine
 

@@ -3,8 +3,10 @@
 import multiprocessing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import COLD, DIGITS, train
+from PIL import Image
 
 from configs import UserError, build, compose
 from degradations.blur import Blur, Constant
@@ -129,3 +131,14 @@ def test_processes_write_one_file_at_once(tmp_path):
         pool.map(_write_often, [tmp_path / "config.yaml"] * 3)
     assert (tmp_path / "config.yaml").read_text() == "whole"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_restoring_fewer_held_out_images_than_the_default(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(20):
+        Image.fromarray(np.full((16, 16), 12 * i, np.uint8)).save(photos / f"{i:02d}.png")
+    run = train(tmp_path, *COLD, "data=folder", f"data.root={photos}", "data.size=16", "data.channels=1",
+                "callbacks.pictures.count=0", "run.name=few")
+    folder = tasks.sample(compose("sample", with_defaults([f"run={run.folder}", "sampler.num_steps=2"])))
+    assert sorted(path.name for path in folder.glob("0*.png")) == ["000000.png", "000001.png"]

@@ -141,8 +141,8 @@ def _save(store: Path, index: Index) -> bool:
     text = json.dumps(record | {"sha256": _checksum(index.pixels)}).encode()
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
-        _write(store, lambda file: np.save(file, index.pixels))
-        _write(store.with_suffix(".json"), lambda file: file.write(text))
+        write_whole(store, lambda file: np.save(file, index.pixels))
+        write_whole(store.with_suffix(".json"), lambda file: file.write(text))
         return True
     except OSError as error:
         logger.warning("the decoded images cannot be kept in %s (%s) and will be decoded again the next time; "
@@ -154,7 +154,7 @@ def _checksum(pixels: UInt8[np.ndarray, "n c h w"]) -> str:
     return hashlib.sha256(pixels.data).hexdigest()
 
 
-def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes the whole file or nothing."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
         try:

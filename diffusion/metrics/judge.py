@@ -11,7 +11,7 @@ from torch import Tensor
 
 from degradations.randomness import key
 from diffusion.data.base import Data, ImageSet
-from diffusion.data.index import default_cache
+from diffusion.data.index import default_cache, write_whole
 from diffusion.data.loader import Batches
 from diffusion.data.pixels import to_float
 from models.classifier import Classifier
@@ -50,8 +50,7 @@ def fitted(data: Data, cache: Path | None = None) -> Judge:
         judge = fit(train, held_out)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(judge.network.state_dict(), path.with_suffix(".partial"))
-        path.with_suffix(".partial").replace(path)
+        write_whole(path, lambda file: torch.save(judge.network.state_dict(), file))
     return judge
 
 

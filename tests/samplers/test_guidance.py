@@ -87,10 +87,8 @@ class Gaussians:
     degradation: Affine
 
     def __call__(self, x_t, t, ctx, *, state, step, attn=None):
-        alpha, sigma = self.degradation.coefficients(t, x_t)
-        mu = like(ctx.emb[:, 0], x_t)
-        x0 = mu + alpha * self.nu * (x_t - alpha * mu) / (alpha**2 * self.nu + sigma**2)
-        return Estimate(x0, self.degradation.infer(x_t, x0, t, state))
+        restorer = AnalyticGaussian(like(ctx.emb[:, 0], x_t), self.nu, self.degradation)
+        return restorer(x_t, t, ctx, state=state, step=step)
 
 
 @dataclass
