@@ -4,8 +4,8 @@ import os
 import stat
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -89,20 +89,45 @@ class _Zip:
         return self.file.read(name)
 
 
+class _Splits:
+    """The archives ``train.zip`` and ``test.zip`` of a folder, as if unpacked into folders of these names."""
+
+    def __init__(self, parts: dict[str, _Zip]):
+        self.parts = parts
+
+    def entries(self) -> list[Entry]:
+        return sorted(replace(entry, name=f"{split}/{entry.name}")
+                      for split, part in self.parts.items() for entry in part.entries())
+
+    def read(self, name: str) -> bytes:
+        split, _, inside = name.partition("/")
+        return self.parts[split].read(inside)
+
+
 @contextmanager
 def opened(root: Path) -> Iterator[Archive]:
-    """The folder or zip file at ``root``, read in place; a zip is closed when the context ends.
+    """The folder or zip file at ``root``, read in place; zips are closed when the context ends. A folder that holds
+    ``train.zip`` and ``test.zip`` is read as if they were unpacked.
 
-    :raises UserError: it is neither (as ``check_root``), or the zip is damaged
+    :raises UserError: it is neither (as ``check_root``), or a zip is damaged
     """
     check_root(root)
-    if root.is_dir():
-        yield _Folder(root)
-        return
+    zips = {split: root / f"{split}.zip" for split in ("train", "test")}
+    with ExitStack() as stack:
+        if root.is_file():
+            yield stack.enter_context(_zip(root))
+        elif all(path.is_file() for path in zips.values()):
+            yield _Splits({split: stack.enter_context(_zip(path)) for split, path in zips.items()})
+        else:
+            yield _Folder(root)
+
+
+@contextmanager
+def _zip(path: Path) -> Iterator[_Zip]:
     try:
-        file = zipfile.ZipFile(root)
+        file = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{root} cannot be read as a zip archive ({error})", "a sound archive",
+        raise UserError(f"{path} cannot be read as a zip archive ({error})", "a sound archive",
                         "copy or download it again") from error
     with file:
         yield _Zip(file)
