@@ -3,7 +3,10 @@
 import logging
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NoReturn
 
 from omegaconf import DictConfig
@@ -16,7 +19,9 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
             prepare: Callable[[list[str]], list[str]] | None = None) -> None:
     """Run ``task(cfg, experiment)`` on the config that the command line composes.
 
-    Exit codes: 0 done, 1 Hydra refused the overrides, 2 a :class:`UserError`, 130 interrupted.
+    In a sweep, a job that fails does not keep the others from running; all that failed are reported at the end.
+
+    Exit codes: 0 done, 1 Hydra refused the overrides, 2 a :class:`UserError` or a failed job, 130 interrupted.
 
     :param config: the top-level config, ``train``, ``sample`` or ``evaluate``
     :param task: gets the composed config and the name of the chosen experiment, if any
@@ -25,26 +30,56 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    try:
-        sys.argv[1:] = prepare(sys.argv[1:]) if prepare else sys.argv[1:]
-    except UserError as error:
-        stop(str(error), 2)
-    if plugins():
-        sys.argv.append(searchpath())
+    failed: list[str] = []
 
     @hydra.main(version_base="1.3", config_path=".", config_name=config)
     def main(cfg: DictConfig) -> object:
+        sys.argv[1:] = arguments  # as typed: a run records them, and Lightning starts its other processes with them
         main_process = os.environ.get("LOCAL_RANK", "0") == "0"
         logging.basicConfig(level=logging.INFO if main_process else logging.WARNING, format="%(message)s", force=True)
+        sweep = job()
         try:
             return task(cfg, HydraConfig.get().runtime.choices.get("experiment"))
-        except UserError as error:
-            stop(str(error), 2)
+        except Exception as error:
+            if sweep is None and isinstance(error, UserError):
+                stop(str(error), 2)
+            if sweep is None:
+                raise
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            print(f"\n{error}\n", file=sys.stderr)
+            # The place is the error's note, see Run.__exit__.
+            failed.append("\n".join([" ".join([*sweep, *getattr(error, "__notes__", [])]), str(error)]))
 
     try:
-        main()
+        arguments = prepare(sys.argv[1:]) if prepare else sys.argv[1:]
+        sweeps = {"-m", "--multirun"} & set(arguments)
+        with tempfile.TemporaryDirectory(prefix="thaw-") if sweeps else nullcontext() as scratch:
+            # Hydra notes a sweep in a folder; the run folders say all that it would say.
+            more = [f"hydra.sweep.dir='{scratch}'"] if scratch else []
+            more += [searchpath()] if plugins() else []
+            first = next((i for i, a in enumerate(arguments) if "=" in a and a[0] != "-"), len(arguments))
+            sys.argv[1:] = [*arguments[:first], *more, *arguments[first:]]
+            main()
+    except UserError as error:
+        stop(str(error), 2)
     except KeyboardInterrupt:
         stop("interrupted", 130)
+    finally:
+        if failed:
+            print("\n\n".join([f"\njobs of the sweep that failed: {len(failed)}", *failed]), file=sys.stderr)
+    if failed:
+        sys.exit(2)
+
+
+def job() -> list[str] | None:
+    """The overrides of the job of a sweep that is running; None outside of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return list(HydraConfig.get().overrides.task)
 
 
 def stop(message: str, code: int) -> NoReturn:

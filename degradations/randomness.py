@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64, UInt64
 from torch import Tensor
 
 
@@ -35,6 +35,10 @@ class Draws(Protocol):
         """Whole numbers in [0, high)."""
         ...
 
+    def even(self, purpose: str, n: int) -> Float[Tensor, " b"]:
+        """Numbers in [0, 1), each uniform, together as evenly spread as the source can make them."""
+        ...
+
 
 def key(*parts: int | str) -> int:
     """A 128-bit number that depends on all parts and on nothing else (not on Python's salted hash)."""
@@ -44,6 +48,17 @@ def key(*parts: int | str) -> int:
 def generator(*parts: int | str) -> np.random.Generator:
     """A NumPy generator keyed by ``parts``."""
     return np.random.Generator(np.random.Philox(key=key(*parts)))
+
+
+def bits(positions: Int64[np.ndarray, "*n"], *parts: int | str) -> UInt64[np.ndarray, "*n"]:
+    """64 random bits for each position, a function of the position and of ``parts`` alone: for what happens to images
+    in the order of training, where a generator for each would be slow."""
+    start = np.uint64(key(*parts) % 2**64)
+    # SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"): a counter, mixed.
+    z = start + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,10 @@ class Streams:
 
     def integers(self, purpose: str, high: int, shape: Sequence[int]) -> Int[Tensor, "b *rest"]:
         return self._rows(purpose, shape, lambda g, s: g.integers(high, size=s))
+
+    def even(self, purpose: str, n: int) -> Float[Tensor, " b"]:
+        """Independent numbers: a sample does not know the others of its batch."""
+        return self.uniform(purpose, (n,))
 
     def _rows(self, purpose: str, shape: Sequence[int], draw) -> Tensor:
         if shape[0] != len(self.indices):
@@ -107,6 +126,12 @@ class BatchStream:
     def integers(self, purpose: str, high: int, shape: Sequence[int]) -> Int[Tensor, "b *rest"]:
         size = self._whole(shape)
         return self._cut(torch.randint(high, size, generator=self._generator(purpose), device=self.device))
+
+    def even(self, purpose: str, n: int) -> Float[Tensor, " b"]:
+        """Row i of the global batch gets ``(shift + i / total) mod 1``, with one random shift for all."""
+        (total,) = self._whole((n,))
+        shift = torch.rand(1, generator=self._generator(purpose), device=self.device)
+        return self._cut((shift + torch.arange(total, device=self.device) / total) % 1)
 
     def _whole(self, shape: Sequence[int]) -> tuple[int, ...]:
         if shape[0] != self.rows.stop - self.rows.start:

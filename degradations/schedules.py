@@ -1,4 +1,4 @@
-"""Noise schedules ``t -> (alpha, sigma)`` on [0, 1]: 0 clean, 1 destroyed. Tables in float64.
+"""Noise schedules ``t -> (alpha, sigma)`` on [0, 1]: 0 clean, 1 destroyed. Tables in float64, or a formula in t.
 
 A paper's chain of T steps has its level k at ``t = k / T``: ``alpha^2 = prod_{i <= k} (1 - beta_i)``, level 0 clean.
 Between two levels the angle ``atan2(sigma, alpha)`` is interpolated, so ``alpha^2 + sigma^2 = 1`` everywhere.
@@ -31,12 +31,18 @@ class Schedule:
         alpha, sigma = self(t)
         return (alpha / sigma) ** 2
 
+    def time(self, ratio: Float64[Tensor, " b"]) -> Float64[Tensor, " b"]:
+        """The inverse: the t at which ``sigma / alpha`` is ``ratio``, in [0, inf]; 1 for a ratio beyond the last."""
+        raise NotImplementedError
+
 
 class Discrete(Schedule):
     """A variance-preserving chain of T levels, given by ``alpha_bar_k = alpha_k^2`` for k = 1..T.
 
     :param alpha_bar: (T,) float64, decreasing, in [0, 1)
     """
+
+    levels: int
 
     def __init__(self, alpha_bar: Float64[Tensor, " T"]):
         self.alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar])
@@ -50,11 +56,29 @@ class Discrete(Schedule):
         exact = share == 0
         return torch.where(exact, alphas[below], angle.cos()), torch.where(exact, sigmas[below], angle.sin())
 
+    def time(self, ratio: Float64[Tensor, " b"]) -> Float64[Tensor, " b"]:
+        _, _, angles = _tables(self, str(ratio.device))
+        angle = ratio.atan()
+        above = torch.searchsorted(angles, angle).clamp(1, self.levels)
+        share = (angle - angles[above - 1]) / (angles[above] - angles[above - 1])
+        return (above - 1 + share.clamp(max=1)) / self.levels
+
 
 @lru_cache(maxsize=32)
 def _tables(schedule: Discrete, device: str) -> tuple[Tensor, Tensor, Tensor]:
     alpha, sigma = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()
     return alpha.to(device), sigma.to(device), torch.atan2(sigma, alpha).to(device)
+
+
+class Straight(Schedule):
+    """``alpha = 1 - t, sigma = t``: each image goes to its noise on a straight line (Lipman et al. 2023, arXiv
+    2210.02747; Liu et al. 2023, arXiv 2209.03003). Its end is pure noise: ``parameterization`` flow, v or x0."""
+
+    def __call__(self, t: Float[Tensor, " b"]) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
+        return 1 - t.double(), t.double()
+
+    def time(self, ratio: Float64[Tensor, " b"]) -> Float64[Tensor, " b"]:
+        return 1 / (1 + 1 / ratio)
 
 
 def _accumulate(beta: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:

@@ -55,8 +55,8 @@ def generation(model: Model, recipe: Recipe, data: Data, critic: judge.Judge | N
     log.info("drawing %d samples ...", cfg.count)
     samples = model.sample(indices, seed=cfg.seed, recipe=recipe, batch=cfg.batch)
     held_out, real = data.split("test"), data.split("train")
-    reference = critic.features(to_float(held_out.images))
-    some = to_float(real.images[:len(samples)])
+    reference = critic.features_of(held_out)
+    some = to_float(real.batch(torch.arange(min(len(samples), len(real))))[0])
     name = f"fd/classifier@{cfg.count}"
     rows = [{"images": "samples", "agreement": critic.agreement(samples, labels) if labels is not None else None,
              name: frechet(critic.features(samples), reference)}]

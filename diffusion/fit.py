@@ -1,6 +1,7 @@
 """Build everything that a config names and train it."""
 
 import logging
+import re
 import sys
 import warnings
 from typing import Any
@@ -10,11 +11,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from configs import UserError, construct
+from configs.cli import job
 from diffusion.callbacks.checkpoint import Checkpoint
 from diffusion.data.base import Data
 from diffusion.model import Model
 from diffusion.module import Training
-from diffusion.run import Run, digest, identity, plain
+from diffusion.run import Run, digest, identity, plain, suited
+from models.blocks import recompute
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,8 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
     images, held_out = data.split("train"), data.split("test")
     log.info("data: %d training and %d held-out images of %d px%s", len(images), len(held_out), data.size,
              f", {data.classes} classes" if data.classes else "")
-    model = Model(with_classes(plain(cfg), data.classes))
+    config = with_classes(plain(cfg), data.classes)
+    model = Model(config)
     training = Training(model, images, data.flip, construct(cfg.optimizer), fingerprint=data.fingerprint(),
                         batch=cfg.batch, accumulate=cfg.accumulate, max_steps=cfg.max_steps, seed=cfg.seed,
                         decay=cfg.ema)
@@ -41,12 +45,21 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
                             "data.root=WHERE_THEY_WERE, or run.name=ANOTHER_NAME to begin anew")
         training.restore(content)
         log.info("resuming at step %d", training.step)
+    if cfg.trainer.gradient_checkpointing:
+        recompute(model.weights.net)
     if cfg.trainer.compile:
         model.weights.net.compile()
-    callbacks = list(construct(cfg.callbacks).values())
+    callbacks = list((construct(cfg.get("callbacks")) or {}).values())
+    if not any(isinstance(callback, Checkpoint) for callback in callbacks):
+        raise UserError("callbacks without one that saves checkpoints: the training would be lost",
+                        "diffusion.callbacks.checkpoint.Checkpoint among them",
+                        "callbacks=default; callbacks.checkpoint.every=0 saves at the end only")
     for callback in callbacks:
         callback.run, callback.held_out = run, held_out
-    lightning_trainer(cfg, run, training, callbacks).fit(training)
+    trainer = lightning_trainer(cfg, run, training, callbacks)
+    if trainer.is_global_zero:
+        run.record({**plain(cfg), "sampling": config["sampling"]})
+    trainer.fit(training)
     asked = next((c.asked for c in callbacks if isinstance(c, Checkpoint) and c.asked is not None), None)
     if asked is not None:
         sys.exit(128 + asked)
@@ -57,43 +70,57 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
 def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: list[Any]) -> L.Trainer:
     """Lightning for loops, devices and processes; what we do ourselves is switched off.
 
-    :raises UserError: if the machine has not what ``trainer`` asks for
+    :raises UserError: if the machine has not what ``trainer`` asks for, or for several processes in a sweep
     """
     quiet()
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, strategy=cfg.trainer.strategy,
             plugins=environment(), max_epochs=-1, max_steps=cfg.max_steps - training.step,
             accumulate_grad_batches=cfg.accumulate, gradient_clip_val=training.recipe.clip, callbacks=callbacks,
-            logger=loggers(cfg, run), enable_checkpointing=False, enable_progress_bar=False,
+            logger=loggers(cfg, run, training.step), enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
             default_root_dir=run.folder)
     except (ValueError, MisconfigurationException) as error:
         raise UserError(f"trainer={plain(cfg.trainer)}: {error}", "devices that this machine has",
-                        "trainer.accelerator=auto trainer.devices=1") from error
+                        "trainer=auto trainer.devices=1") from error
+    if trainer.world_size > 1 and job() is not None:
+        # Lightning's further processes repeat the command, which is the whole sweep.
+        raise UserError(f"a sweep of runs on {trainer.world_size} devices each", "one device for each run",
+                        "trainer.devices=1, or one command for each run")
+    return trainer
 
 
 def with_classes(config: dict[str, Any], classes: int | None) -> dict[str, Any]:
-    """The config with the number of classes of the data filled in where it was left open."""
-    label = config["condition"].get("signals", {}).get("label")
-    if label and label["num_classes"] is None:
-        if classes is None:
-            raise UserError("condition=label for images without classes", "a folder of folders, one per class",
-                            "condition=none")
-        label["num_classes"] = classes
+    """The config with the number of classes of the data filled in where it was left open. For images without classes
+    the label is left out, and the guidance by it: any experiment trains on any images."""
+    signals = config["condition"].get("signals", {})
+    if "label" in signals and classes is None:
+        log.info("the images have no classes: the condition is left without its label")
+        del signals["label"]
+    elif "label" in signals and signals["label"]["num_classes"] is None:
+        signals["label"]["num_classes"] = classes
+    config["sampling"] = suited(config["sampling"], config["condition"])
     return config
 
 
-def loggers(cfg: DictConfig, run: Run) -> list[Any]:
-    """Lightning's loggers beside the CSV file; they write into the run folder and keep one identity over restarts."""
-    made, config = {}, run.config
-    for name, node in (cfg.logger or {}).items():
-        place = {"save_dir": str(run.folder), "name": "/".join(run.folder.parts[-2:])}
+def loggers(cfg: DictConfig, run: Run, step: int) -> list[Any]:
+    """Lightning's loggers beside the CSV file; they write into the run folder and keep one identity over restarts.
+
+    :param step: from which the training goes on
+    """
+    made, config = [], plain(cfg)
+    for name, node in (config.get("logger") or {}).items():
+        place: dict[str, Any] = {"save_dir": str(run.folder), "name": "/".join(run.folder.parts[-2:])}
         if name == "wandb":
-            place |= {"id": f"{run.folder.name}-{digest(identity(config), config['data'])}", "resume": "allow"}
-        made[name] = construct({**plain(node), **place})
-        made[name].log_hyperparams(plain(cfg))
-    return list(made.values())
+            word = re.sub(r"[^\w.=-]", "-", run.folder.name)[:100]  # the service allows few signs, 128 in all
+            place |= {"id": f"{word}-{digest(identity(config), config['data'])}", "resume": "allow"}
+        if name == "tensorboard":
+            # What a killed process logged beyond its checkpoint is logged again.
+            place |= {"name": "", "version": "tensorboard", "purge_step": step + 1}
+        made.append(construct({**node, **place}))
+        made[-1].log_hyperparams(config)
+    return made
 
 
 def environment() -> list[Any]:

@@ -20,6 +20,7 @@ from degradations.blur import Kernels
 from degradations.randomness import Streams, key
 from degradations.schedules import Schedule
 from diffusion import checkpoint
+from diffusion.data.augment import Augmentation
 from diffusion.objective import Objective
 from diffusion.parameterization import Parameterization
 from diffusion.priors import Prior
@@ -28,14 +29,14 @@ from diffusion.run import Run, on_top, sampling
 from diffusion.space import Space
 from diffusion.times import Times
 from diffusion.weighting import Weighting
-from models.conditioning import Condition, ConditionEncoder, Context
+from models.conditioning import AugmentSignal, Condition, ConditionEncoder, Context
 from samplers.base import Callback, Frame, Restorer, Sampler
 from samplers.grids import Grid
 from samplers.guidance.base import ConditionTransform, Finish, Guided, Term
 from samplers.moves import Belief, Move
 
 ROLES: dict[str, type] = {"model": nn.Module, "condition": ConditionEncoder, "degradation": Degradation,
-                          "objective": Objective, "space": Space, "prior": Prior}
+                          "objective": Objective, "space": Space, "prior": Prior, "augment": Augmentation}
 GUIDANCE = (Term, ConditionTransform, Finish)
 PARTS = (nn.Module, Degradation, Schedule, Kernels, Space, Prior, Parameterization, Times, Weighting, Grid, Belief,
          Move, Sampler, *GUIDANCE)
@@ -108,9 +109,14 @@ class Model:
         self.space.check(self.degradation)
         self.prior.check(self.degradation)
         self.degradation.check(self.shape)
+        self.objective.check(self.degradation)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(config["seed"], "weights") % 2**63)
             self.weights = Weights(part("model"), part("condition"))
+            self.augment: Augmentation | None = part("augment") if config.get("augment") else None
+            if self.augment is not None:
+                encoder = self.weights.encoder
+                encoder.add_signal("augment", AugmentSignal(self.augment.length, encoder.dim))
         self.restorer = NetworkRestorer(self.weights.net, self.degradation, self.objective.parameterization,
                                         str(config["precision"]))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from degradations.randomness import BatchStream, key
@@ -13,14 +14,19 @@ from diffusion.data.loader import Batch, Batches
 from diffusion.data.pixels import to_float
 from diffusion.ema import EMA
 from diffusion.model import Model
+from diffusion.objective import Losses
 from diffusion.optimization import AdamW
+
+BINS = 5
+"""Equal parts of (0, 1] for which the loss is logged apart."""
 
 
 class Training(L.LightningModule):
     """Optimizes a :class:`diffusion.model.Model` and keeps the average of its weights.
 
     Steps are counted here, over the whole life of the run; Lightning counts those of this process. Everything random
-    is keyed by this count, so a run that was killed goes on as if nothing had happened.
+    is keyed by this count, so a run that was killed goes on as if nothing had happened. So does its log: ``tally``
+    holds the sum of the losses since the last row, and their number, by time and over all ranks.
 
     :param model: what is trained
     :param images: the training split
@@ -43,14 +49,15 @@ class Training(L.LightningModule):
         self.weights = model.weights
         self.ema = EMA(model.weights, decay)
         self.step = 0
-        self.losses: list[Tensor] = []
+        self.tally = torch.zeros(2, BINS, dtype=torch.float64)
+        self._parts: list[Tensor] = []
         self._optimizer_state: dict[str, Any] | None = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         return {"raw": self.weights.state_dict(), "ema": self.ema.model.state_dict(),
                 "optimizer": self._optimizer().state_dict(), "config": self.model.config,
-                "prior": self.model.prior.state(), "data": self.fingerprint}
+                "prior": self.model.prior.state(), "data": self.fingerprint, "tally": self.tally}
 
     def restore(self, content: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -58,6 +65,7 @@ class Training(L.LightningModule):
         self.ema.model.load_state_dict(content["ema"])
         self.model.prior.restore(content["prior"])
         self.step, self._optimizer_state = content["step"], content["optimizer"]
+        self.tally = content.get("tally", self.tally)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.recipe.build(self.weights.parameters())
@@ -76,13 +84,14 @@ class Training(L.LightningModule):
         # The global generator is the networks' dropout: the one draw that depends on the rank.
         torch.manual_seed(key(self.seed, "dropout", batch.step, batch.part, self.global_rank) % 2**63)
         rng = BatchStream(self.seed, batch.step, batch.rows, batch.total, self.device)
-        x0 = self.model.space.encode(to_float(batch.images.to(self.device)))
-        encoder = self.weights.encoder
+        images, encoder = to_float(batch.images.to(self.device)), self.weights.encoder
         condition = {name: raw.to(self.device) for name, raw in batch.condition.items() if name in encoder.signals}
-        loss = self.model.objective(self.model.restorer.output, encoder, self.model.degradation, x0, condition,
-                                    rng).mean()
-        self.losses.append(loss.detach())
-        return loss
+        if self.model.augment is not None:
+            images, condition["augment"] = self.model.augment(images, self.seed, batch.positions)
+        losses = self.model.objective(self.model.restorer.output, encoder, self.model.degradation,
+                                      self.model.space.encode(images), condition, rng)
+        self._parts.append(tally(losses))
+        return losses.values.mean()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch
@@ -92,6 +101,10 @@ class Training(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.rate(self.step, self.max_steps)
         optimizer.step(closure=optimizer_closure)
+        ours = torch.stack(self._parts).sum(0)
+        self._parts.clear()
+        # Over the ranks at every step, so that the one that saves knows the whole. Gathering does not wait for the GPU.
+        self.tally = self.tally.to(self.device) + torch.as_tensor(self.all_gather(ours)).view(-1, *ours.shape).sum(0)
         self.step += 1
         self.ema.update(self.weights, self.step)
 
@@ -99,3 +112,10 @@ class Training(L.LightningModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         return optimizer
+
+
+def tally(losses: Losses) -> Float64[Tensor, "2 bins"]:
+    """Sum and number of the losses by time, in the parts ``(k / BINS, (k + 1) / BINS]``: levels divide evenly."""
+    place = ((losses.t * BINS).ceil().long() - 1).clamp(0, BINS - 1)
+    values = torch.stack([losses.values.detach().double(), torch.ones_like(losses.t, dtype=torch.float64)])
+    return values.new_zeros(2, BINS).index_add(1, place, values)

@@ -1,5 +1,6 @@
 """The objective: draw t and z, degrade, restore, compare."""
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,6 +24,18 @@ class Forward(Protocol):
     def __call__(self, x_t: Tensor, t: Tensor, ctx, attn=None) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Losses:
+    """What the objective says about a batch.
+
+    :ivar values: (B,) the weighted loss of each image
+    :ivar t: (B,) the time that was drawn for it
+    """
+
+    values: Tensor
+    t: Tensor
+
+
 ERRORS = {"l1": torch.abs, "l2": torch.square}
 
 
@@ -34,7 +47,7 @@ class Objective:
     :param parameterization: what the network's output means; gives the target
     :param times: distribution of t
     :param weighting: weight of each time, on the error of the network's output
-    :param error: ``l1`` or ``l2``, averaged over all values of an image
+    :param error: ``l1`` or ``l2``, averaged over all values of an image; weights by SNR mean ``l2``
     :param drop: share of the samples whose condition is replaced by its null, all signals together
     """
 
@@ -48,14 +61,22 @@ class Objective:
         self.error, self.drop = ERRORS[error], drop
 
     def __call__(self, forward: Forward, encoder: ConditionEncoder, degradation: Degradation,
-                 x0: Float[Tensor, "b *rest"], condition: Condition, rng: Draws) -> Float[Tensor, " b"]:
-        """The weighted loss of each image."""
+                 x0: Float[Tensor, "b *rest"], condition: Condition, rng: Draws) -> Losses:
         t = self.times(x0.shape[0], degradation, rng)
         state = degradation.draw(x0.shape, rng)
         x_t = degradation.forward(x0, t, state)
         out = forward(x_t, t, encoder(condition, self.dropped(condition, x0.shape[0], rng)))
         target = self.parameterization.target(x0, t, state, degradation)
-        return self.weighting(t, degradation) * flat(self.error(out - target)).mean(dim=1)
+        weight = self.weighting(t, degradation, self.parameterization)
+        return Losses(weight * flat(self.error(out - target)).mean(dim=1), t)
+
+    def check(self, degradation: Degradation) -> None:
+        """Refuse a degradation that one of the parts cannot treat.
+
+        :raises UserError: from the part
+        """
+        for part in (self.parameterization, self.times, self.weighting):
+            part.check(degradation)
 
     def dropped(self, condition: Condition, n: int, rng: Draws) -> dict[str, Bool[Tensor, " b"]] | None:
         """Which samples lose their condition."""

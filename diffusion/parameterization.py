@@ -1,16 +1,18 @@
 """What the network's output means. Each is a target for training and its inverse for restoring.
 
-| name  | target                 | x0 from the output                                          |
-|-------|------------------------|-------------------------------------------------------------|
-| ``X0``  | x0                     | output                                                      |
-| ``Eps`` | z                      | ``(x_t - sigma output) / alpha`` (undefined at alpha = 0)     |
-| ``V``   | ``alpha z - sigma x0`` | ``(alpha x_t - sigma output) / (alpha^2 + sigma^2)``          |
+| name     | target                 | x0 from the output                                            |
+|----------|------------------------|---------------------------------------------------------------|
+| ``X0``   | x0                     | output                                                        |
+| ``Eps``  | z                      | ``(x_t - sigma output) / alpha`` (undefined at alpha = 0)     |
+| ``V``    | ``alpha z - sigma x0`` | ``(alpha x_t - sigma output) / (alpha^2 + sigma^2)``          |
+| ``Flow`` | ``z - x0``             | ``(x_t - sigma output) / (alpha + sigma)``                    |
 
-V: Salimans and Ho 2022, arXiv 2202.00512, appendix D.
+V: Salimans and Ho 2022, arXiv 2202.00512, appendix D. Flow: Lipman et al. 2023, arXiv 2210.02747, where the schedule is
+``Straight`` and the target the velocity ``dx/dt``.
 """
 
-from jaxtyping import Float
-from torch import Tensor, ones
+from jaxtyping import Float, Float64
+from torch import Tensor, ones, ones_like
 
 from configs import UserError
 from degradations.affine import Affine
@@ -18,7 +20,7 @@ from degradations.base import Degradation, State
 
 
 class Parameterization:
-    """``target`` and its inverse ``x0``.
+    """``target`` and its inverse ``x0``, and what an error of the one means in the other.
 
     :cvar requires: the type of degradation that it makes sense for
     """
@@ -33,6 +35,10 @@ class Parameterization:
     def x0(self, out: Float[Tensor, "b *rest"], x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
            degradation: Degradation) -> Float[Tensor, "b *rest"]:
         """The clean image that the network's answer stands for."""
+        raise NotImplementedError
+
+    def scale(self, alpha: Float64[Tensor, " b"], sigma: Float64[Tensor, " b"]) -> Float64[Tensor, " b"]:
+        """The size of the error of x0 that comes from an error of size 1 of the network's answer."""
         raise NotImplementedError
 
     def check(self, degradation: Degradation) -> None:
@@ -53,6 +59,9 @@ class X0(Parameterization):
            degradation: Degradation) -> Float[Tensor, "b *rest"]:
         return out
 
+    def scale(self, alpha: Float64[Tensor, " b"], sigma: Float64[Tensor, " b"]) -> Float64[Tensor, " b"]:
+        return ones_like(alpha)
+
 
 class Eps(Parameterization):
     """The network answers with the noise z."""
@@ -68,6 +77,9 @@ class Eps(Parameterization):
         assert isinstance(degradation, Affine)
         alpha, sigma = degradation.coefficients(t, x_t)
         return (x_t - sigma * out) / alpha
+
+    def scale(self, alpha: Float64[Tensor, " b"], sigma: Float64[Tensor, " b"]) -> Float64[Tensor, " b"]:
+        return sigma / alpha
 
     def check(self, degradation: Degradation) -> None:
         super().check(degradation)
@@ -93,3 +105,25 @@ class V(Parameterization):
         assert isinstance(degradation, Affine)
         alpha, sigma = degradation.coefficients(t, x_t)
         return (alpha * x_t - sigma * out) / (alpha**2 + sigma**2)
+
+    def scale(self, alpha: Float64[Tensor, " b"], sigma: Float64[Tensor, " b"]) -> Float64[Tensor, " b"]:
+        return sigma / (alpha**2 + sigma**2)
+
+
+class Flow(Parameterization):
+    """The network answers with ``u = z - x0``, the way from the image to its noise."""
+
+    requires = Affine
+
+    def target(self, x0: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], state: State,
+               degradation: Degradation) -> Float[Tensor, "b *rest"]:
+        return state["z"] - x0
+
+    def x0(self, out: Float[Tensor, "b *rest"], x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
+           degradation: Degradation) -> Float[Tensor, "b *rest"]:
+        assert isinstance(degradation, Affine)
+        alpha, sigma = degradation.coefficients(t, x_t)
+        return (x_t - sigma * out) / (alpha + sigma)
+
+    def scale(self, alpha: Float64[Tensor, " b"], sigma: Float64[Tensor, " b"]) -> Float64[Tensor, " b"]:
+        return sigma / (alpha + sigma)

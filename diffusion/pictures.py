@@ -1,34 +1,98 @@
-"""Images to PNG files."""
+"""Images to files: one PNG each, and grids with words beside them."""
 
+import os
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
-from jaxtyping import Float
-from PIL import Image
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from diffusion.data.pixels import to_uint8
 
+COLUMNS = 20
+"""Classes that are still shown side by side."""
 
-def save_grid(images: Float[Tensor, "n c h w"], path: Path, columns: int | None = None,
-              scale: int | None = None) -> Path:
-    """A grid of images in [-1, 1]; small ones are enlarged by a whole factor so that a person can see them.
+
+def grid(images: UInt8[Tensor, "n c h w"], columns: int | None = None, scale: int | None = None,
+         rows: Sequence[str] = (), heads: Sequence[str] = ()) -> Image.Image:
+    """A grid of images; small ones are enlarged by a whole factor so that a person can see them.
 
     :param columns: images in a row; None makes the grid about square
     :param scale: factor of enlargement; None chooses it
+    :param rows: a caption for each row
+    :param heads: a caption for each column
     """
     columns = columns or max(1, round(len(images) ** 0.5))
     scale = scale or max(1, 64 // images.shape[-1])
-    big = to_uint8(images).repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
-    grid = make_grid(big, nrow=columns, padding=2, pad_value=128)
+    big = images.repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
+    picture = make_grid(big, nrow=columns, padding=2, pad_value=128)
+    return captioned(Image.fromarray(picture.permute(1, 2, 0).numpy()), rows, heads)
+
+
+def captioned(picture: Image.Image, rows: Sequence[str] = (), heads: Sequence[str] = ()) -> Image.Image:
+    """The picture with words on a white margin: ``rows`` to the left and ``heads`` above, each in the middle of its
+    equal share of the height or width. The size of the letters follows these shares; what is too long is shortened."""
+    across, down = picture.width / max(1, len(heads)), picture.height / max(1, len(rows))
+    size = min(20, max(10, round(min(across, down) / 6)))
+    font, gap = ImageFont.load_default(size), size // 2
+    beside = [shortened(text, font, max(96, 2 * down)) for text in rows]
+    above = [shortened(text, font, across - gap) for text in heads]
+    left = round(max(map(font.getlength, beside))) + 2 * gap if rows else 0
+    top = size + 2 * gap if heads else 0
+    whole = Image.new("RGB", (picture.width + left, picture.height + top), "white")
+    whole.paste(picture, (left, top))
+    draw = ImageDraw.Draw(whole)
+    for i, text in enumerate(beside):
+        draw.text((left - gap, top + (i + 0.5) * down), text, "black", font, "rm")
+    for i, text in enumerate(above):
+        draw.text((left + (i + 0.5) * across, top / 2), text, "black", font, "mm")
+    return whole
+
+
+def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+    """The text, cut where it would be wider than so many pixels. Letters that Pillow's font lacks lose their accents,
+    or become question marks."""
+    bare = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    text = "".join(bare).encode("ascii", "replace").decode()
+    if font.getlength(text) <= width:
+        return text
+    cuts = (text[:end].rstrip() + "…" for end in range(len(text) - 1, 0, -1))
+    return next((cut for cut in cuts if font.getlength(cut) <= width), "")
+
+
+def by_class(labels: Sequence[int] | None, names: Sequence[str] | None = None) -> tuple[int | None, list[str]]:
+    """Columns and captions of a grid of samples: a column for each class if they go through the classes in turn, the
+    last round perhaps cut short; else None and no captions.
+
+    :param names: of the classes; None takes their numbers
+    """
+    if not labels:
+        return None, []
+    turn = next((i for i, label in enumerate(labels) if i and label == labels[0]), len(labels))
+    if not 1 < turn <= COLUMNS or any(label != labels[i % turn] for i, label in enumerate(labels)):
+        return None, []
+    return turn, [names[label] if names else str(label) for label in labels[:turn]]
+
+
+def save_grid(images: Float[Tensor, "n c h w"], path: Path, columns: int | None = None, scale: int | None = None,
+              rows: Sequence[str] = (), heads: Sequence[str] = ()) -> Path:
+    """A grid of images in [-1, 1] as a file; arguments as for :func:`grid`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
+    grid(to_uint8(images), columns, scale, rows, heads).save(path)
     return path
 
 
-def save_each(images: Float[Tensor, "n c h w"], folder: Path, names: list[str]) -> None:
-    """One PNG per image."""
+def save_each(images: Float[Tensor, "n c h w"], folder: Path, names: Sequence[str]) -> None:
+    """One PNG per image in [-1, 1], whole or not at all.
+
+    :param names: of the files
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for image, name in zip(to_uint8(images), names):
+    for image, name in zip(to_uint8(images), names, strict=True):
         array = image.permute(1, 2, 0).numpy()
-        Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(folder / f"{name}.png")
+        partial = folder / f".{name}.{os.getpid()}.partial"
+        Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(partial, "PNG")
+        partial.replace(folder / name)

@@ -1,7 +1,7 @@
 """The run folder: a run's identity. The same command finds the same folder and goes on.
 
 ```
-runs/<experiment>/<name or hash of the identity>/
+runs/<experiment>/<name, hash of the identity, or, in a sweep, the job's own settings>/
   config.yaml        the resolved config; `sampling` in it holds the defaults of sample.py
   environment.json   git revision, versions, device, command of the last start
   metrics.csv        what was logged
@@ -12,11 +12,13 @@ runs/<experiment>/<name or hash of the identity>/
 Nothing here imports torch: a run is refused before anything slow is loaded.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,14 +31,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from configs import UserError
 
 IDENTITY = ("data", "space", "model", "condition", "degradation", "prior", "objective", "optimizer", "ema", "batch",
-            "accumulate", "precision", "seed")
+            "accumulate", "precision", "seed", "augment")
 """The fields in which two runs must agree to be the same run; everything else may change on the way."""
 PATHS = ("root", "cache", "download")
 """Arguments of a data set that say where it lies, not what it is."""
 
 
 class Run:
-    """One run folder.
+    """One run folder. As a context it is locked, and one that was made for nothing is removed at the end.
 
     :param folder: where it is
     """
@@ -47,17 +49,21 @@ class Run:
         self.pictures = folder / "pictures"
         self.metrics = folder / "metrics.csv"
         self._lock: IO[str] | None = None
+        self._made: list[Path] = []
 
     @classmethod
-    def start(cls, cfg: DictConfig, experiment: str | None) -> "Run":
-        """The folder of this config, made or found.
+    def start(cls, cfg: DictConfig, experiment: str | None, job: Sequence[str] | None = None) -> "Run":
+        """The folder of this config, made or found, and locked.
 
+        :param job: the overrides of one job of a sweep, which name its folder; None outside of one
         :raises UserError: if the folder holds a run with another identity, or one that is being trained right now
         """
         record = plain(cfg)
         mine = identity(record)
-        name = cfg.run.name or digest(mine, record["data"])
-        run = cls(Path(cfg.run.root) / (experiment or "custom") / str(name))
+        parts = [given(cfg.run.name), job_name(job or ())]
+        name = ",".join(part for part in parts if part) or digest(mine, record["data"])
+        run = cls(Path(cfg.run.root) / (experiment or "custom") / name)
+        run._made = [folder for folder in (run.folder, *run.folder.parents) if not folder.exists()]
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
             run._take()
@@ -66,9 +72,35 @@ class Run:
                             "run.root=FOLDER") from error
         if any(run.checkpoints.glob("*.pt")):
             run._compare(mine)
-        write(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record)))
-        write(run.folder / "environment.json", json.dumps(environment(), indent=2))
         return run
+
+    def record(self, config: dict[str, Any]) -> None:
+        """Write down the resolved config and the environment, once nothing stands in the way of the training."""
+        write(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        write(self.folder / "environment.json", json.dumps(environment(), indent=2))
+
+    def complete(self, max_steps: int) -> int | None:
+        """The step of a checkpoint that leaves nothing to do up to ``max_steps``; None if there is no such checkpoint
+        that is whole, by the checksum in its name."""
+        for path in sorted(self.checkpoints.glob("step-*.*.pt"), reverse=True):
+            step, checksum = path.name.removeprefix("step-").split(".")[:2]
+            if int(step) >= max_steps and hashlib.sha256(path.read_bytes()).hexdigest().startswith(checksum):
+                return int(step)
+        return None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._made and [path.name for path in self.folder.iterdir()] == [".lock"]:
+            (self.folder / ".lock").unlink()
+            with contextlib.suppress(OSError):  # a parent that holds other runs by now
+                for folder in self._made:
+                    folder.rmdir()
+        elif error is not None:
+            error.add_note(f"in {self.folder}")
+        if self._lock:
+            self._lock.close()
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
@@ -138,6 +170,8 @@ def whole(cfg: DictConfig, **least: int) -> None:
 def identity(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that makes a run what it is."""
     fields = {key: config.get(key) for key in IDENTITY}
+    if not fields["augment"]:
+        del fields["augment"]  # none, as in a config without the key
     fields["precision"] = str(fields["precision"])
     fields["data"] = {k: v for k, v in (fields["data"] or {}).items() if k not in PATHS}
     return fields
@@ -157,10 +191,49 @@ def sampling(overrides: Sequence[str]) -> list[str]:
 
 def suited(overrides: Sequence[str], condition: Mapping[str, Any]) -> list[str]:
     """A ``sampling`` list without classifier-free guidance where there is no condition to guide by, so that
-    ``condition=none`` is enough to make an experiment unconditional."""
+    ``condition=none``, or images without classes, are enough to make an experiment unconditional."""
     if condition.get("signals", True):
         return list(overrides)
-    return [o for o in overrides if o != "guidance=cfg" and not o.startswith("guidance.cfg.")]
+    left = {"guidance=cfg": None, "guidance=cfg_clip": "guidance=clip"}
+    kept = (left.get(o, o) for o in overrides if not o.startswith("guidance.cfg."))
+    return [o for o in kept if o]
+
+
+def given(name: Any) -> str:
+    """``run.name`` as a folder's name; empty if there is none.
+
+    :raises UserError: for a path, and for what YAML reads as another thing than was typed (``1e3``, ``true``)
+    """
+    if name is None:
+        return ""
+    if isinstance(name, bool | float):
+        raise UserError(f"run.name={name}, which is no word", "the name of a folder", f"""run.name="'{name}'\"""")
+    if str(name) in (".", "..") or "/" in str(name):
+        raise UserError(f"run.name={name}", "the name of a folder, not a path",
+                        f"run.name={Path(str(name)).name or 'first'}, with run.root=FOLDER for another place")
+    return str(name)
+
+
+def job_name(overrides: Sequence[str]) -> str:
+    """The name of a sweep's job: its own overrides of the identity, sorted, e.g. ``optimizer.lr=0.0003,seed=0``. What
+    else the sweep holds, and in which order, makes no difference.
+
+    A value that cannot be part of a folder's name is made so, a path by its last part, and told apart by a hash.
+
+    :param overrides: as Hydra hands them to the job, numbers already normalised
+    """
+    parts = []
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if _group(key.lstrip("~")) in IDENTITY and key not in ("data.cache", "data.download"):
+            parts.append(f"{key.replace('/', '.')}={_safe(unquoted(value))}")
+    name = ",".join(sorted(parts))
+    return name if len(name) <= 120 else f"{name[:111]}-{short(name, 8)}"
+
+
+def _safe(value: str) -> str:
+    clean = re.sub(r"[^\w.+-]+", "-", value.rsplit("/", 1)[-1], flags=re.ASCII)
+    return clean if clean == value else f"{clean.strip('-')}-{short(value, 4)}"
 
 
 def digest(mine: dict[str, Any], data: dict[str, Any]) -> str:
@@ -247,6 +320,8 @@ def with_defaults(arguments: list[str]) -> list[str]:
         return arguments
     if "," in folder and not Path(folder).is_dir():
         raise UserError(f"run={folder}", "one run, since each has its own way of sampling", "one command for each run")
+    if set(folder) & set(",="):  # as in the names that a sweep gives
+        arguments = ["run='" + folder.replace("'", "\\'") + "'" if a.startswith("run=") else a for a in arguments]
     # Hydra's flags, such as -m, must stay in front of all overrides.
     first = next(i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-"))
     return [*arguments[:first], *on_top(sampling(Run.open(folder).config["sampling"]), arguments[first:])]

@@ -1,52 +1,191 @@
 """``sample.py``: pictures from a run."""
 
-import json
 import logging
-from collections.abc import Sequence
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
 from configs import UserError, construct, registry
-from diffusion.data.base import Data, ImageSet
+from diffusion import checkpoint
+from diffusion.data.base import Data
+from diffusion.data.folder import Folder
 from diffusion.data.pixels import to_float
 from diffusion.data.progress import progress
+from diffusion.inputs import Inputs, held_out, photos, tell
+from diffusion.manifest import Manifest, Sample, folder_name, words
 from diffusion.model import Model, Recipe, load
-from diffusion.pictures import save_each, save_grid
-from diffusion.run import Run, plain, short, write
+from diffusion.pictures import by_class, save_each, save_grid
+from diffusion.run import Run, environment, plain, whole
+from diffusion.selection import samples
+from diffusion.trajectory import Trajectory
 from samplers.base import Callback, Frame
 
 log = logging.getLogger(__name__)
 
+ROW = 16
+"""Restorations that the grid shows, side by side."""
+GRID = 256
+"""Samples that the grid shows at most."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one command draws with.
+
+    :ivar inputs: the images to restore; None for generation
+    """
+
+    cfg: DictConfig
+    model: Model
+    recipe: Recipe
+    inputs: Inputs | None
+
+    @property
+    def title(self) -> str:
+        """The sampler in words: ``Algorithm 2``."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z0-9])", " ", type(self.recipe.sampler).__name__)
+
+    def batch(self, some: Sequence[Sample], callbacks: Sequence[Callback]) -> dict[str, Tensor]:
+        """The images of these samples under ``title``, and what the grid shows with them, by caption."""
+        cfg, model, indices = self.cfg, self.model, [entry["index"] for entry in some]
+        labels = [entry["label"] for entry in some]
+        label = "none" if None in labels else labels
+        if self.inputs is None:
+            return {self.title: model.sample(indices, seed=cfg.seed, label=label, recipe=self.recipe, batch=cfg.batch,
+                                             callbacks=callbacks)}
+        x0 = to_float(self.inputs.images.batch(torch.tensor(indices))[0])
+        x_t, direct, restored = restore(model, self.recipe, x0, indices, seed=cfg.seed, label=label,
+                                        degraded=cfg.input.degraded, batch=cfg.batch, callbacks=callbacks)
+        rows = {"degraded": x_t, "direct estimate": direct, self.title: restored}
+        return rows if cfg.input.degraded else rows | {"original": x0}
+
 
 def sample(cfg: DictConfig) -> Path:
-    """Draw or restore the samples that the config asks for; gives the folder of the pictures."""
-    model = load(cfg.run, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
+    """Draw or restore the samples that the config asks for, as far as they are not there yet; gives their folder."""
+    check(cfg)
     packages = (*registry.trusted(), *cfg.allow)
-    recipe = Recipe.build(cfg, packages)
-    folder = Path(cfg.out) if cfg.out else Run.open(cfg.run).folder / "samples" / name(cfg, model.step)
+    run = Run.open(cfg.run)
+    files = checkpoint.found(run.checkpoints)
+    model = load(cfg.run, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
+    files |= checkpoint.found(run.checkpoints)  # a training that goes on writes and removes some
+    recipe, inputs, classes = Recipe.build(cfg, packages), None, None
+    if cfg.input.root or (recipe.prior or model.prior).restores:
+        recipe, inputs = restoring(model, recipe, cfg), to_restore(model, cfg, packages)
+    else:
+        classes = class_names(model, cfg.data.root, packages)
+    recipe.sampler.times(model.degradation, recipe.start)
+    asked = samples(model, cfg, inputs)
+
+    settings: dict[str, Any] = {**plain(cfg), "step": model.step}
+    stamp = {"step": model.step, "checksum": files[model.step].name.split(".")[1]}
+    record = {"run": str(cfg.run), "checkpoint": stamp, "sampler": words(settings["sampler"]),
+              "guidance": words(settings["guidance"]), "settings": settings, "environment": environment()}
+    folder = Path(str(cfg.out)) if cfg.out else run.folder / "samples" / folder_name(settings, stamp)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", "a folder that can be written",
                         "out=FOLDER") from error
-    restores = bool(cfg.input.root) or (recipe.prior or model.prior).restores
-    if restores:
-        _restore(model, recipe, cfg, folder, packages)
-    else:
-        indices = parse("0-15" if cfg.samples is None else cfg.samples)
-        bar = Bar(model, recipe, len(indices), cfg.batch)
-        images = model.sample(indices, seed=cfg.seed, label=cfg.label, recipe=recipe, batch=cfg.batch, callbacks=[bar])
-        bar.close()
-        save_each(images, folder, [f"{i:06d}" for i in indices])
-        classes = model.num_classes if cfg.label is None else None
-        save_grid(images, folder / "grid.png", columns=classes if len(images) > (classes or 0) else None)
-    write(folder / "manifest.json", json.dumps(plain(cfg) | {"step": model.step}, indent=2))
+    draw(Job(cfg, model, recipe, inputs), asked, Manifest(folder, record, cfg.overwrite), classes)
     log.info("pictures: %s", folder)
     return folder
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse settings that mean nothing, before any work."""
+    for name, value in (("overwrite", cfg.overwrite), ("animate", cfg.animate), ("input.degraded", cfg.input.degraded)):
+        if not isinstance(value, bool):
+            raise UserError(f"{name}={value}", "true or false", f"{name}=true")
+    numbers = DictConfig({f"animation.{key}": value for key, value in cfg.animation.items()})
+    whole(numbers, **{"animation.frames": 2, "animation.count": 1, "animation.fps": 1})
+    if cfg.input.degraded and not cfg.input.root:
+        raise UserError("input.degraded=true without images", "the degraded images", "input=FOLDER")
+
+
+def draw(job: Job, asked: Sequence[Sample], manifest: Manifest, classes: Sequence[str] | None) -> None:
+    """Draw what the folder of the manifest lacks, and the pictures about it. Each batch is saved as it comes: little is
+    in memory, and whatever ends the command, what is done stays done.
+
+    :param asked: the samples that the folder shall hold
+    :param classes: names of the classes
+    """
+    cfg, names = job.cfg, [entry["file"] for entry in asked]
+    film = Trajectory(job.model.space.decode, cfg.animation.frames, cfg.animation.count) if cfg.animate else None
+    shown: dict[str, Any] = {"grid.png": names[:ROW if job.inputs else GRID]}
+    if film:
+        shown["trajectory.webp"] = {"samples": names[:film.count], **plain(cfg.animation)}
+    todo = {i for i, entry in enumerate(asked) if cfg.overwrite or not manifest.has(entry)}
+    log.info("samples to draw: %d of %d%s", len(todo), len(asked),
+             "; overwrite=true draws the others again" if len(todo) < len(asked) else "")
+    if not todo and manifest.shows(shown):
+        return
+    # The pictures show more of the first samples than is kept in the files.
+    todo |= set(range(min(len(asked), max(ROW if job.inputs else 0, film.count if film else 0))))
+    order = [asked[i] for i in sorted(todo)]
+    if job.inputs and cfg.input.root:
+        tell(_path(cfg), [entry["source"] for entry in order], job.model.image_shape[1])
+
+    bar, rows = Bar(job.model, job.recipe, len(order), cfg.batch), {}
+    begin = time.monotonic()
+    try:
+        with evaluations(job.model.weights.net) as counts:
+            for first in range(0, len(order), cfg.batch):
+                some = order[first:first + cfg.batch]
+                images = job.batch(some, [bar, film] if film else [bar])
+                save_each(images[job.title], manifest.folder, [entry["file"] for entry in some])
+                manifest.add(some)
+                if job.inputs and first < ROW:
+                    for caption, row in images.items():
+                        rows.setdefault(caption, []).append(row[:ROW - first].clone())
+        if order:
+            manifest.record["evaluations_per_sample"] = round(sum(counts) / len(order), 2)
+    except KeyboardInterrupt:
+        log.info("what is done is in %s; the same command goes on", manifest.folder)
+        raise
+    finally:
+        bar.close()
+        manifest.seconds += time.monotonic() - begin
+        manifest.write()
+
+    if job.inputs:
+        heads = [Path(entry["file"]).stem if job.inputs.files else str(entry["index"]) for entry in asked[:ROW]]
+        images, columns = torch.cat([torch.cat(row) for row in rows.values()]), len(heads)
+    else:
+        labels = [entry["label"] for entry in asked[:GRID]]
+        columns, heads = by_class(None if None in labels else labels, classes)
+        images = torch.stack([_load(manifest.folder / name) for name in names[:GRID]])
+    save_grid(images, manifest.folder / "grid.png", columns, rows=list(rows) if job.inputs else (), heads=heads)
+    if film:
+        film.save(manifest.folder / "trajectory.webp", cfg.animation.fps)
+    manifest.pictures |= shown
+    manifest.write()
+
+
+def _load(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        pixels = torch.from_numpy(np.array(image))
+    return to_float(pixels.movedim(-1, 0) if pixels.ndim == 3 else pixels[None])
+
+
+@contextmanager
+def evaluations(net: nn.Module) -> Iterator[list[int]]:
+    """Counts: the rows of each call of the network in the meantime."""
+    counts: list[int] = []
+    hook = net.register_forward_pre_hook(lambda net, inputs: counts.append(len(inputs[0])))
+    try:
+        yield counts
+    finally:
+        hook.remove()
 
 
 class Bar(Callback):
@@ -83,31 +222,6 @@ class First(Callback):
             self.x0.append(frame.estimate.x0)
 
 
-def _restore(model: Model, recipe: Recipe, cfg: DictConfig, folder: Path, packages: Sequence[str]) -> None:
-    images = held_out(model, cfg, packages)
-    count = len(images) if cfg.input.root else min(16, len(images))
-    indices = range(count) if cfg.samples is None else parse(cfg.samples)
-    if max(indices) >= len(images):
-        raise UserError(f"samples={cfg.samples} of {len(images)} images", f"indices below {len(images)}",
-                        f"samples=0-{len(images) - 1}")
-    pixels, labels = images.batch(torch.tensor(indices))
-    x0 = to_float(pixels)
-    if recipe.prior is None and not model.prior.restores:
-        recipe = Recipe(recipe.sampler, recipe.parts, registry.build("prior", "degraded"), recipe.start)
-    label: Any = cfg.label
-    if label is None and model.num_classes is not None:
-        label = "none" if labels is None else labels.tolist()
-    bar = Bar(model, recipe, len(indices), cfg.batch)
-    x_t, direct, restored = restore(model, recipe, x0, indices, seed=cfg.seed, label=label,
-                                    degraded=cfg.input.degraded, batch=cfg.batch, callbacks=[bar])
-    bar.close()
-    save_each(restored, folder, [f"{i:06d}" for i in indices])
-    rows = [x_t, direct, restored] + ([] if cfg.input.degraded else [x0])
-    few = [row[:16] for row in rows]
-    save_grid(torch.cat(few), folder / "grid.png", columns=len(few[0]))
-    log.info("rows of grid.png: degraded, direct estimate, restored%s", "" if cfg.input.degraded else ", original")
-
-
 def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *, seed: int = 0, label: Any = None,
             degraded: bool = False, batch: int = 64,
             callbacks: Sequence[Callback] = ()) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,19 +233,28 @@ def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *,
     return x_T, direct, restored
 
 
+def restoring(model: Model, recipe: Recipe, cfg: DictConfig) -> Recipe:
+    """The recipe with a prior that degrades given images, starting from ``input.t``."""
+    if recipe.prior is not None and not recipe.prior.restores:
+        raise UserError(f"images to restore, and the prior {type(recipe.prior).__name__}, which needs none",
+                        "a prior that degrades them", "prior=degraded, or drop input=")
+    if type(cfg.input.t) not in (int, float) or not 0 < cfg.input.t <= 1:
+        raise UserError(f"input.t={cfg.input.t}", "a time in (0, 1]", "input.t=0.5, or start=0.5")
+    if not (recipe.prior or model.prior).restores:
+        recipe = replace(recipe, prior=registry.build("prior", "degraded"))
+    return replace(recipe, start=cfg.input.t)
 
-def held_out(model: Model, cfg: DictConfig, packages: Sequence[str]) -> ImageSet:
-    """The images to restore: those of ``input.root``, else the held-out ones of the run's data."""
+
+def to_restore(model: Model, cfg: DictConfig, packages: Sequence[str]) -> Inputs:
+    """The images of ``input.root``, else the held-out ones of the run's data."""
     if not cfg.input.root:
-        return data_of(model, cfg.data.root, packages).split("test")
-    config = model.config["data"]
-    node = registry.node("data", "folder", root=cfg.input.root, size=config["size"], channels=config["channels"],
-                         labels=False, held_out=0.0)
-    try:
-        folder: Data = construct(node)
-        return folder.split("train")
-    except UserError as error:
-        raise UserError(error.got, error.wanted, error.fix.replace("data.root=", "input=")) from error
+        return held_out(data_of(model, cfg.data.root, packages))
+    channels, size, _ = model.image_shape
+    return photos(_path(cfg), size, channels)
+
+
+def _path(cfg: DictConfig) -> Path:
+    return Path(str(cfg.input.root)).expanduser()
 
 
 def data_of(model: Model, root: str | None, packages: Sequence[str]) -> Data:
@@ -145,28 +268,11 @@ def data_of(model: Model, root: str | None, packages: Sequence[str]) -> Data:
     return construct(config | ({"root": root} if root else {}), packages=packages, role=Data, parts=(Data,))
 
 
-def parse(samples: Any) -> Sequence[int]:
-    """``"0-63"``, ``7`` or ``[1, 5]`` as indices.
-
-    :raises UserError: for anything else
-    """
-    try:
-        if isinstance(samples, int):
-            return [samples]
-        if isinstance(samples, str):
-            first, _, last = samples.partition("-")
-            indices = range(int(first), int(last or first) + 1)
-        else:
-            indices = [int(i) for i in samples]
-        if not len(indices) or min(indices) < 0:
-            raise ValueError
-    except (ValueError, TypeError):
-        raise UserError(f"samples={samples}", "a range, a number or a list", "samples=0-63") from None
-    return indices
-
-
-def name(cfg: DictConfig, step: int) -> str:
-    """Folder name of a set of samples: readable, and different for different settings or checkpoints."""
-    outside = ("run", "out", "batch", "device", "data", "samples", "allow")
-    asked = {key: value for key, value in plain(cfg).items() if key not in outside} | {"step": step}
-    return f"{cfg.sampler._target_.split('.')[-1].lower()}-seed{cfg.seed}-{short(asked, 6)}"
+def class_names(model: Model, root: str | None, packages: Sequence[str]) -> list[str] | None:
+    """The names of the classes, if the data set knows them without reading its images; arguments as :func:`data_of`."""
+    config = model.config["data"]
+    if model.num_classes is None or issubclass(registry.locate(config["_target_"], packages, Data), Folder):
+        return None
+    with suppress(UserError):  # the data need not be there
+        return data_of(model, root, packages).class_names
+    return None

@@ -6,37 +6,39 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from diffusion.run import Run, missing, sampling, suited, whole
+from configs.cli import job
+from diffusion.run import Run, missing, sampling, whole
 
 log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig, experiment: str | None) -> Run:
-    """Train, or go on training, the run that the config describes.
+    """Train, or go on training, the run that the config describes. One that has all its steps is left as it is, without
+    torch being loaded.
 
     :param cfg: the composed ``train`` config
     :param experiment: name of the experiment, for the folder
     """
     missing(cfg)
     whole(cfg, batch=1, accumulate=1, max_steps=1, seed=0)
-    cfg.sampling = suited(sampling(cfg.sampling), cfg.condition)
-    run = Run.start(cfg, experiment)
-    log.info("run folder: %s", run.folder)
+    sampling(cfg.sampling)
+    with Run.start(cfg, experiment, job()) as run:
+        log.info("run folder: %s", run.folder)
+        step = run.complete(cfg.max_steps)
+        if step is not None:
+            log.info("this run is complete: step %d of %d\nmore: max_steps=%d, or sample: python sample.py run=%s",
+                     step, cfg.max_steps, 2 * step, run.folder)
+            return run
 
-    import torch
+        import torch
 
-    from diffusion import checkpoint
-    from diffusion.fit import fit
+        from diffusion import checkpoint
+        from diffusion.fit import fit
 
-    if cfg.trainer.threads:
-        torch.set_num_threads(cfg.trainer.threads)
-    content = checkpoint.latest(run.checkpoints)
-    if content is not None and content["step"] >= cfg.max_steps:
-        log.info("this run is complete: step %d of %d\nmore: max_steps=%d, or sample: python sample.py run=%s",
-                 content["step"], cfg.max_steps, 2 * content["step"], run.folder)
+        if cfg.trainer.threads:
+            torch.set_num_threads(cfg.trainer.threads)
+        fit(cfg, run, checkpoint.latest(run.checkpoints))
         return run
-    fit(cfg, run, content)
-    return run
 
 
 def sample(cfg: DictConfig) -> Path:

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from configs import UserError
+from degradations.affine import Affine
 from degradations.base import Degradation
 from degradations.randomness import Draws
 
@@ -14,6 +15,9 @@ class Times:
 
     def __call__(self, n: int, degradation: Degradation, rng: Draws) -> Float[Tensor, " b"]:
         raise NotImplementedError
+
+    def check(self, degradation: Degradation) -> None:
+        """Refuse a degradation that does not have these times."""
 
 
 class Uniform(Times):
@@ -27,8 +31,48 @@ class Levels(Times):
     """Uniform on the degradation's own levels ``k / T``, k = 1 .. T, as the papers with discrete chains train."""
 
     def __call__(self, n: int, degradation: Degradation, rng: Draws) -> Float[Tensor, " b"]:
+        assert degradation.levels is not None
+        k = rng.integers("time", degradation.levels, (n,)) + 1
+        return (k.double() / degradation.levels).to(torch.float32)
+
+    def check(self, degradation: Degradation) -> None:
         if degradation.levels is None:
             raise UserError("times=levels for a degradation without levels", "a degradation with levels",
                             "objective/times=uniform")
-        k = rng.integers("time", degradation.levels, (n,)) + 1
-        return (k.double() / degradation.levels).to(torch.float32)
+
+
+class Antithetic(Times):
+    """Evenly spread over the global batch, with one random shift for all: each time is uniform, and the loss of a batch
+    varies less (Kingma et al. 2021, arXiv 2107.00630, appendix I.1). On the degradation's own levels if it has some."""
+
+    def __call__(self, n: int, degradation: Degradation, rng: Draws) -> Float[Tensor, " b"]:
+        u = rng.even("time", n)
+        if degradation.levels is None:
+            return 1 - u
+        k = (u.double() * degradation.levels).floor() + 1
+        return (k / degradation.levels).to(torch.float32)
+
+
+class LogNormal(Times):
+    """``ln(sigma / alpha) ~ N(mean, std^2)``: most often the noise at which the training has most to do (Karras et al.
+    2022, arXiv 2206.00364, table 1). On the straight schedule it is the logit-normal law of t of Stable Diffusion 3
+    (Esser et al. 2024, arXiv 2403.03206, section 3.1).
+
+    :param mean: of the logarithm
+    :param std: of the logarithm
+    """
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2):
+        if not std > 0:
+            raise UserError(f"std={std:g}", "a number above 0", "objective.times.std=1.2")
+        self.mean, self.std = mean, std
+
+    def __call__(self, n: int, degradation: Degradation, rng: Draws) -> Float[Tensor, " b"]:
+        assert isinstance(degradation, Affine)
+        ratio = (self.mean + self.std * rng.normal("time", (n,)).double()).exp()
+        return degradation.schedule.time(ratio).to(torch.float32).clamp(min=2**-24)
+
+    def check(self, degradation: Degradation) -> None:
+        if not isinstance(degradation, Affine):
+            raise UserError(f"times=log_normal for {type(degradation).__name__}, which has no sigma / alpha",
+                            "times that every degradation has", "objective/times=uniform")

@@ -20,7 +20,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from models.blocks import Norm
+from models.blocks import Norm, zero
 from models.conditioning import Context
 
 PLAIN_TOKENS = 256
@@ -42,6 +42,18 @@ def attend(q: Float[Tensor, "b h nq d"], k: Float[Tensor, "b h nk d"], v: Float[
     return logits.softmax(dim=-1) @ v
 
 
+def attend_linearly(q: Float[Tensor, "b h nq d"], k: Float[Tensor, "b h nk d"], v: Float[Tensor, "b h nk dv"],
+                    mask: Bool[Tensor, "#b #h 1 nk"] | None = None) -> Float[Tensor, "b h nq dv"]:
+    """``q / sqrt(d) (softmax(k)^T v)``, the softmax over the keys: linear in their number (Shen et al. 2021, arXiv
+    1812.01243, with the softmax of the keys alone).
+
+    :param mask: True for the keys that all queries see, as they cannot have keys of their own here
+    """
+    if mask is not None:
+        k = k.masked_fill(~mask.transpose(-1, -2), -torch.inf)
+    return (q * q.shape[-1] ** -0.5) @ (k.softmax(dim=2).transpose(-1, -2) @ v)
+
+
 @dataclass(frozen=True)
 class AttentionSite:
     """A place where attention happens.
@@ -49,7 +61,7 @@ class AttentionSite:
     :param name: stable, e.g. ``down.1.0.self`` (part, level, block, kind)
     :param kind: ``self``, or ``cross`` from the image to tokens
     :param heads: number of heads h
-    :param channels: of the feature map, h times the width d of a head
+    :param channels: of all heads, h times the width d of one
     :param scale_factor: the image's side over that of the feature map
     """
 
@@ -148,55 +160,74 @@ def _heads(x: Float[Tensor, "b n c"], heads: int, parts: int) -> tuple[Tensor, .
     return rearrange(x, "b n (p h d) -> p b h n d", p=parts, h=heads).unbind(0)
 
 
-class _Attention(nn.Module):
-    """What both kinds share: norm, hook, zero-initialized output projection, residual."""
+class Attention(nn.Module):
+    """What all kinds share: the norm, the hook, the output projection.
 
-    def __init__(self, site: AttentionSite, norm: Norm):
+    :param site: name, heads and channels
+    :param norm: makes the norm of a feature map from its number of channels
+    :param width: channels of the feature map
+    """
+
+    below: Callable[[AttentionCall], Tensor] | None = None
+
+    def __init__(self, site: AttentionSite, norm: Norm, width: int):
         super().__init__()
         self.site = site
-        self.norm = norm(site.channels)
-        self.out = nn.Linear(site.channels, site.channels)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.norm = norm(width)
+        self.out = nn.Linear(site.channels, width)
 
-    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, ctx: Context,
-            attn: AttentionHook | None) -> Tensor:
-        size = (x.shape[2], x.shape[3])
-        if attn is None:
-            mixed = attend(q, k, v, mask)
-        else:
-            mixed = answer(attn, AttentionCall(self.site, q, k, v, mask, size, ctx))
-        out = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
-        return x + rearrange(out, "b (y x) c -> b c y x", y=size[0])
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, size: tuple[int, int], ctx: Context,
+            attn: AttentionHook | None) -> Float[Tensor, "b c h w"]:
+        """``out(attend(q, k, v))``, or with the hook's answer, as a feature map."""
+        mixed = answer(attn, AttentionCall(self.site, q, k, v, mask, size, ctx, self.below))
+        return rearrange(self.out(rearrange(mixed, "b h n d -> b n (h d)")), "b (y x) c -> b c y x", y=size[0])
 
 
-class SelfAttention(_Attention):
+class SelfAttention(Attention):
     """Every pixel attends to all: ``x + out(attend(qkv(norm(x))))``.
 
     :param site: name, heads and channels
     :param norm: makes the norm of a feature map from its number of channels
+    :param width: channels of the feature map; None are those of the site
     """
 
-    def __init__(self, site: AttentionSite, norm: Norm):
-        super().__init__(site, norm)
-        self.qkv = nn.Linear(site.channels, 3 * site.channels)
+    bias = True
+
+    def __init__(self, site: AttentionSite, norm: Norm, width: int | None = None):
+        width = width or site.channels
+        super().__init__(site, norm, width)
+        self.qkv = nn.Linear(width, 3 * site.channels, self.bias)
 
     def forward(self, x: Float[Tensor, "b c h w"], ctx: Context,
                 attn: AttentionHook | None = None) -> Float[Tensor, "b c h w"]:
-        q, k, v = _heads(self.qkv(rearrange(self.norm(x), "b c y x -> b (y x) c")), self.site.heads, 3)
-        return self.mix(x, q, k, v, None, ctx, attn)
+        return x + self.branch(self.norm(x), ctx, attn)
+
+    def branch(self, x: Float[Tensor, "b c h w"], ctx: Context,
+               attn: AttentionHook | None = None) -> Float[Tensor, "b c h w"]:
+        """``out(attend(qkv(x)))``, for a block that modulates the norm and gates the branch."""
+        q, k, v = _heads(self.qkv(rearrange(x, "b c y x -> b (y x) c")), self.site.heads, 3)
+        return self.mix(q, k, v, None, (x.shape[2], x.shape[3]), ctx, attn)
 
 
-class CrossAttention(_Attention):
-    """Every pixel attends to the token stream ``main``; without this stream the input is returned as it is.
+class LinearAttention(SelfAttention):
+    """Self-attention by :func:`attend_linearly`, without a bias in ``qkv``."""
 
-    :param site: name, heads and channels
+    bias = False
+    below = staticmethod(lambda call: attend_linearly(call.q, call.k, call.v, call.mask))
+
+
+class CrossAttention(Attention):
+    """Every pixel attends to the token stream ``main``; without this stream the input is returned as it is. ``out``
+    starts at zero.
+
+    :param site: name, heads and channels, which are those of the feature map
     :param norm: makes the norm of a feature map from its number of channels
     :param token_dim: length of a token
     """
 
     def __init__(self, site: AttentionSite, norm: Norm, token_dim: int):
-        super().__init__(site, norm)
+        super().__init__(site, norm, site.channels)
+        zero(self.out)
         self.q = nn.Linear(site.channels, site.channels)
         self.kv = nn.Linear(token_dim, 2 * site.channels)
 
@@ -207,4 +238,4 @@ class CrossAttention(_Attention):
         (q,) = _heads(self.q(rearrange(self.norm(x), "b c y x -> b (y x) c")), self.site.heads, 1)
         k, v = _heads(self.kv(ctx.tokens["main"]), self.site.heads, 2)
         mask = rearrange(ctx.mask["main"], "b n -> b 1 1 n") if "main" in ctx.mask else None
-        return self.mix(x, q, k, v, mask, ctx, attn)
+        return x + self.mix(q, k, v, mask, (x.shape[2], x.shape[3]), ctx, attn)

@@ -144,8 +144,11 @@ def _merge(a: Context, b: Context) -> Context:
 class Signal(nn.Module):
     """Encodes one raw signal. A new kind of condition is a subclass; it may fill any field of its context.
 
+    :cvar droppable: whether training may replace it by its null, so that the model learns to do without
     :param dim: length E of the embedding
     """
+
+    droppable: bool = True
 
     def __init__(self, dim: int):
         super().__init__()
@@ -156,7 +159,7 @@ class Signal(nn.Module):
         raise NotImplementedError
 
     def null(self, n: int) -> Context:
-        """The learned context of "not given", for n rows, with the fields of :meth:`forward`."""
+        """The context of "not given", mostly learned, for n rows, with the fields of :meth:`forward`."""
         raise NotImplementedError
 
     def silence(self) -> None:
@@ -239,6 +242,30 @@ class ScalarSignal(Signal):
         nn.init.zeros_(self.missing)
 
 
+class AugmentSignal(Signal):
+    """What was done to a training image, as a vector; zeros, which are also the null, for nothing. Never dropped: a
+    network that is not told about a distorted image learns to make some.
+
+    :param in_dim: length D of the vector
+    :param dim: length E of the embedding
+    """
+
+    droppable = False
+
+    def __init__(self, in_dim: int, dim: int):
+        super().__init__(dim)
+        self.linear = nn.Linear(in_dim, dim, bias=False)
+
+    def forward(self, value: Float[Tensor, "b d"]) -> Context:
+        return Context(emb=self.linear(value))
+
+    def null(self, n: int) -> Context:
+        return Context(emb=self.linear.weight.new_zeros(n, self.dim))
+
+    def silence(self) -> None:
+        _silence(self.linear)
+
+
 def _silence(layer: nn.Module) -> None:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -247,7 +274,7 @@ def _silence(layer: nn.Module) -> None:
 class ConditionEncoder(nn.Module):
     """Encodes a :data:`Condition`, each signal by its own module; their embeddings add up.
 
-    A signal that is absent, or dropped for a sample, becomes its learned null for that sample, whatever the others do.
+    A signal that is absent, or dropped for a sample, becomes its null for that sample, whatever the others do.
     Names of a condition without a signal here are ignored. Without signals every context is empty.
 
     :param signals: :class:`Signal` by name
@@ -282,7 +309,7 @@ class ConditionEncoder(nn.Module):
         """The context of a condition.
 
         :param cond: raw signals, on the device of the weights
-        :param drop: by name, the samples that lose this signal
+        :param drop: by name, the samples that lose this signal; without effect on one that is not ``droppable``
         :raises UserError: if the condition is empty, so that the number of samples is unknown
         """
         if not self.signals:
@@ -294,7 +321,7 @@ class ConditionEncoder(nn.Module):
             assert isinstance(signal, Signal)
             if name not in cond:
                 parts.append(signal.null(n))
-            elif name in drop:
+            elif name in drop and signal.droppable:
                 parts.append(_where(drop[name], signal.null(n), signal(cond[name])))
             else:
                 parts.append(signal(cond[name]))

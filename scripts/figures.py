@@ -1,46 +1,126 @@
-"""Figures of the documentation.
+"""Figures of the documentation: ``python scripts/figures.py [degradations hot_and_cold samplers]``.
 
-``python scripts/figures.py --hot RUN --cold RUN --out docs/pictures/hot_and_cold.png``: one loop, two degradations.
+``degradations`` draws a picture and destroys it; the others show runs, by default those that ``make demo`` leaves.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
+import degradations
+from degradations.randomness import Streams
 from diffusion import load
+from diffusion.data.digits import Digits
 from diffusion.data.pixels import to_float
 from diffusion.model import Model
 from diffusion.pictures import save_grid
 
 COLUMNS = 10
+TIMES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+MILD = {"kernels.std": 1.5}
+DESTROYED: dict[str, tuple[str, dict[str, Any]]] = {
+    "noise, cosine": ("gaussian", {}),
+    "noise, linear": ("gaussian", {"schedule": "linear"}),
+    "noise, straight": ("gaussian", {"schedule": "straight"}),
+    "blur, constant": ("blur", MILD),
+    "blur, zeros": ("blur", MILD | {"padding": "zeros"}),
+    "blur, reflect": ("blur", MILD | {"padding": "reflect"}),
+    "blur, collapse": ("blur", MILD | {"collapse": True}),
+    "blur, linear": ("blur", {"kernels": "linear", "levels": 50, "padding": "reflect"}),
+    "blur, exponential": ("blur", {"kernels": "exponential", "levels": 100, "padding": "reflect"}),
+    "blur, individual": ("blur", {"kernels": "individual", "padding": "reflect"}),
+}
 
 
-def strip(model: Model, indices: range, images: Tensor | None) -> list[Tensor]:
-    """One row per sample: ``COLUMNS`` stations of the way from ``x_T`` to the image, evenly strided."""
+def landscape(size: int = 48) -> Tensor:
+    """A hut under the sun, (1, 3, size, size) in [-1, 1], drawn at four times the size."""
+    picture = Image.new("RGB", (64, 64), (150, 200, 235)).resize((4 * size, 4 * size))
+    draw, unit = ImageDraw.Draw(picture), size / 16
+
+    def shape(colour: str, *corners: tuple[float, float]) -> None:
+        draw.polygon([(unit * x, unit * y) for x, y in corners], colour)
+
+    draw.ellipse([unit * c for c in (44, 6, 56, 18)], "gold")
+    shape("slategray", (0, 44), (18, 12), (34, 44))
+    shape("white", (14, 19), (18, 12), (21.5, 19), (18, 22))
+    shape("forestgreen", (0, 42), (28, 38), (64, 44), (64, 64), (0, 64))
+    shape("sienna", (30, 36), (52, 36), (52, 54), (30, 54))
+    shape("firebrick", (26, 36), (41, 24), (56, 36))
+    shape("khaki", (34, 41), (40, 41), (40, 47), (34, 47))
+    shape("saddlebrown", (44, 42), (49, 42), (49, 54), (44, 54))
+    return to_float(pil_to_tensor(picture.resize((size, size), Image.Resampling.LANCZOS)))[None]
+
+
+def destroyed(path: Path) -> Path:
+    """Every degradation, a row each, at the same times."""
+    x0 = landscape().expand(len(TIMES), -1, -1, -1)
+    rows = []
+    for name, settings in DESTROYED.values():
+        operator = degradations.build(name, **settings)
+        # One sample in every column: t moves, z stays.
+        state = operator.draw(x0.shape, Streams(0, (0,) * len(TIMES)))
+        rows.append(operator.forward(x0, torch.tensor(TIMES), state))
+    heads = [f"t = {t:g}" for t in TIMES]
+    return save_grid(torch.cat(rows), path, columns=len(TIMES), rows=list(DESTROYED), heads=heads)
+
+
+def way(model: Model, indices: range, images: Tensor | None = None, *overrides: str) -> tuple[Tensor, Tensor]:
+    """``COLUMNS`` stations of the way from ``x_T`` to the image, evenly strided, and the estimates of x0 made there:
+    two tensors (len(indices), COLUMNS, C, H, W). The last station, the image, stands for its own estimate."""
     with torch.no_grad():
-        x, frames = model.trajectory(indices, images=images)
-        stations = [x, *(frame.x_s for frame in frames if frame.x_s is not None)]
-    last = len(stations) - 1
-    picked = [stations[round(last * c / (COLUMNS - 1))] for c in range(COLUMNS)]
-    return [torch.stack([model.space.decode(x)[row] for x in picked]).cpu() for row in range(len(indices))]
+        x, frames = model.trajectory(indices, images=images, recipe=model.recipe(overrides))
+        pairs = [(frame.x_s, frame.estimate.x0) for frame in frames if frame.x_s is not None and frame.estimate]
+    stations, estimates = [x] + [x_s for x_s, _ in pairs], [x0 for _, x0 in pairs] + [pairs[-1][0]]
+    picked = [round(len(pairs) * c / (COLUMNS - 1)) for c in range(COLUMNS)]
+
+    def shown(row: list[Tensor]) -> Tensor:
+        return torch.stack([model.space.decode(row[i]).cpu() for i in picked], dim=1)
+
+    return shown(stations), shown(estimates)
+
+
+def hot_and_cold(hot: Model, cold: Model, images: Tensor, path: Path) -> Path:
+    """One loop, two degradations: three digits each."""
+    rows = torch.cat([way(hot, range(2, 5))[0], way(cold, range(3), images)[0]])
+    return save_grid(rows.flatten(0, 1), path, columns=COLUMNS)
+
+
+def samplers(hot: Model, cold: Model, images: Tensor, path: Path) -> Path:
+    """What three samplers visit, and what they believe on the way, a digit each."""
+    rows = {f"{name}: {part}": tensor[0]
+            for name, pair in (("DDIM", way(hot, range(3, 4))),
+                               ("Algorithm 1", way(cold, range(1), images[:1], "sampler=cold1")),
+                               ("Algorithm 2", way(cold, range(1), images[:1], "sampler=cold2")))
+            for part, tensor in zip(("x_t", "x0"), pair)}
+    return save_grid(torch.cat(list(rows.values())), path, columns=COLUMNS, rows=list(rows))
+
+
+FIGURES = ("degradations", "hot_and_cold", "samplers")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hot", required=True, help="run folder of a model that starts from noise")
-    parser.add_argument("--cold", required=True, help="run folder of a model that restores digits")
-    parser.add_argument("--out", type=Path, required=True, help="the PNG file to write")
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES) + " (default: all)")
+    parser.add_argument("--hot", default="runs/demo/ddpm_digits/hot", help="a run that makes digits from noise")
+    parser.add_argument("--cold", default="runs/demo/cold_blur_digits/cold", help="a run that restores digits")
+    parser.add_argument("--out", type=Path, default=Path("docs/pictures"), help="the folder of the PNG files")
     arguments = parser.parse_args()
-
-    from diffusion.data.digits import Digits
-
-    hot, cold = load(arguments.hot), load(arguments.cold)
-    held_out = Digits(cold.config["data"]["size"]).split("test")
-    images = to_float(held_out.images[:3])
-    rows = strip(hot, range(2, 5), None) + strip(cold, range(3), images)
-    print(save_grid(torch.cat(rows), arguments.out, columns=COLUMNS))
+    wanted = arguments.figures or FIGURES
+    if strange := set(wanted) - set(FIGURES):
+        parser.error(f"{strange.pop()}: wanted one of {', '.join(FIGURES)}")
+    if "degradations" in wanted:
+        print(destroyed(arguments.out / "degradations.png"))
+    shown = [draw for draw in (hot_and_cold, samplers) if draw.__name__ in wanted]
+    if shown:
+        hot, cold = load(arguments.hot), load(arguments.cold)
+        images = to_float(Digits(cold.config["data"]["size"]).split("test").batch(torch.arange(3))[0])
+        for draw in shown:
+            print(draw(hot, cold, images, arguments.out / f"{draw.__name__}.png"))
 
 
 if __name__ == "__main__":

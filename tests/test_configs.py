@@ -22,6 +22,7 @@ from configs import UserError, compose, construct, registry
 from degradations.base import Degradation
 from degradations.randomness import BatchStream
 from diffusion import checkpoint
+from diffusion.data.augment import Augmentation
 from diffusion.fit import with_classes
 from diffusion.model import Model
 from diffusion.objective import Objective
@@ -44,7 +45,7 @@ EXPERIMENTS = registry.available("experiment")
 PARENT = {"degradation/kernels": ["degradation=blur"]}
 ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": object, "degradation/schedule": object,
          "prior": Prior, "space": Space, "condition": ConditionEncoder, "model": torch.nn.Module,
-         "objective": Objective,
+         "objective": Objective, "augment": dict | Augmentation,
          "objective/parameterization": Parameterization, "objective/times": Times, "objective/weighting": Weighting,
          "optimizer": AdamW, "sampler": Sampler, "sampler/grid": Grid, "guidance": dict, "callbacks": dict,
          "logger": dict}
@@ -130,26 +131,31 @@ def one_step(model: Model) -> None:
     """A gradient that is finite and reaches the network."""
     x0 = torch.rand(4, *model.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     condition = {"label": torch.arange(4)} if model.num_classes else {}
-    loss = model.objective(model.restorer.output, model.weights.encoder, model.degradation, x0, condition,
-                           BatchStream(0, 0, slice(0, 4), 4))
-    assert loss.shape == (4,)
-    loss.mean().backward()
+    losses = model.objective(model.restorer.output, model.weights.encoder, model.degradation, x0, condition,
+                             BatchStream(0, 0, slice(0, 4), 4))
+    assert losses.values.shape == losses.t.shape == (4,)
+    losses.values.mean().backward()
     gradients = [p.grad for p in model.weights.net.parameters() if p.grad is not None]
     assert all(g.isfinite().all() for g in gradients)
     assert sum(g.abs().sum() for g in gradients) > 0
 
 
-HOT = list(product(registry.available("degradation/schedule"), registry.available("objective/parameterization"),
-                   registry.available("objective/times")))
-COLD = list(product(registry.available("degradation/kernels"), registry.available("objective/times")))
+HOT = [*product(registry.available("degradation/schedule"), registry.available("objective/parameterization"),
+                ["uniform"], ["constant"]),
+       *product(["cosine", "straight"], ["v"], registry.available("objective/times"), ["constant"]),
+       *product(["cosine", "straight"], ["flow"], ["uniform"], registry.available("objective/weighting"))]
+COLD = list(product(registry.available("degradation/kernels"), ["antithetic", "levels", "uniform"]))
 
 
-@pytest.mark.parametrize(("schedule", "parameterization", "times"), HOT)
-def test_every_hot_variant_takes_a_step(schedule, parameterization, times):
-    choice = ["degradation=gaussian", f"degradation/schedule={schedule}",
-              f"objective/parameterization={parameterization}", f"objective/times={times}", "condition=label"]
-    if (schedule, parameterization) == ("zero_snr", "eps"):
+@pytest.mark.parametrize(("schedule", "parameterization", "times", "weighting"), HOT)
+def test_every_hot_variant_takes_a_step(schedule, parameterization, times, weighting):
+    choice = ["degradation=gaussian", f"degradation/schedule={schedule}", f"objective/times={times}",
+              f"objective/parameterization={parameterization}", f"objective/weighting={weighting}", "condition=label"]
+    if (schedule, parameterization) in (("zero_snr", "eps"), ("straight", "eps")):
         with pytest.raises(UserError, match="parameterization=v"):
+            variant(*choice)
+    elif (schedule, times) == ("straight", "levels"):
+        with pytest.raises(UserError, match="times=uniform"):
             variant(*choice)
     else:
         one_step(variant(*choice))
@@ -162,6 +168,8 @@ def test_every_cold_variant_takes_a_step(kernels, times):
 
 
 @pytest.mark.parametrize("overrides", [["degradation=blur", "objective=cold"],
+                                       *[["degradation=blur", "prior=degraded", "objective=cold", wrong] for wrong in (
+                                           "objective/times=log_normal", "objective/weighting=min_snr")],
                                        ["degradation=blur", "prior=degraded", "objective=ddpm"]])
 def test_what_does_not_fit_is_refused(overrides):
     with pytest.raises(UserError):

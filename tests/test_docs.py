@@ -1,9 +1,18 @@
-"""Every command and every code block of the README and the docs runs."""
+"""Every command and every code block of the README and the docs runs; those of docs/results, which take long, compose.
 
+A page is the unit: its python blocks share one namespace, its commands run in its order, on the same desk as those of
+the other pages. Runs that a page takes for granted (``runs/ddpm_digits/first``) are trained, small, when first named.
+"""
+
+import contextlib
+import io
 import re
 import runpy
 import shlex
+import shutil
 import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,40 +22,66 @@ from hydra.core.global_hydra import GlobalHydra
 from oracles import Arbitrary, state_of
 from PIL import Image
 
+import configs
 import degradations
-from degradations.randomness import Streams
+from configs import compose, construct, registry
+from degradations.randomness import BatchStream, Streams
+from diffusion.metrics import judge
+from diffusion.run import on_top
 from models.conditioning import ConditionEncoder, Context, LabelSignal
 from models.unet import UNet
 from samplers.guidance.base import Guided
 
-SMALL = ["debug=fast", "run.root=runs", "trainer.threads=1", "callbacks.pictures.count=0", "model.base=8",
-         "model.emb_dim=16", "model.head_dim=8"]
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+REPORTS = [page for page in PAGES if page.startswith("docs/results/")]
+LIVE = [page for page in PAGES if page not in REPORTS]
+SMALL = ["debug=fast", "run.root=runs", "trainer.threads=1", "callbacks.pictures.count=0"]
+WIDTHS = {"base": 8, "emb_dim": 16, "head_dim": 8, "width": 8, "depth": 3}
+GUEST = "docs/extending.md"
+FOLDER = Path(configs.__file__).parent
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text()
 
 
 def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", text(page), re.DOTALL | re.MULTILINE)
 
 
 def commands(page: str) -> list[list[str]]:
     """The arguments of every ``python ...`` line, without comments."""
-    lines = "".join(blocks(page, "bash")).splitlines()
+    lines = "".join(blocks(page, "bash")).replace("\\\n", "").splitlines()
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("python ")]
 
 
-COMMANDS = commands("README.md")
+def listed(pages: list[str]) -> list:
+    return [pytest.param(page, command, id=f"{page} {' '.join(command)[:70]}")
+            for page in pages for command in commands(page)]
+
+
+def single(arguments: list[str]) -> list[str]:
+    """The overrides of the first job of a sweep."""
+    sweep = "-m" in arguments
+    return [re.sub(r"=([^,'\"\[{]+),.*", r"=\1", a) if sweep else a for a in arguments if "=" in a]
 
 
 @pytest.fixture(scope="session")
 def desk(tmp_path_factory):
-    """A folder as a newcomer has it: some photos, as a folder and as a zip, and MNIST."""
+    """A folder as a newcomer has it: photos as a folder, a zip and a single file, MNIST and CIFAR-10."""
     folder = tmp_path_factory.mktemp("desk")
     rng = np.random.default_rng(0)
-    for i in range(40):
-        place = folder / "photos" / ("cats" if i % 2 else "dogs")
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(place / f"{i:03d}.png")
-    import shutil
 
+    def save(path: Path, *shape: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (*shape, 3), dtype=np.uint8)).save(path)
+
+    for i in range(40):
+        save(folder / "photos" / ("cats" if i % 2 else "dogs") / f"{i:03d}.png", 30, 40)
+    save(folder / "photo.png", 50, 70)
+    for split, count in (("train", 30), ("test", 20)):
+        for i in range(count):
+            save(folder / "data" / "cifar10" / split / f"class{i % 10}" / f"{i}.png", 32, 32)
     shutil.make_archive(str(folder / "photos"), "zip", folder / "photos")
     raw = folder / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -58,53 +93,131 @@ def desk(tmp_path_factory):
     return folder
 
 
-def run(arguments: list[str], monkeypatch) -> int:
-    """A command line, in this process."""
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory):
+    """The package that docs/extending.md writes, as pip would install it."""
+    folder = tmp_path_factory.mktemp("site")
+    for language in ("python", "yaml"):
+        for block in blocks(GUEST, language):
+            path = folder / re.match(r"# ([\w/.]+)", block)[1].rstrip(":")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block)
+    for package in ("my_methods", "my_methods/configs"):
+        (folder / package / "__init__.py").touch()
+    (folder / "my_methods-1.dist-info").mkdir()
+    (folder / "my_methods-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: my_methods\nVersion: 1\n")
+    table = blocks(GUEST, "toml")[0].replace('[project.entry-points."thaw.configs"]', "[thaw.configs]")
+    (folder / "my_methods-1.dist-info" / "entry_points.txt").write_text(table.replace('"', ""))
+    return folder
+
+
+@pytest.fixture
+def at_desk(desk, guest, monkeypatch, request):
+    """The desk, as working directory; the guest package is installed while its page is read."""
+    monkeypatch.chdir(desk)
+    # A judge that has learned little, and that no other test may find.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(desk / "cache"))
+    monkeypatch.setattr(judge, "fit", partial(judge.fit, steps=20))
+    if request.node.callspec.params.get("page") == GUEST:
+        monkeypatch.syspath_prepend(guest)
+    return desk
+
+
+def run(arguments: list[str], monkeypatch) -> tuple[int, str]:
+    """A command line, in this process: exit code and what it said."""
     GlobalHydra.instance().clear()
     monkeypatch.setattr(sys, "argv", [str(ROOT / arguments[0]), *arguments[1:]])
-    try:
-        runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0), said.getvalue()
+    return 0, said.getvalue()
 
 
-@pytest.mark.parametrize("arguments", COMMANDS, ids=[" ".join(c)[:70] for c in COMMANDS])
-def test_readme_command(arguments, desk, monkeypatch):
-    monkeypatch.chdir(desk)
-    extra = SMALL if arguments[0] == "train.py" else ["sampler.num_steps=2"]
-    if arguments[0] == "evaluate.py":
-        extra = [*extra, "count=70"]
-    if any(a.startswith("samples=0-63") for a in arguments):
-        extra = [*extra, "samples=0-3"]
-    assert run([*arguments, *extra], monkeypatch) == 0
+def small(arguments: list[str]) -> list[str]:
+    """A command with little to do: three steps of a narrow network, two steps of a sampler, few samples."""
+    match arguments[0]:
+        case "train.py":
+            widths = compose("train", single(arguments)).model
+            return [*arguments, *SMALL, *(f"model.{key}={value}" for key, value in WIDTHS.items() if key in widths)]
+        case "sample.py":
+            arguments = [re.sub("^step=.*", "step=2", a) for a in arguments]
+            many = any(a.startswith("samples=0-63") for a in arguments)
+            return [*arguments, "sampler.num_steps=2", *(["samples=0-3"] if many else [])]
+        case "evaluate.py":
+            return [*arguments, "sampler.num_steps=2", "count=70"]
+        case _:
+            return arguments
 
 
-def test_the_readme_shows_all_three_commands():
-    assert {c[0] for c in COMMANDS} == {"train.py", "sample.py", "evaluate.py"}
-    assert any("-m" in c for c in COMMANDS)
+def provide(words: str, desk: Path, monkeypatch) -> None:
+    """Train the runs that are named and not there."""
+    for experiment, name in re.findall(r"runs/(\w+)/(\w+)", words):
+        if experiment != "custom" and not (desk / "runs" / experiment / name).exists():
+            assert run(small(["train.py", f"experiment={experiment}", f"run.name={name}"]), monkeypatch)[0] == 0
+
+
+@pytest.mark.parametrize(("page", "arguments"), listed(LIVE))
+def test_command(page, arguments, at_desk, monkeypatch):
+    provide(" ".join(arguments), at_desk, monkeypatch)
+    code, said = run(small(arguments), monkeypatch)
+    assert code == 0, said
+
+
+@pytest.mark.parametrize(("page", "arguments"), listed(REPORTS))
+def test_a_long_command_composes(page, arguments, monkeypatch, capsys):
+    script, *rest = arguments
+    overrides = single(rest)
+    if script == "train.py":
+        assert compose("train", overrides).run.name
+    elif script in ("sample.py", "evaluate.py"):
+        experiment = next(a.split("/")[1] for a in overrides if a.startswith("run=runs/"))
+        defaults = compose("train", [f"experiment={experiment}"]).sampling
+        assert compose(script[:-3], on_top(defaults, overrides)).run
+    else:
+        assert run([script, "--help"], monkeypatch)[0] == 0
+        offered = capsys.readouterr().out
+        assert all(a in offered for a in rest if a.startswith("--"))
+
+
+def execute(page: str, desk: Path, monkeypatch) -> dict:
+    """The namespace that the python blocks of a page leave."""
+    names: dict = {"__name__": page}
+    for block in blocks(page, "python"):
+        provide(block, desk, monkeypatch)
+        # A thousand steps otherwise.
+        exec(block.replace('"sampler=ddpm"', '"sampler=ddpm", "sampler.num_steps=2"'), names)
+    return names
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page, "python")])
+def test_python(page, at_desk, monkeypatch):
+    execute(page, at_desk, monkeypatch)
 
 
 def test_readme_python(desk, monkeypatch):
     monkeypatch.chdir(desk)
-    if not (desk / "runs" / "ddpm_digits" / "first").exists():
-        run(["train.py", "experiment=ddpm_digits", "run.name=first", *SMALL], monkeypatch)
-    first, second = blocks("README.md", "python")
-    names: dict = {}
-    exec(first.replace('"guidance.cfg.scale=4"', '"guidance.cfg.scale=4", "sampler.num_steps=2"'), names)
-    assert names["images"].shape == (16, 1, 16, 16)
-    assert names["more"].shape == (16, 1, 16, 16)
-    exec(second, names)
+    names = execute("README.md", desk, monkeypatch)
+    assert names["images"].shape == names["more"].shape == (16, 1, 16, 16)
     assert names["x_t"].shape == (4, 3, 32, 32)
 
 
-@pytest.fixture(scope="module")
-def extending():
-    names: dict = {}
-    for block in blocks("docs/extending.md", "python"):
+def test_the_readme_shows_all_three_commands():
+    shown = commands("README.md")
+    assert {"train.py", "sample.py", "evaluate.py"} <= {c[0] for c in shown}
+    assert any("-m" in c for c in shown)
+
+
+@pytest.fixture
+def extending(guest, monkeypatch):
+    """The classes of docs/extending.md by name."""
+    found: dict = {}
+    for block in blocks(GUEST, "python"):
         assert len(block.splitlines()) < 30
-        exec(block, names)
-    return names
+        exec(block, found)
+    return found
 
 
 def test_own_degradation(extending):
@@ -144,8 +257,56 @@ def test_own_guidance_and_network(extending):
         assert changed == (network is net), "only a network with attention is perturbed"
 
 
-def test_links_lead_somewhere():
-    for page in ("README.md", "docs/architecture.md", "docs/extending.md"):
-        for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
-            if not link.startswith("http"):
-                assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
+def test_own_data(extending):
+    shapes = extending["Shapes"](16, 1, False)
+    images, labels = shapes.split("train").batch(np.arange(2000))
+    area = (images == 255).double().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(area[labels == 1].mean(), torch.tensor(0.4**2).double(), rtol=0.05, atol=0)
+    torch.testing.assert_close(area[labels == 0].mean(), torch.tensor(torch.pi * 0.2**2).double(), rtol=0.05, atol=0)
+    assert shapes.fingerprint() == extending["Shapes"](16, 1, False).fingerprint()
+
+
+def test_own_times(extending):
+    t = extending["Power"](2.0)(4000, degradations.build("gaussian"), BatchStream(0, 0, slice(0, 4000), 4000))
+    assert t.min() > 0
+    assert t.max() <= 1
+    torch.testing.assert_close(t.sqrt().mean(), torch.tensor(0.5), rtol=0.05, atol=0)
+
+
+def test_own_condition(extending):
+    encoder = ConditionEncoder({"label": extending["Words"](3, 16)}, 16)
+    net = UNet(1, base=8, multipliers=(1, 2), attention=(1,), emb_dim=16, head_dim=8, cross_dim=16)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    ctx = encoder.with_null({"label": torch.tensor([0, 2])})
+    x, t = torch.randn(1, 1, 8, 8).expand(2, -1, -1, -1), torch.full((2,), 0.5)
+    first, second = net(x, t, ctx)
+    null = net(x, t, ctx.alt["null"])
+    assert (first - second).abs().max() > 1e-4
+    assert (first - null[0]).abs().max() > 1e-4
+    torch.testing.assert_close(null[0], null[1])
+
+
+def test_the_objectives_of_the_papers():
+    """The overrides of docs/concepts.md compose, and their parts fit each other."""
+    rows = re.findall(r"^\| .*(?:\d{4}|Diffusion 3).* \| `(.+)` \|$", text("docs/concepts.md"), re.MULTILINE)
+    assert len(rows) == 8
+    for row in rows:
+        cfg = compose("train", ["experiment=ddpm_digits", *shlex.split(row)])
+        construct(cfg.objective).check(construct(cfg.degradation))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_choices_exist(page):
+    """``sampler=ddim`` in the text names an option of the config group ``sampler``."""
+    groups = {str(path.parent.relative_to(FOLDER)) for path in FOLDER.rglob("*.yaml")}
+    for code in re.findall(r"`([^`\n]+=[^`\n]+)`", text(page)):
+        for group, name in re.findall(r"(?<!\S)([\w/]+)=([a-z]\w*)", code):
+            assert group not in groups or name in registry.available(group), f"{group}={name}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", text(page)):
+        if not link.startswith("http"):
+            assert ((ROOT / page).parent / link).exists(), link

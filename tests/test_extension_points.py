@@ -30,9 +30,10 @@ SHAPE = (B, 1, 8, 8)
 T = torch.tensor([0.2, 0.6, 1.0])
 
 
-@pytest.fixture(scope="module")
-def net():
-    return network()
+@pytest.fixture(scope="module", params=["nano", "cold_paper", "dit"])
+def net(request):
+    """A U-Net, another, and a transformer."""
+    return network(name=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,8 @@ def test_asyrp_image_and_state_from_two_decodes(net, gaussian, x):
     def asyrp(x_t, t, ctx, *, state, step, attn=None):
         features = net.middle(net.encode(x_t, t, ctx, attn), attn)
         plain = V().x0(net.decode(features, attn), x_t, t, gaussian)
-        edited = V().x0(net.decode(replace(features, h=features.h + 1), attn), x_t, t, gaussian)
+        moved = features.h + normal(*features.h.shape, seed=9)
+        edited = V().x0(net.decode(replace(features, h=moved), attn), x_t, t, gaussian)
         return Estimate(edited, gaussian.infer(x_t, plain, t, state))
 
     frames = samplers.build("ddim", num_steps=3).steps(asyrp, gaussian, x, state_of(gaussian, SHAPE), Context(),

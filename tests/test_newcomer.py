@@ -11,7 +11,7 @@ from PIL import Image
 from configs import UserError, build, compose
 from degradations.blur import Blur, Constant
 from diffusion import checkpoint, load, tasks
-from diffusion.run import Run, suited, whole, with_defaults, write
+from diffusion.run import Run, plain, suited, whole, with_defaults, write
 
 
 @pytest.mark.parametrize(("group", "name", "values"), [
@@ -94,7 +94,9 @@ def test_images_that_are_not_there(cold, tmp_path):
 
 
 def test_a_run_in_quotes(tmp_path):
-    run = Run.start(compose("train", [f"run.root={tmp_path}", "run.name='mein läuf'"]), "x")
+    cfg = compose("train", [f"run.root={tmp_path}", "run.name='mein läuf'"])
+    run = Run.start(cfg, "x")
+    run.record(plain(cfg))
     assert with_defaults([f"run='{run.folder}'"])[0] == "sampler=ddim"
 
 

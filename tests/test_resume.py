@@ -1,5 +1,6 @@
 """A run that was killed anywhere and started again ends with the same weights, bit for bit."""
 
+import csv
 import os
 import signal
 
@@ -37,9 +38,15 @@ def states(run):
     return {name: found[name] for name in ("step", "raw", "ema", "optimizer")}
 
 
+def logged(run):
+    """The rows of the log but for the speed."""
+    rows = list(csv.DictReader(run.metrics.open()))
+    return [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows]
+
+
 @pytest.mark.parametrize("experiment", [DIGITS, COLD], ids=["hot", "cold"])
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, experiment):
-    settings = [*experiment, "max_steps=6", "accumulate=2", "model.dropout=0.2", "ema=0.9"]
+    settings = [*experiment, "max_steps=6", "accumulate=2", "model.dropout=0.2", "ema=0.9", "callbacks.log.every=4"]
     whole = train(tmp_path / "a", *settings)
     assert states(whole)["step"] == 6
     part = train(tmp_path / "c", *settings, "callbacks.checkpoint.milestones=[3]", "callbacks.checkpoint.every=3")
@@ -47,6 +54,8 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, experiment):
     newest.unlink()
     train(tmp_path / "c", *settings)
     same(states(whole), states(part))
+    assert logged(whole) == logged(part)
+    assert [row["step"] for row in logged(part)] == ["4", "6"]
 
 
 def test_accumulation_and_threads_of_data_change_rounding_only(tmp_path):
@@ -119,6 +128,8 @@ def test_the_csv_forgets_what_is_done_again(tmp_path):
     path.write_text("step,loss\n1,0.5\n2,0.")
     log_module.rewind(path, 1)
     assert path.read_text().split() == ["step,loss", "1,0.5"]
+    log_module.append(path, {"step": 2, "speed": 9.0, "loss": None})
+    assert path.read_text().split() == ["step,loss", "1,0.5", "2,"], "the columns of a file stay"
 
 
 def test_training_longer_goes_on(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from configs import UserError
 from diffusion.callbacks.base import StepCallback, due
+from diffusion.module import BINS
 
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 
 class Log(StepCallback):
     """Mean loss, learning rate and speed every ``every`` steps: a row of ``metrics.csv``, the loggers, the bar.
+
+    The loss is that of all images since the last row, whether or not the run was restarted in between, and also by
+    time: ``loss_t0.0-0.2`` is that of the images with t in (0, 0.2], empty if there were none.
 
     :param every: steps between two rows
     """
@@ -68,8 +73,9 @@ class Log(StepCallback):
             self._bar.stop()
 
     def _row(self, trainer: "Trainer", training: "Training") -> None:
-        loss = trainer.strategy.reduce(torch.stack(training.losses).mean(), reduce_op="mean").item()  # type: ignore
-        training.losses.clear()
+        sums, counts = training.tally.tolist()
+        training.tally = torch.zeros_like(training.tally)
+        loss = sum(sums) / sum(counts)
         speed = (training.step - self._from) * training.batch / self._busy
         self._busy, self._from = 0.0, training.step
         if not math.isfinite(loss):
@@ -77,11 +83,14 @@ class Log(StepCallback):
                             "optimizer.lr=1e-4 or precision=32; the run goes on from its last checkpoint")
         row = {"step": training.step, "loss": loss, "images_per_s": speed,
                "lr": training.recipe.rate(training.step - 1, training.max_steps)}
+        for k, (total, count) in enumerate(zip(sums, counts)):
+            row[f"loss_t{k / BINS:.1f}-{(k + 1) / BINS:.1f}"] = total / count if count else None
         if not trainer.is_global_zero:
             return
         append(self.run.metrics, row)
         for logger in trainer.loggers:
-            logger.log_metrics({f"train/{k}": v for k, v in row.items() if k != "step"}, step=training.step)
+            given = {f"train/{name}": value for name, value in row.items() if name != "step" and value is not None}
+            logger.log_metrics(given, step=training.step)
         self._text = f"loss {loss:.4f}  {speed:.0f} images/s"
         if self._bar is None:
             rate = (time.perf_counter() - self._begin) / (training.step - self._begin_step)
@@ -89,12 +98,12 @@ class Log(StepCallback):
             log.info("step %d/%d  %s  %d:%02d left", training.step, training.max_steps, self._text, *divmod(left, 60))
 
 
-def append(path: Path, row: dict[str, float]) -> None:
-    """One more row, with a header if the file is new."""
-    fresh = not path.exists()
+def append(path: Path, row: Mapping[str, float | None]) -> None:
+    """One more row, with a header if the file is new; a file that was begun with other columns keeps those."""
+    header = path.read_text().partition("\n")[0] if path.exists() else ""
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if fresh:
+        writer = csv.DictWriter(file, header.split(",") if header else list(row), extrasaction="ignore")
+        if not header:
             writer.writeheader()
         writer.writerow(row)
 

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from configs import UserError
+
 
 def wandb(project: str = "thaw", **arguments: Any):
     """Weights & Biases, offline where nobody is logged in.
@@ -14,7 +16,27 @@ def wandb(project: str = "thaw", **arguments: Any):
     """
     from lightning.pytorch.loggers import WandbLogger
 
-    return WandbLogger(project=project, offline=not logged_in(), **arguments)
+    class Wandb(WandbLogger):
+        def finalize(self, status: str) -> None:
+            super().finalize(status)
+            self.experiment.finish()  # left open, the next job of a sweep would write into it
+
+    return Wandb(project=project, offline=not logged_in(), **arguments)
+
+
+def tensorboard(**arguments: Any):
+    """TensorBoard's event files.
+
+    :param arguments: of ``lightning.pytorch.loggers.TensorBoardLogger``
+    :raises UserError: if the package is not installed
+    """
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    try:
+        return TensorBoardLogger(default_hp_metric=False, **arguments)
+    except ModuleNotFoundError as error:
+        raise UserError("logger=tensorboard, but TensorBoard is not installed", "the package tensorboard",
+                        "pip install tensorboard") from error
 
 
 def logged_in() -> bool:

@@ -9,7 +9,7 @@ from degradations.randomness import Streams
 from diffusion.callbacks.base import StepCallback, due
 from diffusion.data.base import ImageSet
 from diffusion.data.pixels import to_float
-from diffusion.pictures import save_grid
+from diffusion.pictures import by_class, save_grid
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -54,20 +54,24 @@ class Pictures(StepCallback):
         x0 = to_float(images).to(model.device)
         label = labels.tolist() if labels is not None and model.num_classes is not None else None
         rows = self._rows(model, x0[:8], label[:8] if label else None)
-        save_grid(torch.cat(rows), self.run.pictures / f"estimates-{step:08d}.png", columns=len(x0[:8]))
+        save_grid(torch.cat(list(rows.values())), self.run.pictures / f"estimates-{step:08d}.png", len(x0[:8]),
+                  rows=list(rows))
         recipe = model.recipe(self.sampling)
         restores = (recipe.prior or model.prior).restores
         samples = model.sample(indices, recipe=recipe, **({"images": x0, "label": label} if restores else {}))
-        save_grid(samples, self.run.pictures / f"samples-{step:08d}.png")
+        through = None if restores or model.num_classes is None else model.labels(indices, None)
+        columns, heads = by_class(through, self.held_out.names)
+        save_grid(samples, self.run.pictures / f"samples-{step:08d}.png", columns, heads=heads)
 
-    def _rows(self, model: "Model", x0: Tensor, label: list[int] | None) -> list[Tensor]:
+    def _rows(self, model: "Model", x0: Tensor, label: list[int] | None) -> dict[str, Tensor]:
         indices = range(len(x0))
         clean = model.space.encode(x0)
         state = model.degradation.draw(clean.shape, Streams(0, tuple(indices), model.device))
-        rows = [x0.cpu()]
+        rows = {"original": x0.cpu()}
         for time in self.times:
             t = torch.full((len(x0),), time, device=model.device)
             x_t = model.degradation.forward(clean, t, state)
             x0_hat = model.direct(x_t, time, indices=indices, label=label, state=state)
-            rows += [model.space.decode(x_t).cpu(), model.space.decode(x0_hat).cpu()]
+            rows[f"t = {time:g}: x_t"] = model.space.decode(x_t).cpu()
+            rows[f"t = {time:g}: x0_hat"] = model.space.decode(x0_hat).cpu()
         return rows

@@ -1,8 +1,8 @@
-"""Images for training and evaluation: whole data sets, decoded once and held in memory as uint8.
+"""Images for training and evaluation: whole data sets, decoded once to uint8, in memory or in a mapped file.
 
-A data set (``Digits``, ``MNIST``, ``Folder``, or anyone's ``Data``) gives two fixed splits of type ``ImageSet``.
-``Batches`` walks over one of them in an order that depends on nothing but the seed and the position. Pixels become
-floats in ``diffusion.data.pixels`` and nowhere else.
+A data set (``Digits``, ``MNIST``, ``CIFAR10``, ``CelebA``, ``Folder``, or anyone's ``Data``) gives two fixed splits of
+type ``ImageSet``. ``Batches`` walks over one of them in an order that depends on nothing but the seed and the position.
+Pixels become floats in ``diffusion.data.pixels`` and nowhere else.
 
 The names are imported on first use, so that importing this package costs nothing.
 """
@@ -12,17 +12,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diffusion.data.base import Data, ImageSet
+    from diffusion.data.celeba import CelebA
+    from diffusion.data.cifar10 import CIFAR10
     from diffusion.data.digits import Digits
     from diffusion.data.folder import Folder
     from diffusion.data.loader import Batch, Batches
     from diffusion.data.mnist import MNIST
     from diffusion.data.pixels import to_float, to_uint8
 
-__all__ = ["MNIST", "Batch", "Batches", "Data", "Digits", "Folder", "ImageSet", "to_float", "to_uint8"]
+__all__ = ["CIFAR10", "MNIST", "Batch", "Batches", "CelebA", "Data", "Digits", "Folder", "ImageSet", "to_float",
+           "to_uint8"]
 
 _HOMES = {
     "Batch": "loader",
     "Batches": "loader",
+    "CIFAR10": "cifar10",
+    "CelebA": "celeba",
     "Data": "base",
     "Digits": "digits",
     "Folder": "folder",

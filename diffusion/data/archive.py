@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,9 +15,10 @@ from configs.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm")
 LITTER = ("__MACOSX", "Thumbs.db")
+_NAME = attrgetter("name")
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A file that by its name is an image: its path inside the archive (with ``/``), its size in bytes, and a stamp
     that changes with its content (the modification time in a folder, the CRC in a zip)."""
@@ -45,7 +47,7 @@ class _Folder:
 
     def entries(self) -> list[Entry]:
         try:
-            return sorted(self._walk(self.root, "", ()))
+            return sorted(self._walk(self.root, "", ()), key=_NAME)
         except OSError as error:
             raise UserError(f"{error.filename} cannot be listed ({error.strerror})", "a readable folder",
                             "change its permissions") from error
@@ -83,7 +85,7 @@ class _Zip:
         if any(info.flag_bits & 1 for info in images.values()):
             raise UserError(f"{self.file.filename} is protected by a password", "an archive that opens without one",
                             "unpack it, then data.root=/the/unpacked/folder")
-        return sorted(Entry(name, info.file_size, info.CRC) for name, info in images.items())
+        return [Entry(name, images[name].file_size, images[name].CRC) for name in sorted(images)]
 
     def read(self, name: str) -> bytes:
         return self.file.read(name)
@@ -96,8 +98,8 @@ class _Splits:
         self.parts = parts
 
     def entries(self) -> list[Entry]:
-        return sorted(replace(entry, name=f"{split}/{entry.name}")
-                      for split, part in self.parts.items() for entry in part.entries())
+        return sorted((replace(entry, name=f"{split}/{entry.name}")
+                       for split, part in self.parts.items() for entry in part.entries()), key=_NAME)
 
     def read(self, name: str) -> bytes:
         split, _, inside = name.partition("/")

@@ -1,8 +1,10 @@
 """What every data set offers: two fixed splits of decoded images, and a fingerprint of their content."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -17,35 +19,68 @@ Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 
+RESIDENT = 8 * 2**30
+"""Bytes of pixels up to which a set is moved to a GPU whole."""
+
+CHUNK = 512
+"""Images that are handled at a time where all of a set are gone through."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
-    """One split, decoded and in memory.
+    """One split: the images are chosen rows of pixels that lie in memory, or in a file that is mapped into it.
 
-    :ivar images: pixels, uint8 in 0..255
+    :ivar pixels: uint8 in 0..255, read only
     :ivar labels: int64 class of each image, or None when the images have no classes
     :ivar names: the class names, indexed by label, or None
+    :ivar rows: which rows of ``pixels`` the images are, int64, or None for all of them
     """
 
-    images: UInt8[Tensor, "n c h w"]
+    pixels: UInt8[Tensor, "m c h w"]
     labels: Int[Tensor, " n"] | None = None
     names: list[str] | None = None
+    rows: Int[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.pixels if self.rows is None else self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(n, c, h, w)`` of all images."""
+        channels, height, width = self.pixels.shape[1:]
+        return len(self), channels, height, width
+
+    @property
+    def images(self) -> UInt8[Tensor, "n c h w"]:
+        """All images in memory, for sets that are known to be small; else there are ``batch`` and ``chunks``."""
+        return self.pixels if self.rows is None else self.batch(torch.arange(len(self)))[0]
 
     def to(self, device: torch.device | str) -> "ImageSet":
-        """The same set with its tensors on ``device``, from where ``batch`` then serves without any copying."""
-        labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, images=self.images.to(device), labels=labels)
+        """The same set on ``device``, from where ``batch`` then serves without any copying; or this set, if its images
+        are more than ``RESIDENT`` bytes or half of the GPU's free memory."""
+        device, size = torch.device(device), math.prod(self.shape)
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+        if device == self.pixels.device or size > min(RESIDENT, free / 2):
+            return self
+        pixels = torch.empty(self.shape, dtype=torch.uint8, device=device)
+        for place, (images, _) in zip(pixels.split(CHUNK), self.chunks(), strict=True):
+            place.copy_(images)
+        return ImageSet(pixels, None if self.labels is None else self.labels.to(device), self.names)
 
     def batch(self, indices: Int[np.ndarray, " b"] | Int[Tensor, " b"]
               ) -> tuple[UInt8[Tensor, "b c h w"], Int[Tensor, " b"] | None]:
-        """The images at ``indices``, and their labels if there are any, on the device of the set."""
-        rows = torch.as_tensor(indices, device=self.images.device)
-        labels = None if self.labels is None else self.labels.index_select(0, rows)
+        """A copy of the images at ``indices``, and their labels if there are any, on the device of the set."""
+        chosen = torch.as_tensor(indices, device=self.pixels.device)
+        labels = None if self.labels is None else self.labels.index_select(0, chosen)
+        rows = chosen if self.rows is None else self.rows.index_select(0, chosen)
         # On the CPU, choosing rows of a matrix is forty times faster than choosing rows of four axes.
-        images = self.images.flatten(1).index_select(0, rows).unflatten(1, self.images.shape[1:])
+        images = self.pixels.flatten(1).index_select(0, rows).unflatten(1, self.pixels.shape[1:])
         return images, labels
+
+    def chunks(self) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Int[Tensor, " b"] | None]]:
+        """All images in their order, and their labels, ``CHUNK`` at a time."""
+        for indices in torch.arange(len(self)).split(CHUNK) if len(self) else ():
+            yield self.batch(indices)
 
 
 class Data(ABC):
@@ -105,14 +140,23 @@ class Data(ABC):
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(repr(self.class_names).encode())
+        whole = hashlib.sha256(repr(self.class_names).encode())
         for name in SPLITS:
             part = self._part(name)
-            digest.update(f"{name} {tuple(part.images.shape)}".encode())
-            digest.update(part.images.contiguous().numpy().data)
+            whole.update(f"{name} {part.shape}".encode())
+            whole.update(self._digests(name))
             if part.labels is not None:
-                digest.update(part.labels.numpy().astype("<i8").data)
-        return digest.hexdigest()
+                whole.update(part.labels.numpy().astype("<i8").data)
+        return whole.hexdigest()
+
+    def _digests(self, name: Split) -> bytes:
+        """The ``digest`` of each image of a split, one after the other."""
+        return b"".join(digest(image) for images, _ in self._part(name).chunks() for image in images.numpy())
+
+
+def digest(image: UInt8[np.ndarray, "c h w"]) -> bytes:
+    """A hash of the pixels of an image, 16 bytes."""
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
 def labelled(pixels: UInt8[np.ndarray, "n h w"], labels: Int[np.ndarray, " n"], channels: int,

@@ -42,18 +42,24 @@ class Decoder:
     crop: float
     resample: str
 
-    def __call__(self, file: bytes) -> tuple[UInt8[np.ndarray, "c h w"], tuple[int, int]]:
-        """The pixels, and the width and height that the image had, upright.
+    def __call__(self, file: bytes) -> UInt8[np.ndarray, "c h w"]:
+        """The pixels of an image file.
 
         :raises Exception: of any type that Pillow's readers come up with, when the file is broken or is no image
         :raises ValueError: the pixels are floats or 32-bit integers, for which no range is agreed on
         """
         with Image.open(BytesIO(file)) as opened:
             ImageOps.exif_transpose(opened, in_place=True)
-            full = opened.size
-            square = eight_bit(opened, self.channels).crop(central_square(*full, self.crop))
+            return self.pixels(opened)
+
+    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
+        """The pixels of an image that is upright.
+
+        :raises ValueError: as above
+        """
+        square = eight_bit(image, self.channels).crop(central_square(*image.size, self.crop))
         pixels = np.asarray(square.resize((self.size, self.size), resampling(self.resample)))
-        return pixels.reshape(self.size, self.size, self.channels).transpose(2, 0, 1), full
+        return pixels.reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
 
 
 def central_square(width: int, height: int, crop: float) -> tuple[int, int, int, int]:

@@ -1,12 +1,15 @@
 """Anyone's images: a folder or a zip archive of them."""
 
 import logging
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from configs.errors import UserError
 from diffusion.data import index as indexing
@@ -24,7 +27,8 @@ class Folder(Data):
     Files are taken in the order of their names. Classes and the held-out images follow from the names alone:
     ``diffusion.data.layout.layout`` has the rules. Each image is set upright, brought to 8 bits (transparent parts over
     white, 16-bit grey scaled), cropped to its central square and resized. Files that cannot be read are left out with
-    a warning. The decoded pixels are kept in a cache until a file changes.
+    a warning. The decoded pixels are kept in a cache until a file changes; the splits are views of that cache, so the
+    images need not fit into memory.
 
     :param root: the folder or zip file
     :param size: height and width, in pixels
@@ -60,7 +64,7 @@ class Folder(Data):
 
     @cached_property
     def index(self) -> indexing.Index:
-        """Names, sizes and pixels of all readable images, and the files that were left out."""
+        """Names and pixels of all readable images, and the files that were left out."""
         return indexing.index(self.root, self.decoder, self.cache)
 
     @cached_property
@@ -81,8 +85,18 @@ class Folder(Data):
 
     def load(self, name: Split) -> ImageSet:
         rows, labels = self._rows(name), self.layout.labels
-        return ImageSet(torch.from_numpy(self.index.pixels[rows]),
-                        None if labels is None else torch.from_numpy(labels[rows]), self.layout.names)
+        return ImageSet(self._pixels, None if labels is None else torch.from_numpy(labels[rows]), self.layout.names,
+                        torch.from_numpy(rows))
+
+    @cached_property
+    def _pixels(self) -> UInt8[Tensor, "n c h w"]:
+        with warnings.catch_warnings():
+            # PyTorch knows no read-only tensors and says so; nothing writes into an image set.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.from_numpy(self.index.pixels)
+
+    def _digests(self, name: Split) -> bytes:
+        return self.index.digests[self._rows(name)].tobytes()
 
     def _rows(self, name: Split) -> np.ndarray:
         return self.layout.train if name == "train" else self.layout.test

@@ -1,14 +1,17 @@
-"""Every image of an archive, decoded once: pixels, names, sizes and what could not be read, kept in a cache."""
+"""Every image of an archive, decoded once: pixels, names and what could not be read, kept in a cache."""
 
+import errno
 import hashlib
 import json
 import logging
+import math
 import os
-import tempfile
+import secrets
+import shutil
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,13 +20,18 @@ from jaxtyping import UInt8
 
 from configs.errors import UserError
 from diffusion.data.archive import SUFFIXES, Archive, Entry, opened
+from diffusion.data.base import digest
 from diffusion.data.decode import Decoder
 from diffusion.data.progress import progress
+from diffusion.data.threads import in_order
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Part of every key; to be raised when the same file comes to decode to other pixels."""
+FORMAT = 2
+"""Part of every key; to be raised when the same file comes to decode to other pixels, or the cache to other files."""
+
+TASK = 2**20
+"""Bytes of pixels that a thread works on at a time."""
 
 NAMES_SHOWN = 10
 
@@ -32,16 +40,14 @@ NAMES_SHOWN = 10
 class Index:
     """The readable images of an archive, in the order of their names.
 
-    :ivar key: a hash of where the archive is, what its files are, and how they are decoded
     :ivar names: paths inside the archive, sorted
-    :ivar sizes: width and height of each image, upright, before cropping
+    :ivar digests: the ``diffusion.data.base.digest`` of each image
     :ivar broken: why a file was left out, by name
     :ivar pixels: the decoded images; a read-only map of the cache file where there is one
     """
 
-    key: str
     names: list[str]
-    sizes: list[tuple[int, int]]
+    digests: UInt8[np.ndarray, "n 16"]
     broken: dict[str, str]
     pixels: UInt8[np.ndarray, "n c h w"]
 
@@ -54,8 +60,10 @@ def default_cache() -> Path:
 def index(root: Path, decoder: Decoder, cache: Path | None) -> Index:
     """Indexes the folder or zip at ``root``, or takes the index from the folder ``cache`` if nothing has changed since.
 
-    Files that cannot be decoded are left out, with a warning. A damaged cache is rebuilt; one that cannot be written
-    is done without, with a warning.
+    The pixels go straight into the cache, as ``.pixels``, bytes in the order (n, c, h, w), and need no memory. Beside
+    them is a ``.json`` with the rest; its digests prove the pixels whenever they are taken. Files that cannot be
+    decoded are left out, with a warning. A damaged cache is rebuilt. Without a cache, and with a warning where it
+    cannot be written, the pixels are in memory.
 
     :raises UserError: there is no folder or zip, or not one readable image in it
     """
@@ -64,51 +72,99 @@ def index(root: Path, decoder: Decoder, cache: Path | None) -> Index:
         if not entries:
             wanted = "files that end in " + " ".join(SUFFIXES)
             raise UserError(f"no images in {root}", wanted, "data.root=/path/to/images")
-        place = f"{root.resolve()} {astuple(decoder)} {FORMAT}"
-        key = _hash(place + repr([astuple(entry) for entry in entries]))
-        store = None if cache is None else cache / f"{root.stem}-{_hash(place)[:16]}.npy"
-        found = None if store is None else _load(store, key)
-        if found is None:
-            found, lasting = _decode_all(archive, entries, decoder, key, root)
-            if store is not None and lasting and _save(store, found):
-                # The map lets go of the memory that the pixels took.
-                found = _load(store, key) or found
+        work = _Decoding(root, archive, entries, decoder)
+        found = None if cache is None else work.cached(cache)
+        found = found or work.in_memory()
     if found.broken:
         _warn(root, found.broken, len(entries))
     return found
 
 
-def _decode_all(archive: Archive, entries: list[Entry], decoder: Decoder, key: str, root: Path) -> tuple[Index, bool]:
-    """The index, and whether it may be kept: a file that the system failed to deliver may be there the next time."""
-    pixels = np.zeros((len(entries), decoder.channels, decoder.size, decoder.size), np.uint8)
+@dataclass(frozen=True)
+class _Decoding:
+    """The files of an archive that is open, and what to make of them."""
 
-    def decode(row: int) -> tuple[int, int] | Exception:
+    root: Path
+    archive: Archive
+    entries: list[Entry]
+    decoder: Decoder
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image."""
+        return self.decoder.channels, self.decoder.size, self.decoder.size
+
+    def cached(self, cache: Path) -> Index | None:
+        """The index from the folder ``cache``, made there if need be; None if it cannot be written."""
+        place = f"{self.root.resolve()} {astuple(self.decoder)} {FORMAT}"
+        store = cache / f"{self.root.stem}-{_hash([place])[:16]}.pixels"
+        key = _hash(chain([place], (f"{entry.name} {entry.bytes} {entry.stamp}" for entry in self.entries)))
+        return _load(store, key, self.shape) or self._store(store, key)
+
+    def in_memory(self) -> Index:
+        pixels = np.empty((len(self.entries), *self.shape), np.uint8)
+        rows = iter(pixels)
+        record, _ = self.run(lambda image: np.copyto(next(rows), image))
+        return _index(record, pixels[: len(record["names"])])
+
+    def run(self, keep: Callable[[UInt8[np.ndarray, "c h w"]], object]) -> tuple[dict[str, Any], bool]:
+        """Decodes all files and calls ``keep`` with the pixels of each in turn.
+
+        :returns: names, digests in hexadecimal and broken files, and whether this may be kept: a file that the system
+            failed to deliver may be there the next time
+        """
+        start, names, digests, failed = time.monotonic(), [], [], {}
+        size = _per_task(self.shape)
+        tasks = (self.entries[first : first + size] for first in range(0, len(self.entries), size))
+        results = chain.from_iterable(in_order(self._decode, tasks))
+        for entry, result in zip(self.entries,
+                                 progress(results, len(self.entries), f"decoding {self.root.name}"), strict=True):
+            if isinstance(result, Exception):
+                failed[entry.name] = result
+            else:
+                keep(result[0])
+                names.append(entry.name)
+                digests.append(result[1].hex())
+        logger.info("decoded %d images of %s in %.1f s", len(names), self.root, time.monotonic() - start)
+        broken = {name: f"{type(error).__name__}: {error}" for name, error in failed.items()}
+        if not names:
+            name, reason = next(iter(broken.items()))
+            raise UserError(f"none of the {len(broken)} images in {self.root} can be read; {name}: {reason}",
+                            "image files that Pillow can open", "data.root=/path/to/images")
+        lasting = not any(_is_of_the_system(error) for error in failed.values())
+        return {"names": names, "digests": "".join(digests), "broken": broken}, lasting
+
+    def _decode(self, entries: list[Entry]) -> list[tuple[UInt8[np.ndarray, "c h w"], bytes] | Exception]:
+        results = []
+        for entry in entries:
+            try:
+                pixels = np.ascontiguousarray(self.decoder(self.archive.read(entry.name)))
+                results.append((pixels, digest(pixels)))
+            # Pillow's readers raise whatever comes up in them, SyntaxError and struct.error included.
+            except Exception as error:
+                results.append(error)
+        return results
+
+    def _store(self, store: Path, key: str) -> Index | None:
+        record: dict[str, Any] = {}
+
+        def write(file: IO[bytes]) -> None:
+            found, lasting = self.run(lambda image: file.write(image.data))
+            # Without a key, nobody takes it from the cache again.
+            record.update({"key": key if lasting else None} | found)
+
         try:
-            pixels[row], full = decoder(archive.read(entries[row].name))
-            return full
-        # Pillow's readers raise whatever comes up in them, SyntaxError and struct.error included.
-        except Exception as error:
-            return error
-
-    start = time.monotonic()
-    # Pillow releases the interpreter lock while it decodes and resizes.
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        results = list(progress(pool.map(decode, range(len(entries))), len(entries), f"decoding {root.name}"))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    logger.info("decoded %d images of %s in %.1f s", len(entries), root, time.monotonic() - start)
-
-    good = [row for row, result in enumerate(results) if isinstance(result, tuple)]
-    failed = {entries[row].name: result for row, result in enumerate(results) if isinstance(result, Exception)}
-    broken = {name: f"{type(error).__name__}: {error}" for name, error in failed.items()}
-    if not good:
-        name, reason = next(iter(broken.items()))
-        raise UserError(f"none of the {len(entries)} images in {root} can be read; {name}: {reason}",
-                        "image files that Pillow can open", "data.root=/path/to/images")
-    names, sizes = [entries[row].name for row in good], [result for result in results if isinstance(result, tuple)]
-    lasting = not any(_is_of_the_system(error) for error in failed.values())
-    return Index(key, names, sizes, broken, pixels[good] if failed else pixels), lasting
+            store.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(store.parent).free < len(self.entries) * math.prod(self.shape):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write_whole(store, write)
+            write_whole(store.with_suffix(".json"), lambda file: file.write(json.dumps(record).encode()))
+            return _index(record, _mapped(store, len(record["names"]), self.shape))
+        except OSError as error:
+            logger.warning("the decoded images cannot be kept in %s (%s); they stay in memory and will be decoded "
+                           "again the next time; data.cache=/a/folder/that/can/be/written avoids that", store.parent,
+                           error)
+            return None
 
 
 def _is_of_the_system(error: Exception) -> bool:
@@ -116,59 +172,64 @@ def _is_of_the_system(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
 
 
-def _load(store: Path, key: str) -> Index | None:
+def _load(store: Path, key: str, shape: tuple[int, int, int]) -> Index | None:
     """The stored index, or None if there is none, or it is of other content, or damaged."""
     try:
-        record: dict[str, Any] = json.loads(store.with_suffix(".json").read_bytes())
+        record = json.loads(store.with_suffix(".json").read_bytes())
         if record["key"] != key:
             return None
-        pixels = np.load(store, mmap_mode="r")
-        if _checksum(pixels) != record["sha256"]:
-            raise ValueError("the pixels do not have the checksum in the index")
-        sizes = [(width, height) for width, height in record["sizes"]]
-        return Index(key, record["names"], sizes, record["broken"], pixels)
+        found = _index(record, _mapped(store, len(record["names"]), shape))
+        size = _per_task(shape)
+        tasks = ((found.pixels[first : first + size], found.digests[first : first + size])
+                 for first in range(0, len(found.names), size))
+        if not all(in_order(_is_sound, tasks)):
+            raise ValueError("the pixels do not have the digests in the index")
+        return found
     except FileNotFoundError:
         return None
-    # Damaged bytes can provoke any error in the two parsers, and all of them mean the same.
+    # Damaged bytes can provoke any error in the parsers, and all of them mean the same.
     except Exception as error:
         logger.warning("the cache %s is damaged and will be rebuilt (%s)", store, error)
         return None
 
 
-def _save(store: Path, index: Index) -> bool:
-    """Stores the pixels, and beside them the index, which has their checksum, so that a torn pair is noticed."""
-    record = {"key": index.key, "names": index.names, "sizes": index.sizes, "broken": index.broken}
-    text = json.dumps(record | {"sha256": _checksum(index.pixels)}).encode()
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(store, lambda file: np.save(file, index.pixels))
-        write_whole(store.with_suffix(".json"), lambda file: file.write(text))
-        return True
-    except OSError as error:
-        logger.warning("the decoded images cannot be kept in %s (%s) and will be decoded again the next time; "
-                       "data.cache=/a/folder/that/can/be/written avoids that", store.parent, error)
-        return False
+def _is_sound(part: tuple[UInt8[np.ndarray, "n c h w"], UInt8[np.ndarray, "n 16"]]) -> bool:
+    return all(digest(image) == expected.tobytes() for image, expected in zip(*part, strict=True))
 
 
-def _checksum(pixels: UInt8[np.ndarray, "n c h w"]) -> str:
-    return hashlib.sha256(pixels.data).hexdigest()
+def _mapped(store: Path, count: int, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "n c h w"]:
+    if store.stat().st_size != count * math.prod(shape):
+        raise ValueError(f"{store.stat().st_size} bytes for {count} images")
+    return np.memmap(store, np.uint8, "r", shape=(count, *shape))
+
+
+def _index(record: dict[str, Any], pixels: UInt8[np.ndarray, "n c h w"]) -> Index:
+    digests = np.frombuffer(bytes.fromhex(record["digests"]), np.uint8).reshape(len(pixels), 16)
+    return Index(record["names"], digests, record["broken"], pixels)
+
+
+def _per_task(shape: tuple[int, int, int]) -> int:
+    return max(1, min(256, TASK // math.prod(shape)))
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes the whole file or nothing."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        try:
+    """Writes the whole file or nothing, also when several processes write it at once."""
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    try:
+        with partial.open("xb") as file:
             write(file)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
-def _hash(text: str) -> str:
-    # A file name need not be valid text.
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+def _hash(texts: Iterator[str] | list[str]) -> str:
+    whole = hashlib.sha256()
+    for text in texts:
+        # A file name need not be valid text.
+        whole.update(text.encode(errors="surrogateescape") + b"\n")
+    return whole.hexdigest()
 
 
 def _warn(root: Path, broken: dict[str, str], total: int) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from degradations.randomness import key
-from diffusion.data.base import Data, ImageSet
+from diffusion.data.base import CHUNK, Data, ImageSet
 from diffusion.data.index import default_cache, write_whole
 from diffusion.data.loader import Batches
 from diffusion.data.pixels import to_float
@@ -25,17 +25,24 @@ class Judge:
 
     def __init__(self, network: Classifier, held_out: ImageSet):
         self.network = network.eval().requires_grad_(False)
-        assert held_out.labels is not None
-        self.accuracy = self.agreement(to_float(held_out.images), held_out.labels)
+        right = [self._right(to_float(images), labels) for images, labels in held_out.chunks() if labels is not None]
+        self.accuracy = torch.cat(right).double().mean().item()
 
     def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n f"]:
         """Features of images in [-1, 1], clipped to it."""
-        return torch.cat([self.network.features(chunk.clamp(-1, 1)) for chunk in images.split(500)])
+        return torch.cat([self.network.features(chunk.clamp(-1, 1)) for chunk in images.split(CHUNK)])
+
+    def features_of(self, images: ImageSet) -> Float[Tensor, "n f"]:
+        """Features of a whole set."""
+        return torch.cat([self.features(to_float(pixels)) for pixels, _ in images.chunks()])
 
     def agreement(self, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> float:
         """Share of the images that it puts into the given class."""
-        answers = torch.cat([self.network(chunk.clamp(-1, 1)).argmax(1) for chunk in images.split(500)])
-        return (answers == labels).double().mean().item()
+        right = [self._right(*part) for part in zip(images.split(CHUNK), labels.split(CHUNK), strict=True)]
+        return torch.cat(right).double().mean().item()
+
+    def _right(self, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        return self.network(images.clamp(-1, 1)).argmax(1) == labels
 
 
 def fitted(data: Data, cache: Path | None = None) -> Judge:
@@ -60,10 +67,10 @@ def fit(train: ImageSet, held_out: ImageSet, steps: int = 400, seed: int = 0) ->
     assert train.names is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "judge") % 2**63)
-        network = Classifier(train.images.shape[1], len(train.names))
+        network = Classifier(train.shape[1], len(train.names))
         optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-        most = train.images.shape[-1] // 16
+        most = train.shape[-1] // 16
         for batch in Batches(train, seed, 128):
             if batch.step == steps or batch.labels is None:
                 break

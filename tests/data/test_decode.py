@@ -16,7 +16,7 @@ SIDE = 12
 def decoded(image: Image.Image, format: str = "PNG", channels: int = 3, size: int = SIDE, crop: float = 1.0, **save):
     file = BytesIO()
     image.save(file, format=format, **save)
-    return Decoder(size, channels, crop, "bilinear")(file.getvalue())[0].astype(int)
+    return Decoder(size, channels, crop, "bilinear")(file.getvalue()).astype(int)
 
 
 def planes(image: Image.Image) -> np.ndarray:
@@ -109,11 +109,13 @@ def test_exif_orientation_sets_the_photo_upright(format):
     assert np.abs(decoded(stored, format, exif=exif, **options) - planes(photo)).max() <= 6
 
 
-def test_the_size_is_reported_upright():
-    file, exif = BytesIO(), Image.Exif()
+def test_the_square_is_cut_from_the_upright_photo():
+    # Half of the width of 10, not of 20: the width is that of the photo as it is shown.
+    photo = picture(5, width=10, height=20)
+    exif = Image.Exif()
     exif[0x0112] = 6
-    picture(5, width=20, height=10).save(file, "PNG", exif=exif)
-    assert Decoder(8, 3, 1.0, "bilinear")(file.getvalue())[1] == (10, 20)
+    stored = photo.transpose(Image.Transpose.ROTATE_90)
+    assert np.array_equal(decoded(stored, size=5, crop=0.5, exif=exif), planes(photo.crop((2, 7, 7, 12))))
 
 
 def test_the_square_is_central_and_a_share_of_the_width():

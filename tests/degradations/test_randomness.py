@@ -1,10 +1,12 @@
 """Numbers depend on every part of their key, and a state of numbers adds up."""
 
+import numpy as np
 import pytest
 import torch
 
+from degradations import randomness
 from degradations.base import Estimate, State
-from degradations.randomness import BatchStream, Streams
+from degradations.randomness import BatchStream, Streams, bits
 
 KINDS = {"normal": lambda r, purpose: r.normal(purpose, (2, 500)),
          "uniform": lambda r, purpose: r.uniform(purpose, (2, 500)),
@@ -46,6 +48,41 @@ def test_laws(draws):
 def test_another_number_of_rows_is_refused(draws):
     with pytest.raises(ValueError, match="rows"):
         draws["base"].normal("state", (3, 2))
+    with pytest.raises(ValueError, match="rows"):
+        draws["base"].even("time", 3)
+
+
+class TestEven:
+    @pytest.mark.parametrize("total", [1, 7, 128])
+    def test_the_batch_is_a_shifted_grid(self, total):
+        u = BatchStream(1, 3, slice(0, total), total).even("time", total)
+        gaps = u.sort().values.diff()
+        torch.testing.assert_close(gaps, torch.full((total - 1,), 1 / total), atol=1e-6, rtol=0)
+        assert 0 <= u.min() <= u.max() < 1
+
+    def test_it_belongs_to_the_global_batch(self):
+        whole = BatchStream(1, 3, slice(0, 12), 12).even("time", 12)
+        parts = [BatchStream(1, 3, slice(i, i + 4), 12).even("time", 4) for i in (0, 4, 8)]
+        assert torch.equal(torch.cat(parts), whole)
+
+    def test_the_shift_is_uniform_and_keyed(self):
+        first = torch.stack([BatchStream(1, step, slice(5, 6), 8).even("time", 1)[0] for step in range(2000)])
+        assert abs((first < 0.25).double().mean() - 0.25) < 0.04
+        assert abs(first.mean() - 0.5) < 0.03
+        assert BatchStream(1, 3, slice(0, 4), 4).even("time", 4)[0] not in (
+            BatchStream(2, 3, slice(0, 4), 4).even("time", 4)[0], BatchStream(1, 3, slice(0, 4), 4).even("x", 4)[0])
+
+    def test_a_sample_knows_only_itself(self):
+        assert torch.equal(Streams(1, (4, 5, 6)).even("time", 3)[1:], Streams(1, (5, 6)).even("time", 2))
+
+
+def test_bits_are_splitmix64(monkeypatch):
+    """The first numbers of the reference implementation for the seed 0 (Vigna, prng.di.unimi.it/splitmix64.c)."""
+    assert not np.array_equal(bits(np.arange(3), 1, "a"), bits(np.arange(3), 1, "b"))
+    assert np.array_equal(bits(np.array([[2], [0]]), 1, "a").ravel(), bits(np.arange(3), 1, "a")[[2, 0]])
+    monkeypatch.setattr(randomness, "key", lambda *parts: 2**64)
+    assert [hex(b) for b in bits(np.arange(3)).tolist()] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4",
+                                                             "0x6c45d188009454f"]
 
 
 def test_estimates_add_and_scale_their_images_and_states():

@@ -8,7 +8,7 @@ import torch
 import degradations
 from configs import UserError
 from degradations.base import State
-from degradations.schedules import Cosine, Linear, Sigmoid, ZeroTerminalSNR
+from degradations.schedules import Cosine, Linear, Sigmoid, Straight, ZeroTerminalSNR
 
 ALL = {"linear": Linear(), "cosine": Cosine(), "sigmoid": Sigmoid(), "zero_snr": ZeroTerminalSNR(Linear())}
 
@@ -46,6 +46,51 @@ def test_between_two_levels_the_angle_is_a_line(name):
 
     for share in (0.25, 0.5, 0.9):
         torch.testing.assert_close(angle(k + share), (1 - share) * angle(k) + share * angle(k + 1))
+
+
+@pytest.mark.parametrize("name", [*ALL, "straight"])
+class TestTime:
+    """The inverse of ``sigma / alpha``."""
+
+    def test_there_and_back(self, name):
+        schedule = (ALL | {"straight": Straight()})[name]
+        t = torch.tensor([0.00047, 0.00153, 0.1, 0.25, 0.4996, 0.99952, 0.7, 0.998], dtype=torch.float64)
+        alpha, sigma = schedule(t)
+        torch.testing.assert_close(schedule.time(sigma / alpha), t, atol=1e-12, rtol=1e-9)
+
+    def test_the_ends(self, name):
+        schedule = (ALL | {"straight": Straight()})[name]
+        ends = schedule.time(torch.tensor([0.0, math.inf], dtype=torch.float64))
+        assert ends.tolist() == [0, 1]
+
+
+def test_straight_is_a_line_to_pure_noise():
+    t = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    alpha, sigma = Straight()(t)
+    assert alpha.tolist() == [1, 0.75, 0.5, 0]
+    assert sigma.tolist() == [0, 0.25, 0.5, 1]
+    assert Straight().levels is None
+    gaussian = degradations.build("gaussian", schedule="straight")
+    x0, z = torch.randn(2, 4, 1, 4, 4)
+    x_t = gaussian.forward(x0, t, State(z=z))
+    assert torch.equal(x_t[0], x0[0])
+    assert torch.equal(x_t[3], z[3])
+    torch.testing.assert_close(x_t[1], 0.75 * x0[1] + 0.25 * z[1])
+    inferred = gaussian.infer(x_t, torch.zeros_like(x0), t, State(z=z))["z"]
+    assert torch.equal(inferred[[0, 3]], z[[0, 3]])
+
+
+def test_posterior_of_the_straight_line_is_bayes_rule():
+    """From the densities of ``x_s | x0`` and ``x_t | x_s``, also where ``x_t`` says nothing and where ``x_s`` is x0."""
+    gaussian = degradations.build("gaussian", schedule="straight")
+    t, s = torch.tensor([1.0, 0.8, 0.3]), torch.tensor([0.6, 0.1, 0.0])
+    a, b, v = gaussian.posterior(t, s)
+    for i, (u, w) in enumerate([(1.0, 0.6), (0.8, 0.1), (0.3, 0.0)]):
+        ratio = (1 - u) / (1 - w)
+        beta = u**2 - ratio**2 * w**2
+        precision = ratio**2 / beta + (1 / w**2 if w else math.inf)
+        expected = ((1 - w) / w**2 / precision if w else 1.0, ratio / beta / precision, 1 / precision)
+        assert (a[i].item(), b[i].item(), v[i].item()) == pytest.approx(expected, rel=1e-5, abs=1e-12)
 
 
 def test_linear_ends_where_the_paper_does():

@@ -9,7 +9,7 @@ from configs import UserError
 from degradations.randomness import BatchStream
 from diffusion.objective import Objective
 from diffusion.parameterization import X0, Eps
-from diffusion.times import Levels, Times, Uniform
+from diffusion.times import Antithetic, Levels, LogNormal, Times, Uniform
 from diffusion.weighting import Constant, Weighting
 
 N = 2000
@@ -22,7 +22,7 @@ class Fixed(Times):
 
 
 class Inverse(Weighting):
-    def __call__(self, t, degradation):
+    def __call__(self, t, degradation, parameterization):
         return 1 / t
 
 
@@ -41,10 +41,11 @@ def test_the_loss_is_the_weighted_error_of_each_image(error, power):
         seen.append((x, time, ctx))
         return 0.3 * x
 
-    loss = Objective(Eps(), Fixed(), Inverse(), error, drop=0.0)(network, encoder(), d, x0, {"label": LABELS},
-                                                                 stream(3))
+    losses = Objective(Eps(), Fixed(), Inverse(), error, drop=0.0)(network, encoder(), d, x0, {"label": LABELS},
+                                                                   stream(3))
     expected = (0.3 * x_t - state["z"]).abs().pow(power).flatten(1).mean(1) / t
-    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(losses.values, expected)
+    assert torch.equal(losses.t, t)
     [(x, time, ctx)] = seen
     assert torch.equal(x, x_t)
     assert torch.equal(time, t)
@@ -86,4 +87,50 @@ def test_levels_are_those_of_the_degradation_but_the_clean_one():
     assert (counts / N - 0.2).abs().max() < 0.05
     blur.levels = None
     with pytest.raises(UserError, match="times=uniform"):
-        Levels()(N, blur, stream(N))
+        Levels().check(blur)
+
+
+class TestAntithetic:
+    def test_evenly_over_the_interval(self):
+        t = Antithetic()(N, degradations.build("gaussian", schedule="straight"), stream(N))
+        assert 0 < t.min() <= t.max() <= 1
+        torch.testing.assert_close(t.sort().values.diff(), torch.full((N - 1,), 1 / N), atol=1e-6, rtol=0)
+
+    def test_evenly_over_the_levels(self):
+        values, counts = Antithetic()(40, degradations.build("blur", levels=20), stream(40)).unique(return_counts=True)
+        torch.testing.assert_close(values, torch.arange(1, 21) / 20)
+        assert (counts == 2).all()
+
+    @pytest.mark.parametrize("pieces", [2, 8])
+    def test_ranks_and_parts_share_one_draw(self, pieces):
+        d, n = degradations.build("gaussian"), 16 // pieces
+        whole = Antithetic()(16, d, BatchStream(1, 7, slice(0, 16), 16))
+        cut = [Antithetic()(n, d, BatchStream(1, 7, slice(i, i + n), 16)) for i in range(0, 16, n)]
+        assert torch.equal(torch.cat(cut), whole)
+
+
+class TestLogNormal:
+    @pytest.mark.parametrize("schedule", ["linear", "straight"])
+    def test_the_logarithm_of_the_noise_is_normal(self, schedule):
+        d = degradations.build("gaussian", schedule=schedule)
+        t = LogNormal(-1.2, 1.2)(N, d, stream(N))
+        alpha, sigma = d.schedule(t)
+        u = torch.special.ndtr(((sigma / alpha).log() + 1.2) / 1.2)
+        assert 0 < t.min() <= t.max() <= 1
+        assert (u.sort().values - torch.arange(N) / N).abs().max() < 0.04, "Kolmogorov-Smirnov"
+
+    def test_on_the_straight_line_it_is_logit_normal(self):
+        t = LogNormal(0.0, 1.0)(N, degradations.build("gaussian", schedule="straight"), stream(N))
+        u = torch.special.ndtr(torch.logit(t))
+        assert (u.sort().values - torch.arange(N) / N).abs().max() < 0.04
+
+    def test_the_ends_stay_inside(self):
+        for schedule in ("linear", "straight"):
+            d = degradations.build("gaussian", schedule=schedule)
+            assert (LogNormal(300.0, 0.1)(9, d, stream(9)) == 1).all()
+            low = LogNormal(-300.0, 0.1)(9, d, stream(9))
+            assert ((low > 0) & (low < 1e-6)).all()
+
+    def test_it_needs_noise(self):
+        with pytest.raises(UserError, match="times=uniform"):
+            LogNormal().check(degradations.build("blur"))

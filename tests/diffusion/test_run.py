@@ -1,9 +1,16 @@
 """The run folder: who is who, and what is refused."""
 
+import hashlib
+from unittest.mock import Mock
+
 import pytest
+import torch
+from helpers import DIGITS, train
 from omegaconf import OmegaConf
 
-from configs import UserError, compose
+from configs import UserError, compose, registry
+from diffusion import fit
+from diffusion.callbacks import loggers
 from diffusion.run import Run, identity, plain, sampling, with_defaults
 
 
@@ -18,6 +25,7 @@ def cfg(tmp_path):
 def start(cfg):
     """A run that has saved once."""
     run = Run.start(cfg, "ddpm_digits")
+    run.record(plain(cfg))
     run.checkpoints.mkdir(exist_ok=True)
     (run.checkpoints / "step-00000001.0.pt").touch()
     if run._lock:
@@ -27,10 +35,9 @@ def start(cfg):
 
 def test_a_run_that_never_saved_may_change(cfg):
     for seed in (0, 1):
-        run = Run.start(cfg("run.name=mine", f"seed={seed}"), "x")
+        with Run.start(cfg("run.name=mine", f"seed={seed}"), "x") as run:
+            run.record(plain(cfg(f"seed={seed}")))
         assert run.config["seed"] == seed
-        assert run._lock
-        run._lock.close()
 
 
 def test_same_settings_same_folder(cfg, tmp_path):
@@ -98,3 +105,111 @@ def test_sampling_sets_sampling_only():
     for bad in ("hydra.searchpath=[pkg://evil]", "run=elsewhere", "+x=1", "~sampler"):
         with pytest.raises(UserError, match="sampling"):
             sampling([bad])
+
+
+@pytest.mark.parametrize(("name", "words"), [("../../x", "not a path"), ("a/b", "not a path"), ("..", "not a path"),
+                                             ("1e3", "1000.0"), ("true", "True")])
+def test_names_that_are_none(cfg, tmp_path, name, words):
+    with pytest.raises(UserError, match=words) as error:
+        Run.start(cfg(f"run.name={name}"), "x")
+    assert "run.name=" in error.value.fix
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_number_is_a_name(cfg):
+    assert start(cfg("run.name=7")).name == "7"
+
+
+def test_a_start_that_was_refused_leaves_what_was_there(cfg, tmp_path):
+    with pytest.raises(UserError), Run.start(cfg(), "x"):
+        raise UserError("no", "yes", "maybe")
+    assert not list(tmp_path.iterdir())
+    folder = start(cfg("run.name=mine"))
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(UserError) as error, Run.start(cfg("run.name=mine", "max_steps=9"), "ddpm_digits"):
+        raise UserError("no", "yes", "maybe")
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert str(folder) in error.value.__notes__[0]
+    with Run.start(cfg("run.name=mine"), "ddpm_digits"):
+        pass
+    assert (folder / "config.yaml").exists()
+
+
+def test_complete_is_what_has_a_whole_checkpoint(tmp_path):
+    run = Run(tmp_path)
+    assert run.complete(1) is None
+    run.checkpoints.mkdir()
+    for step in (3, 10):
+        (run.checkpoints / f"step-{step:08d}.{hashlib.sha256(b'whole').hexdigest()[:16]}.pt").write_bytes(b"whole")
+    assert [run.complete(steps) for steps in (3, 7, 10, 11)] == [10, 10, 10, None]
+    next(run.checkpoints.glob("*10.*.pt")).write_bytes(b"whale")
+    assert [run.complete(steps) for steps in (3, 7, 10)] == [3, None, None]
+
+
+def test_callbacks_that_save_nothing_are_refused(tmp_path):
+    with pytest.raises(UserError, match="callbacks=default"):
+        train(tmp_path, *DIGITS, "~callbacks.checkpoint")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", registry.available("trainer"))
+def test_trainers_have_the_same_keys(name):
+    keys = set(compose("train", ["trainer=auto"]).trainer)
+    assert set(compose("train", [f"trainer={name}"]).trainer) == keys
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["gpu", "ddp"])
+def test_gpus_that_are_not_there(tmp_path, name):
+    accelerator = compose("train", [f"trainer={name}"]).trainer.accelerator
+    with pytest.raises(UserError, match="trainer=auto"):
+        train(tmp_path, *DIGITS, f"trainer={name}", f"trainer.accelerator={accelerator}")
+    assert not list(tmp_path.iterdir())
+
+
+class TestLoggers:
+    def test_tensorboard_has_every_step_once(self, tmp_path):
+        """Also those that a killed process had logged after its last checkpoint."""
+        events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        settings = [*DIGITS, "callbacks.pictures.count=0", "callbacks.checkpoint.every=1", "logger=tensorboard"]
+        run = train(tmp_path, *settings, "max_steps=3")
+        next(run.checkpoints.glob("*03.*.pt")).unlink()
+        train(tmp_path, *settings, "max_steps=3")
+        logged = events.EventAccumulator(str(run.folder / "tensorboard"))
+        logged.Reload()
+        assert [event.step for event in logged.Scalars("train/loss")] == [1, 2, 3]
+        rows = run.metrics.read_text().splitlines()[1:]
+        for event, row in zip(logged.Scalars("train/loss"), rows):
+            assert event.value == pytest.approx(float(row.split(",")[1]))
+
+    def test_tensorboard_that_is_not_installed(self, monkeypatch):
+        def missing(**arguments):
+            raise ModuleNotFoundError("tensorboard")
+
+        monkeypatch.setattr("lightning.pytorch.loggers.TensorBoardLogger", missing)
+        with pytest.raises(UserError, match="pip install tensorboard"):
+            loggers.tensorboard(save_dir="x")
+
+    def test_wandb_is_closed_at_the_end(self, tmp_path, monkeypatch):
+        """Else the next job of a sweep would log into the run of this one."""
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        logger, run = loggers.wandb(save_dir=str(tmp_path)), Mock()
+        logger._experiment = run
+        logger.finalize("failed")
+        run.finish.assert_called_once()
+
+    def test_wandb_knows_a_run_of_a_sweep_again(self, cfg, monkeypatch):
+        """By an id that it takes."""
+        made = Mock()
+        monkeypatch.setattr(loggers, "wandb", made)
+        run = Run.start(cfg("run.name='a,b=1:2'"), "x")
+        fit.loggers(cfg("logger=wandb"), run, 0)
+        fit.loggers(cfg("logger=wandb", "max_steps=99"), run, 7)
+        fit.loggers(cfg("logger=wandb", "seed=1"), run, 7)
+        first, again, other = (call.kwargs["id"] for call in made.call_args_list)
+        assert first == again != other
+        assert not set(first) & set(":;,#?/'")
+
+    def test_two_at_once(self):
+        cfg = compose("train", ["logger=[wandb,tensorboard]"])
+        assert set(cfg.logger) == {"wandb", "tensorboard"}

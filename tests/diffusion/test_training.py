@@ -1,10 +1,11 @@
 """Training under Lightning is the plain loop, and what happens beside it changes nothing."""
 
 import csv
+import itertools
 
 import pytest
 import torch
-from helpers import DIGITS, train
+from helpers import COLD, DIGITS, train
 
 from configs import UserError, construct
 from degradations.randomness import BatchStream
@@ -14,6 +15,7 @@ from diffusion.data.digits import Digits
 from diffusion.data.loader import Batches
 from diffusion.data.pixels import to_float
 from diffusion.model import Model
+from diffusion.objective import Losses
 
 QUIET = [*DIGITS, "callbacks.pictures.count=0"]
 
@@ -41,10 +43,13 @@ def test_training_is_the_plain_loop(tmp_path):
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.5, fused=True)
     average = [parameter.detach().clone() for parameter in parameters]
     losses, norms, rates = [], [], [0.005, 0.01, 0.01, 0.005]
+    seen = []
     for step, batch in zip(range(4), Batches(construct(content["config"]["data"]).split("train"), 3, 8, flip=True)):
         optimizer.param_groups[0]["lr"] = rates[step]
-        loss = model.objective(model.restorer.output, model.weights.encoder, model.degradation, to_float(batch.images),
-                               {"label": batch.labels}, BatchStream(3, step, slice(0, 8), 8)).mean()
+        found = model.objective(model.restorer.output, model.weights.encoder, model.degradation, to_float(batch.images),
+                                {"label": batch.labels}, BatchStream(3, step, slice(0, 8), 8))
+        loss = found.values.mean()
+        seen += [(step, t, value) for t, value in zip(found.t.tolist(), found.values.tolist())]
         optimizer.zero_grad()
         loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(parameters, 0.5).item())
@@ -60,6 +65,51 @@ def test_training_is_the_plain_loop(tmp_path):
     assert [int(row["step"]) for row in rows] == [2, 4]
     assert [float(row["lr"]) for row in rows] == pytest.approx([rates[1], rates[3]])
     assert [float(row["loss"]) for row in rows] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2], rel=1e-4)
+    for row, steps in zip(rows, [(0, 1), (2, 3)]):
+        for low, high in itertools.pairwise((0.0, 0.2, 0.4, 0.6, 0.8, 1.0)):
+            inside = [value for step, t, value in seen if step in steps and low < t <= high]
+            assert inside
+            assert float(row[f"loss_t{low}-{high}"]) == pytest.approx(sum(inside) / len(inside), rel=1e-4)
+
+
+def test_levels_divide_evenly_over_the_parts_of_the_log():
+    for levels in (5, 20, 1000):
+        t = ((torch.arange(levels) + 1).double() / levels).float()
+        sums, counts = module.tally(Losses(t, t))
+        assert counts.tolist() == [levels / 5] * 5
+        assert sums.sum().item() == pytest.approx((levels + 1) / 2)
+
+
+def test_times_that_did_not_occur_are_empty_cells(tmp_path):
+    run = train(tmp_path, *COLD, "callbacks.pictures.count=0", "max_steps=1", "degradation.levels=1")
+    [row] = csv.DictReader(run.metrics.open())
+    assert [name for name, value in row.items() if not value] == ["loss_t0.0-0.2", "loss_t0.2-0.4", "loss_t0.4-0.6",
+                                                                  "loss_t0.6-0.8"]
+    assert row["loss_t0.8-1.0"] == row["loss"]
+
+
+def test_rows_are_means_over_all_ranks(tmp_path, monkeypatch):
+    """As if a second rank had seen the same times, with losses larger by 1."""
+    alone = train(tmp_path / "a", *QUIET, "max_steps=2")
+
+    def gather(self, ours):
+        return torch.stack([ours, ours + torch.stack([ours[1], torch.zeros_like(ours[1])])])
+
+    monkeypatch.setattr(module.Training, "all_gather", gather)
+    both = train(tmp_path / "b", *QUIET, "max_steps=2")
+    for one, two in zip(csv.DictReader(alone.metrics.open()), csv.DictReader(both.metrics.open()), strict=True):
+        for name in one:
+            if name.startswith("loss") and one[name]:
+                assert float(two[name]) == pytest.approx(float(one[name]) + 0.5)
+
+
+def test_a_checkpoint_without_the_sums_of_the_log_goes_on(tmp_path):
+    settings = [*QUIET, "run.name=x"]
+    run = train(tmp_path, *settings, "max_steps=1")
+    old = {name: value for name, value in newest(run).items() if name != "tally"}
+    checkpoint.save(run.checkpoints, 1, old)
+    train(tmp_path, *settings, "max_steps=2")
+    assert newest(run)["step"] == 2
 
 
 def test_first_weights_are_a_function_of_the_seed(hot):

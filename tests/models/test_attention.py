@@ -1,3 +1,4 @@
+import itertools
 import math
 from dataclasses import replace
 
@@ -5,7 +6,17 @@ import pytest
 import torch
 
 from models import attention
-from models.attention import AttentionCall, AttentionSite, answer, attend, chain, rows
+from models.attention import (
+    AttentionCall,
+    AttentionSite,
+    LinearAttention,
+    answer,
+    attend,
+    attend_linearly,
+    chain,
+    rows,
+)
+from models.blocks import ChannelLayerNorm
 from models.conditioning import Context
 
 SITE = AttentionSite("mid.0.self", "self", 2, 8, 4)
@@ -62,6 +73,35 @@ def test_the_keys_decide_between_plain_and_fused(monkeypatch):
 def test_order_of_keys_does_not_matter():
     q, k, v = random(3, 2, 3, 7, 8)
     torch.testing.assert_close(attend(q, k, v), attend(q, k.flip(2), v.flip(2)), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_linear_attention_by_its_formula(masked):
+    """Every key weighs its value by a distribution over the keys, feature by feature, whatever the query."""
+    q, k, v = random(3, 2, 3, 7, 8)
+    seen = (random(2, 7) > 0) | (torch.arange(7) == 0) if masked else torch.ones(2, 7, dtype=torch.bool)
+    expected = torch.zeros(2, 3, 7, 8)
+    for b, h in itertools.product(range(2), range(3)):
+        weights = k[b, h].exp() * seen[b, :, None]
+        weights = weights / weights.sum(dim=0)
+        for n in range(7):
+            expected[b, h] += (q[b, h] @ weights[n] / math.sqrt(8))[:, None] * v[b, h, n]
+    out = attend_linearly(q, k, v, seen[:, None, None] if masked else None)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_linear_attention_is_the_rest_of_its_calls():
+    layer, calls = LinearAttention(AttentionSite("mid.0.self", "self", 2, 6, 1), ChannelLayerNorm, 4), []
+    x = random(2, 4, 2, 3)
+    out = layer(x, Context(), lambda call: calls.append(call))
+    (call,) = calls
+    assert call.q.shape == (2, 2, 6, 3)
+    torch.testing.assert_close(call.rest(), attend_linearly(call.q, call.k, call.v))
+    mixed = call.rest().transpose(1, 2).flatten(2)
+    torch.testing.assert_close(out, x + layer.out(mixed).transpose(1, 2).unflatten(2, (2, 3)), atol=1e-6, rtol=1e-5)
+    changed = layer(x, Context(), chain(lambda call: replace(call, v=2 * call.v).rest(), None))
+    torch.testing.assert_close(changed - layer(x, Context()), layer.out(mixed).transpose(1, 2).unflatten(2, (2, 3))
+                               - layer.out.bias[:, None, None], atol=1e-5, rtol=1e-5)
 
 
 def test_equal_values_are_returned():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.blocks import NORMS, ChannelLayerNorm, Downsample, GroupNorm, ResBlock, Upsample
+from models.blocks import MODULATIONS, NORMS, ChannelLayerNorm, Downsample, GroupNorm, ResBlock, ShiftResBlock, Upsample
 from models.embeddings import ScalarEmbedding, sinusoid
 
 
@@ -18,10 +18,11 @@ def test_channel_layer_norm_normalizes_each_pixel():
 
 
 @pytest.mark.parametrize("norm", NORMS.values())
-def test_block_is_its_shortcut_at_the_start(norm):
+@pytest.mark.parametrize("block", MODULATIONS.values())
+def test_block_is_its_shortcut_at_the_start(block, norm):
     x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 16)
-    assert torch.equal(ResBlock(8, 8, 16, norm)(x, emb), x)
-    wider = ResBlock(8, 12, 16, norm)
+    assert torch.equal(block(8, 8, 16, norm)(x, emb), x)
+    wider = block(8, 12, 16, norm)
     assert torch.equal(wider(x, emb), wider.shortcut(x))
 
 
@@ -32,6 +33,14 @@ def test_block_scales_and_shifts_by_the_embedding():
     h = block.norm2(block.conv1(block.act1(block.norm1(x))))
     scale, shift = block.emb(torch.nn.functional.silu(emb))[..., None, None].chunk(2, dim=1)
     torch.testing.assert_close(block(x, emb), x + block.conv2(block.act2(h * (1 + scale) + shift)))
+
+
+def test_block_adds_the_embedding_before_the_norm():
+    block = ShiftResBlock(8, 12, 16)
+    torch.nn.init.normal_(block.conv2.weight)
+    x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 16)
+    h = block.conv1(block.act1(block.norm1(x))) + block.emb(torch.nn.functional.silu(emb))[..., None, None]
+    torch.testing.assert_close(block(x, emb), block.shortcut(x) + block.conv2(block.act2(block.norm2(h))))
 
 
 def test_block_leaves_its_input_alone():

@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from configs.errors import UserError
-from models.conditioning import ConditionEncoder, Context, LabelSignal, ScalarSignal, Signal, VectorSignal
+from models.conditioning import (
+    AugmentSignal,
+    ConditionEncoder,
+    Context,
+    LabelSignal,
+    ScalarSignal,
+    Signal,
+    VectorSignal,
+)
 
 E = 8
 
@@ -127,6 +135,16 @@ def test_signals_are_dropped_per_sample():
         one = {key: value[i:i + 1] for key, value in cond.items() if key not in drop or not drop[key][i]}
         torch.testing.assert_close(out.emb[i:i + 1], enc(one).emb)
     assert not torch.equal(out.emb[2], enc.null(4).emb[2])
+
+
+def test_what_was_done_to_an_image_is_never_dropped():
+    enc, vector = encoder(label=LabelSignal(10, E), augment=AugmentSignal(4, E)), torch.randn(3, 4)
+    cond, everyone = {"label": torch.arange(3), "augment": vector}, torch.ones(3, dtype=torch.bool)
+    dropped = enc(cond, dict.fromkeys(cond, everyone))
+    null, told = enc.signals["label"].null(3).emb, vector @ enc.signals["augment"].linear.weight.T
+    torch.testing.assert_close(dropped.emb, null + told)
+    assert same(enc({**cond, "augment": torch.zeros(3, 4)}), enc({"label": torch.arange(3)})), "zeros are the null"
+    assert not same(enc(cond), enc({"label": torch.arange(3)}))
 
 
 def test_dropping_nobody_changes_nothing():

@@ -6,25 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from configs.errors import UserError
-from models.conditioning import ConditionEncoder, Context, LabelSignal
-from models.protocol import Network
+from models.attention import SelfAttention
+from models.conditioning import Context
 from models.unet import Block, UNet
-
-
-def parts(net, x, t, ctx=None, attn=None):
-    return net.decode(net.middle(net.encode(x, t, ctx, attn), attn), attn)
-
-
-def test_three_parts_are_the_forward_bit_for_bit(cross, x, t):
-    ctx = Context(emb=torch.randn(4, 32), tokens={"main": torch.randn(4, 5, 6)})
-    assert torch.equal(parts(cross, x, t, ctx), cross(x, t, ctx))
-
-
-def test_three_parts_hold_all_parameters(cross):
-    assert {name.split(".")[0] for name, _ in cross.named_parameters()} == {"encoder", "middle", "decoder"}
 
 
 @pytest.mark.parametrize("norm", ["group", "channel_layer"])
@@ -48,23 +36,16 @@ def test_output_depends_on_time_image_and_condition(make, norm, x, t):
         assert (out - other).abs().amax(dim=(1, 2, 3)).min() > 1e-4
 
 
-def test_label_matters(net, x, t):
-    encoder = ConditionEncoder({"label": LabelSignal(10, net.emb_dim)}, net.emb_dim)
-    three, four = (net(x, t, encoder({"label": torch.full((4,), label)})) for label in (3, 4))
-    assert (three - four).abs().max() > 1e-3
-
-
 def test_without_condition_is_the_empty_context(cross, x, t):
     assert torch.equal(cross(x, t), cross(x, t, Context()))
 
 
-def test_cross_attention_starts_without_effect(x, t):
-    torch.manual_seed(0)
-    net = UNet(1, 8, (1, 2), 1, (1,), cross_dim=6)
-    for name, parameter in net.named_parameters():
-        if "cross" not in name:
-            nn.init.normal_(parameter, std=0.15)
-    assert torch.equal(net(x, t, Context(tokens={"main": torch.randn(4, 5, 6)})), net(x, t))
+def test_self_attention_starts_without_effect():
+    layers = [module for module in UNet(1, 8, (1, 2), 1, (1,)).modules() if isinstance(module, SelfAttention)]
+    assert len(layers) == 4
+    for layer in layers:
+        h = torch.randn(2, layer.site.channels, 4, 4)
+        assert torch.equal(layer(h, Context()), h)
 
 
 def test_only_the_main_stream_is_attended_to(cross, x, t):
@@ -86,13 +67,6 @@ def test_order_of_tokens_does_not_matter(cross, x, t):
     tokens = torch.randn(4, 5, 6)
     out, turned = (cross(x, t, Context(tokens={"main": tok})) for tok in (tokens, tokens.flip(1)))
     torch.testing.assert_close(out, turned, atol=1e-5, rtol=1e-5)
-
-
-def test_samples_do_not_see_each_other(cross, x, t):
-    ctx = Context(emb=torch.randn(4, 32), tokens={"main": torch.randn(4, 5, 6)})
-    together = cross(x, t, ctx)
-    alone = torch.cat([cross(x[i:i + 1], t[i:i + 1], ctx[i:i + 1]) for i in range(4)])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 12), (16, 2), (2, 2), (36, 36)])
@@ -117,7 +91,8 @@ def test_indivisible_size_is_refused(make, size, fix):
 
 @pytest.mark.parametrize(("arguments", "fix"), [
     ({"attention": (2,)}, "model.attention=[1]"), ({"attention": (-1,)}, "model.attention=[1]"),
-    ({"norm": "batch"}, "model.norm=group"), ({"base": 9}, "model.base=10"),
+    ({"norm": "batch"}, "model.norm=group"), ({"modulation": "add"}, "model.modulation=film"),
+    ({"base": 9}, "model.base=10"),
     ({"base": 10, "head_dim": 6}, "model.head_dim=20")])
 def test_arguments_that_do_not_fit_are_refused(make, arguments, fix):
     with pytest.raises(UserError) as info:
@@ -169,23 +144,6 @@ def test_middle_always_has_self_attention(make):
     assert [site.name for site in net.sites] == ["mid.0.self"]
 
 
-def test_features_are_as_announced(cross, x, t):
-    features = cross.encode(x, t)
-    assert tuple(skip.shape[1] for skip in features.skips) == cross.skip_channels
-    middle = cross.middle(features)
-    assert middle.h.shape[1] == cross.mid_channels
-    assert features.emb.shape == (4, cross.emb_dim)
-
-
-def test_a_part_leaves_given_features_as_they_are(cross, x, t):
-    features = cross.encode(x, t)
-    before = [tensor.clone() for tensor in (features.h, features.emb, *features.skips)]
-    middle = cross.middle(features)
-    assert torch.equal(cross.decode(middle), cross.decode(middle))
-    assert torch.equal(cross.middle(features).h, middle.h)
-    assert all(torch.equal(a, b) for a, b in zip(before, (features.h, features.emb, *features.skips)))
-
-
 def test_control_branch_that_adds_zero_changes_nothing(net, x, t):
     control = nn.ModuleDict({"encoder": copy.deepcopy(net.encoder), "middle": copy.deepcopy(net.middle)})
     zeros = nn.ModuleList(nn.Conv2d(c, c, 1) for c in (*net.skip_channels, net.mid_channels))
@@ -208,18 +166,6 @@ def test_bottleneck_can_be_edited(net, x, t):
     features = net.middle(net.encode(x, t))
     assert torch.equal(net.decode(replace(features, h=features.h + 0)), net(x, t))
     assert (net.decode(replace(features, h=features.h + 1)) - net(x, t)).abs().max() > 1e-3
-
-
-def test_copies_are_independent(net, x, t):
-    twin = copy.deepcopy(net)
-    before = net(x, t)
-    assert torch.equal(twin(x, t), before)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.add_(0.1)
-    assert torch.equal(net(x, t), before)
-    assert (twin(x, t) - before).abs().max() > 1e-3
-    assert twin.sites == net.sites
 
 
 class Wrapped(nn.Module):
@@ -256,12 +202,6 @@ def test_gradient_with_respect_to_the_image(net, x, t):
         assert torch.autograd.gradcheck(lambda x: net(x, t[:1].double()).square().sum(), x)
 
 
-def test_every_parameter_gets_a_gradient(cross, x, t):
-    net = copy.deepcopy(cross)
-    net(x, t, Context(emb=torch.randn(4, 32), tokens={"main": torch.randn(4, 5, 6)})).square().sum().backward()
-    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
-
-
 @pytest.mark.parametrize("norm", ["group", "channel_layer"])
 def test_bf16_is_close(make, norm, x, t):
     net = make(norm=norm, cross_dim=6)
@@ -285,10 +225,6 @@ def test_dropout_acts_in_training_alone(make, x, t):
     assert not torch.equal(net(x, t), net(x, t))
 
 
-def test_any_callable_of_that_signature_is_a_network(net):
-    assert isinstance(net, Network)
-
-
 def run(code: str) -> None:
     """In a process of its own, without the shape checks of the tests."""
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
@@ -310,4 +246,18 @@ def test_listing_does_not_import_torch():
 
 
 def test_presets_are_listed():
-    assert {"nano", "tiny", "small", "base"} <= set(models.available())
+    assert {"nano", "tiny", "small", "base", "ddpm_cifar10", "cold_paper", "dit"} <= set(models.available())
+
+
+def test_the_network_of_ddpm_has_its_parameters_and_operations():
+    """As many as google/ddpm-cifar10-32 in diffusers; 12.4 GFLOP for an image of 32 px."""
+    with torch.device("meta"):
+        net = models.build("ddpm_cifar10", in_channels=3)
+        with FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, 3, 32, 32), torch.empty(1))
+    assert sum(p.numel() for p in net.parameters()) == 35_746_307
+    assert counter.get_total_flops() == pytest.approx(12.4e9, rel=0.01)
+    assert [(site.name, site.heads) for site in net.sites] == [
+        *((f"down.1.{i}.self", 1) for i in range(2)), ("mid.0.self", 1), *((f"up.1.{i}.self", 1) for i in range(3))]
+    norms = [module for module in net.modules() if isinstance(module, nn.GroupNorm)]
+    assert {norm.num_groups for norm in norms} == {32}

@@ -1,0 +1,77 @@
+"""Every experiment on a folder of anybody's images: no classes, any modes, any sizes."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import NANO, train
+from PIL import Image
+
+from configs import UserError, compose, registry
+from diffusion import checkpoint, tasks
+from diffusion.run import with_defaults
+
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")
+SIZES = ((5, 5), (200, 3), (3, 200), (64, 48), (33, 77))
+SETTINGS = [*NANO, "model.base=8", "model.emb_dim=32", "data=folder", "data.size=16", "batch=2",
+            "max_steps=1", "callbacks.pictures.count=0"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """A flat folder with every mode, in sizes from tiny to narrow."""
+    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i in range(2 * len(MODES)):
+        mode, (width, height) = MODES[i % len(MODES)], SIZES[i % len(SIZES)]
+        if mode == "I;16":
+            image = Image.fromarray(random.integers(0, 65536, (height, width), np.uint16))
+        else:
+            image = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
+        assert image.mode == mode
+        image.save(folder / f"{i:02d}.{'jpg' if mode == 'CMYK' else 'png'}")
+    return folder
+
+
+@pytest.mark.parametrize("name", registry.available("experiment"))
+def test_every_experiment_trains(name, photos, tmp_path, caplog):
+    """With nothing but ``data=folder data.root=...``: a label is left out, with a word, and the guidance by it."""
+    overrides = [f"experiment={name}", *SETTINGS, f"data.root={photos}"]
+    with caplog.at_level(logging.INFO):
+        run = train(tmp_path, *overrides)
+    content = checkpoint.latest(run.checkpoints)
+    assert content is not None
+    labelled = "label" in run.config["condition"].get("signals", {})
+    assert ("the images have no classes" in caplog.text) == labelled
+    assert "label" not in content["config"]["condition"].get("signals", {})
+    assert content["config"]["sampling"] == run.config["sampling"]
+    assert not any("cfg" in override for override in run.config["sampling"])
+
+
+@pytest.mark.parametrize("name", ["ddpm_mnist", "cold_blur_mnist"])
+def test_it_goes_on_and_samples_by_the_plain_command(name, photos, tmp_path):
+    overrides = [f"experiment={name}", *SETTINGS, f"data.root={photos}"]
+    run = train(tmp_path, *overrides)
+    train(tmp_path, *overrides, "max_steps=2")
+    assert list(checkpoint.found(run.checkpoints)) == [1, 2]
+    made = tasks.sample(compose("sample", with_defaults([f"run={run.folder}", "samples=0", "sampler.num_steps=2"])))
+    with Image.open(made / "000000.png") as picture:
+        assert (picture.size, picture.mode) == ((16, 16), "RGB")
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_images(photos, tmp_path, count):
+    (tmp_path / "few").mkdir()
+    for path in sorted(photos.iterdir())[:count]:
+        (tmp_path / "few" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="image"):
+        train(tmp_path / "runs", "experiment=ddpm_mnist", *SETTINGS, f"data.root={tmp_path / 'few'}")
+    assert not (tmp_path / "runs").exists(), "a refused start leaves nothing"
+
+
+def test_two_images_are_enough(photos, tmp_path):
+    (tmp_path / "few").mkdir()
+    for path in sorted(photos.iterdir())[:2]:
+        (tmp_path / "few" / path.name).write_bytes(path.read_bytes())
+    run = train(tmp_path / "runs", "experiment=ddpm_mnist", *SETTINGS, f"data.root={tmp_path / 'few'}")
+    assert list(checkpoint.found(run.checkpoints)) == [1]
