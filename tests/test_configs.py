@@ -23,6 +23,7 @@ from degradations.base import Degradation
 from degradations.randomness import BatchStream
 from diffusion import checkpoint
 from diffusion.data.augment import Augmentation
+from diffusion.data.cifar10 import CLASSES
 from diffusion.fit import with_classes
 from diffusion.model import Model
 from diffusion.objective import Objective
@@ -66,7 +67,11 @@ def roots(tmp_path_factory) -> dict[str, Path]:
         (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + pixels.tobytes())
         labels = np.arange(count, dtype=np.uint8) % 10
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels.tobytes())
-    return {"Folder": photos, "MNIST": mnist}
+    cifar10 = tmp_path_factory.mktemp("cifar10")
+    for split, name in product(("train", "test"), CLASSES):
+        (cifar10 / split / name).mkdir(parents=True)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(cifar10 / split / name / "0.png")
+    return {"Folder": photos, "CelebA": photos, "MNIST": mnist, "CIFAR10": cifar10}
 
 
 def placed(overrides: list[str], roots: dict[str, Path]) -> list[str]:

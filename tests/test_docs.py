@@ -6,12 +6,14 @@ the other pages. Runs that a page takes for granted (``runs/ddpm_digits/first``)
 
 import contextlib
 import io
+import itertools
 import re
 import runpy
 import shlex
 import shutil
 import sys
 from functools import partial
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ import configs
 import degradations
 from configs import compose, construct, registry
 from degradations.randomness import BatchStream, Streams
+from diffusion.data.cifar10 import CLASSES
 from diffusion.metrics import judge
 from diffusion.run import on_top
 from models.conditioning import ConditionEncoder, Context, LabelSignal
@@ -81,7 +84,7 @@ def desk(tmp_path_factory):
     save(folder / "photo.png", 50, 70)
     for split, count in (("train", 30), ("test", 20)):
         for i in range(count):
-            save(folder / "data" / "cifar10" / split / f"class{i % 10}" / f"{i}.png", 32, 32)
+            save(folder / "data" / "cifar10" / split / CLASSES[i % 10] / f"{i}.png", 32, 32)
     shutil.make_archive(str(folder / "photos"), "zip", folder / "photos")
     raw = folder / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -126,7 +129,8 @@ def at_desk(desk, guest, monkeypatch, request):
 def run(arguments: list[str], monkeypatch) -> tuple[int, str]:
     """A command line, in this process: exit code and what it said."""
     GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", [str(ROOT / arguments[0]), *arguments[1:]])
+    files = [sorted(glob(a)) or [a] for a in arguments[1:]]  # as the shell does
+    monkeypatch.setattr(sys, "argv", [str(ROOT / arguments[0]), *itertools.chain(*files)])
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         try:

@@ -80,7 +80,7 @@ class Log(StepCallback):
         self._busy, self._from = 0.0, training.step
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} at step {training.step}", "a finite loss",
-                            "optimizer.lr=1e-4 or precision=32; the run goes on from its last checkpoint")
+                            "optimizer.lr=1e-4 or precision=32, under another run.name")
         row = {"step": training.step, "loss": loss, "images_per_s": speed,
                "lr": training.recipe.rate(training.step - 1, training.max_steps)}
         for k, (total, count) in enumerate(zip(sums, counts)):

@@ -2,7 +2,6 @@
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from diffusion.data.base import Data, ImageSet, Split, labelled
 from diffusion.data.decode import resized
@@ -28,6 +27,8 @@ class Digits(Data):
         return [str(digit) for digit in range(10)]
 
     def load(self, name: Split) -> ImageSet:
+        from sklearn.datasets import load_digits
+
         levels, labels = load_digits(return_X_y=True)
         held_out = np.zeros(len(labels), bool)
         for digit in range(10):
