@@ -30,7 +30,7 @@ from diffusion.objective import Objective
 from diffusion.optimization import AdamW
 from diffusion.parameterization import Parameterization
 from diffusion.priors import Prior
-from diffusion.run import missing, plain
+from diffusion.run import missing, plain, suited
 from diffusion.space import Space
 from diffusion.times import Times
 from diffusion.weighting import Weighting
@@ -108,8 +108,9 @@ def test_every_experiment_trains(name, roots, tmp_path):
     assert rows[0].startswith("step,loss")
     assert len(rows) == 4
     assert sorted(path.name for path in run.pictures.iterdir()) == ["estimates-00000003.png", "samples-00000003.png"]
-    recorded = OmegaConf.load(run.folder / "config.yaml")
-    assert recorded.sampling == compose("train", overrides).sampling
+    content = checkpoint.latest(run.checkpoints)
+    assert content is not None
+    assert run.config["sampling"] == suited(compose("train", overrides).sampling, content["config"]["condition"])
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

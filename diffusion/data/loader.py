@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int, Int64, UInt8
 from torch import Tensor
 
 from configs.errors import UserError
-from degradations.randomness import key
+from degradations.randomness import bits, key
 from diffusion.data.base import ImageSet
 
 
@@ -31,12 +31,7 @@ def order(seed: int, positions: Int64[np.ndarray, " b"], n: int) -> Int64[np.nda
 
 def flips(seed: int, positions: Int64[np.ndarray, " b"]) -> Bool[np.ndarray, " b"]:
     """A fair coin for each position: whether its image is mirrored left to right."""
-    start = np.uint64(key(seed, "flip") % 2**64)
-    # SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"): a counter, mixed.
-    z = start + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (z ^ (z >> np.uint64(31))) >> np.uint64(63) == 1
+    return bits(positions, seed, "flip") >> np.uint64(63) == 1
 
 
 @lru_cache(maxsize=2)
