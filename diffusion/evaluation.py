@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -56,12 +57,13 @@ def generation(model: Model, recipe: Recipe, data: Data, critic: judge.Judge | N
     samples = model.sample(indices, seed=cfg.seed, recipe=recipe, batch=cfg.batch)
     held_out, real = data.split("test"), data.split("train")
     reference = critic.features_of(held_out)
-    some = to_float(real.batch(torch.arange(min(len(samples), len(real))))[0])
+    some, classes = real.batch(spread(len(real), len(samples)))
+    assert classes is not None
+    some = to_float(some)
     name = f"fd/classifier@{cfg.count}"
     rows = [{"images": "samples", "agreement": critic.agreement(samples, labels) if labels is not None else None,
              name: frechet(critic.features(samples), reference)}]
-    assert real.labels is not None
-    return [*rows, {"images": "training images", "agreement": critic.agreement(some, real.labels[:len(samples)]),
+    return [*rows, {"images": "training images", "agreement": critic.agreement(some, classes),
                     name: frechet(critic.features(some), reference)}]
 
 
@@ -71,8 +73,9 @@ def restoration(model: Model, recipe: Recipe, held_out: ImageSet, critic: judge.
     suitable = fitting(model.degradation)
     if not cfg.samplers or isinstance(cfg.samplers, str) or not set(cfg.samplers) <= set(suitable):
         raise UserError(f"samplers={cfg.samplers}", f"a list of {', '.join(suitable)}", "'samplers=[cold1,cold2]'")
-    count = min(cfg.count, len(held_out))
-    images, labels = held_out.batch(torch.arange(count))
+    chosen = spread(len(held_out), cfg.count)
+    count = len(chosen)
+    images, labels = held_out.batch(chosen)
     x0 = to_float(images)
     label = labels.tolist() if labels is not None and model.num_classes is not None else None
     results: dict[str, Tensor] = {}
@@ -80,7 +83,7 @@ def restoration(model: Model, recipe: Recipe, held_out: ImageSet, critic: judge.
         sampler = registry.build("sampler", name, num_steps=cfg.sampler.num_steps)
         log.info("restoring %d held-out images with %s ...", count, name)
         x_T, direct, results[name] = restore(model, Recipe(sampler, recipe.parts, recipe.prior, recipe.start), x0,
-                                             range(count), seed=cfg.seed, label=label, batch=cfg.batch)
+                                             chosen.tolist(), seed=cfg.seed, label=label, batch=cfg.batch)
         results = {"degraded": x_T, "direct": direct, **results}
     reference = critic.features(x0) if critic else None
     rows = []
@@ -90,6 +93,12 @@ def restoration(model: Model, recipe: Recipe, held_out: ImageSet, critic: judge.
             row[f"fd/classifier@{count}"] = frechet(critic.features(restored), reference)
         rows.append(row)
     return rows
+
+
+def spread(n: int, count: int) -> Int64[Tensor, " m"]:
+    """``count`` of n indices (all, if there are fewer), evenly spread: sets are often sorted by class."""
+    count = min(n, count)
+    return torch.arange(count) * n // count
 
 
 def show(rows: list[dict], title: str) -> None:

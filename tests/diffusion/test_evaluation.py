@@ -11,6 +11,7 @@ from configs import build, compose
 from degradations.base import State
 from diffusion import load, tasks
 from diffusion.data.pixels import to_float, to_uint8
+from diffusion.evaluation import spread
 from diffusion.metrics import judge
 from diffusion.metrics.distances import frechet, rmse_per_image, rmse_pooled
 from diffusion.run import with_defaults
@@ -38,8 +39,8 @@ def evaluate(run, *overrides):
     return {row["images"]: row for row in result["rows"]}
 
 
-def test_restoration(cold, data, images):
-    rows = evaluate(cold)
+def test_restoration(cold, data):
+    rows, images = evaluate(cold), to_float(data.split("test").batch(spread(296, COUNT))[0])
     assert list(rows) == ["degraded", "direct", "cold1", "cold2"]
     model, critic = load(cold.folder, device="cpu"), judge.fitted(data)
     x_T = model.degradation.forward(images, torch.ones(COUNT), State())
@@ -94,3 +95,12 @@ class TestRestore:
         for i, image in zip(indices, expected):
             got = np.asarray(Image.open(tmp_path / f"{i:06d}.png")).astype(int)
             assert np.abs(got - image[0].numpy()).max() <= 1
+
+
+@pytest.mark.parametrize(("n", "count"), [(10, 3), (7, 7), (5, 9), (1000, 1), (296, 200)])
+def test_what_is_measured_is_spread_over_the_set(n, count):
+    chosen = spread(n, count)
+    assert len(chosen) == min(n, count)
+    assert chosen[0] == 0
+    gaps = torch.diff(chosen, append=torch.tensor([n]))
+    assert set(gaps.tolist()) <= {n // len(chosen), -(-n // len(chosen))}
