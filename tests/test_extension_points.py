@@ -444,7 +444,7 @@ class Towards(Term):
         return Estimate(self.weight * (self.grey - base.x0), 0 * base.state)
 
 
-@pytest.mark.parametrize("sampler", ["cold1", "cold2", Half(5)], ids=str)
+@pytest.mark.parametrize("sampler", ["cold1", "cold2", Half(5)], ids=["cold1", "cold2", "own"])
 def test_own_degradation_with_every_sampler(sampler):
     d, x0 = Dim(), normal(*SHAPE, seed=8).tanh()
     state = state_of(d, SHAPE)
