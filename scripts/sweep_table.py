@@ -116,7 +116,7 @@ def text(value: Any) -> str:
 
 
 def show(rows: list[dict[str, Any]], form: str | None) -> None:
-    """Print the rows, as ``json``, ``csv``, ``markdown``, or None for a table on the terminal."""
+    """Print the rows, as ``json``, ``csv``, ``markdown``, or None for a table, which is turned if it is too wide."""
     if form == "json":
         print(json.dumps(rows, indent=2))
     elif form == "csv":
@@ -127,12 +127,15 @@ def show(rows: list[dict[str, Any]], form: str | None) -> None:
         lines = [list(rows[0]), ["---"] * len(rows[0]), *([text(value) for value in row.values()] for row in rows)]
         print("\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines))
     else:
+        console, lines = Console(), [list(rows[0]), *([text(value) for value in row.values()] for row in rows)]
+        if sum(max(map(len, column)) + 1 for column in zip(*lines)) >= console.width:
+            lines = [list(column) for column in zip(*lines)]  # runs that differ in much: a line per setting, a column per run
         grid = Table(padding=0)
-        for column in rows[0]:
+        for column in lines[0]:
             grid.add_column(column, overflow="fold")
-        for row in rows:
-            grid.add_row(*(text(value) for value in row.values()))
-        Console().print(grid, markup=False)
+        for line in lines[1:]:
+            grid.add_row(*line)
+        console.print(grid, markup=False)
 
 
 def main() -> None:
