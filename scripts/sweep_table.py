@@ -129,7 +129,7 @@ def show(rows: list[dict[str, Any]], form: str | None) -> None:
     else:
         console, lines = Console(), [list(rows[0]), *([text(value) for value in row.values()] for row in rows)]
         if sum(max(map(len, column)) + 1 for column in zip(*lines)) >= console.width:
-            lines = [list(column) for column in zip(*lines)]  # runs that differ in much: a line per setting, a column per run
+            lines = [list(column) for column in zip(*lines)]  # many settings: a line for each, a column per run
         grid = Table(padding=0)
         for column in lines[0]:
             grid.add_column(column, overflow="fold")
