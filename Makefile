@@ -1,5 +1,5 @@
 # make demo: set up, train, sample, restore, evaluate (3 minutes on two cores after the install)
-# make test: set up, run the tests (about 5 minutes after the install)
+# make test: set up, run the tests (5 to 8 minutes after the install)
 # make lint: style, types, import directions
 # TORCH_INDEX=URL takes torch from another index: the CPU-only wheels that pytorch.org/get-started names are 200 MB
 # in place of 5 GB
