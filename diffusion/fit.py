@@ -49,7 +49,9 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
         recompute(model.weights.net)
     if cfg.trainer.compile:
         model.weights.net.compile()
-    callbacks = list((construct(cfg.get("callbacks")) or {}).values())
+    # A file such as debug=fast may speak of callbacks that this run does not have: those are no objects.
+    made = (construct(cfg.get("callbacks")) or {}).values()
+    callbacks: list[Any] = [callback for callback in made if isinstance(callback, L.Callback)]
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):
         raise UserError("callbacks without one that saves checkpoints: the training would be lost",
                         "diffusion.callbacks.checkpoint.Checkpoint among them",
@@ -64,7 +66,7 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
     if asked is not None:
         sys.exit(128 + asked)
     if training.step >= cfg.max_steps:
-        log.info("done: step %d\nsample: python sample.py run=%s", training.step, run.folder)
+        log.info("done: step %d%s", training.step, f"\nsample: python sample.py run={run.folder}" * model.restores)
 
 
 def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: list[Any]) -> L.Trainer:
@@ -93,7 +95,20 @@ def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: 
 
 def with_classes(config: dict[str, Any], classes: int | None) -> dict[str, Any]:
     """The config with the number of classes of the data filled in where it was left open. For images without classes
-    the label is left out, and the guidance by it: any experiment trains on any images."""
+    the label is left out, and the guidance by it: any experiment trains on any images, but for a classifier's.
+
+    :raises UserError: for a classifier of images without classes, or of fewer classes than there are
+    """
+    model = config["model"]
+    if "classes" in model:
+        if classes is None:
+            raise UserError("a classifier of images without classes", "images with classes",
+                            "a folder of images for each class, or data=digits")
+        if model["classes"] is None:
+            model["classes"] = classes
+        if model["classes"] < classes:
+            raise UserError(f"model.classes={model['classes']} for images of {classes} classes",
+                            "as many as there are", f"model.classes={classes}")
     signals = config["condition"].get("signals", {})
     if "label" in signals and classes is None:
         log.info("the images have no classes: the condition is left without its label")

@@ -20,8 +20,10 @@ from degradations.blur import Kernels
 from degradations.randomness import Streams, key
 from degradations.schedules import Schedule
 from diffusion import checkpoint
+from diffusion.classification import Answer, NetworkClassifier
 from diffusion.data.augment import Augmentation
-from diffusion.objective import Objective
+from diffusion.data.base import CHUNK
+from diffusion.objective import Criterion
 from diffusion.parameterization import Parameterization
 from diffusion.priors import Prior
 from diffusion.restorer import NetworkRestorer
@@ -36,7 +38,7 @@ from samplers.guidance.base import ConditionTransform, Finish, Guided, Term
 from samplers.moves import Belief, Move
 
 ROLES: dict[str, type] = {"model": nn.Module, "condition": ConditionEncoder, "degradation": Degradation,
-                          "objective": Objective, "space": Space, "prior": Prior, "augment": Augmentation}
+                          "objective": Criterion, "space": Space, "prior": Prior, "augment": Augmentation}
 GUIDANCE = (Term, ConditionTransform, Finish)
 PARTS = (nn.Module, Degradation, Schedule, Kernels, Space, Prior, Parameterization, Times, Weighting, Grid, Belief,
          Move, Sampler, *GUIDANCE)
@@ -100,38 +102,37 @@ class Model:
             return construct(config[name], packages=packages, role=ROLES[name], parts=PARTS)
 
         self.degradation: Degradation = part("degradation")
-        self.objective: Objective = part("objective")
+        self.objective: Criterion = part("objective")
         self.space: Space = part("space")
         self.prior: Prior = part("prior")
         size, channels = config["data"]["size"], config["data"]["channels"]
         self.image_shape = (channels, size, size)
         self.shape = self.space.shape(self.image_shape)
         self.space.check(self.degradation)
-        self.prior.check(self.degradation)
         self.degradation.check(self.shape)
         self.objective.check(self.degradation)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(config["seed"], "weights") % 2**63)
             self.weights = Weights(part("model"), part("condition"))
             self.augment: Augmentation | None = part("augment") if config.get("augment") else None
-            if self.augment is not None:
+            self.evaluator = self.objective.use(self.weights.net, self.degradation, str(config["precision"]))
+            if self.augment is not None and self.restores:  # what is done to images is nothing to a classifier
                 encoder = self.weights.encoder
                 encoder.add_signal("augment", AugmentSignal(self.augment.length, encoder.dim))
-        self.restorer = NetworkRestorer(self.weights.net, self.degradation, self.objective.parameterization,
-                                        str(config["precision"]))
+        if self.restores:
+            self.prior.check(self.degradation)
 
     @torch.no_grad()
     def try_out(self) -> None:
         """One evaluation of the network and one step of the run's own sampling, so that what does not fit together
         fails before any work.
 
-        :raises UserError: from the parts, or if the network's answer has another shape than the image
+        :raises UserError: from the parts, or if the network's answer is not what the objective wants
         """
-        x = torch.zeros(1, *self.shape, device=self.device)
-        answer = self.restorer.output(x, torch.ones(1, device=self.device), self.weights.encoder.null(1, self.device))
-        if answer.shape != x.shape:
-            raise UserError(f"a network that answers {tuple(answer.shape)} to {tuple(x.shape)}", "the same shape",
-                            f"model.in_channels={self.shape[0]}")
+        self.evaluator.try_out(torch.zeros(1, *self.shape, device=self.device),
+                               self.weights.encoder.null(1, self.device))
+        if not self.restores:
+            return
         images = torch.zeros(1, *self.image_shape) if self.prior.restores else None
         try:
             next(self.trajectory([0], images=images)[1])
@@ -148,6 +149,47 @@ class Model:
         """Move the weights."""
         self.weights.to(device)
         return self
+
+    @property
+    def restores(self) -> bool:
+        """Whether it makes images: a classifier does not."""
+        return isinstance(self.evaluator, NetworkRestorer)
+
+    @property
+    def restorer(self) -> NetworkRestorer:
+        """The network as a restorer.
+
+        :raises UserError: if it is a classifier
+        """
+        if not isinstance(self.evaluator, NetworkRestorer):
+            raise UserError("sampling from a classifier, which makes no images", "a run that restores images",
+                            "a run of python train.py experiment=ddpm_digits, or model.classify(images)")
+        return self.evaluator
+
+    @property
+    def classifier(self) -> NetworkClassifier:
+        """The network as a classifier, for any time, gradients included; for clean images there is :meth:`classify`.
+
+        :raises UserError: if it restores images
+        """
+        if not isinstance(self.evaluator, NetworkClassifier):
+            raise UserError("a model that restores images, as a classifier", "a run that classifies them",
+                            "a run of python train.py experiment=classifier_digits")
+        return self.evaluator
+
+    @torch.no_grad()
+    def classify(self, images: Float[Tensor, "n c h w"], batch: int = CHUNK) -> Answer:
+        """Logits (n, K) and features (n, F) of clean images, on the CPU, from one evaluation each.
+
+        :param images: in [-1, 1], on any device
+        :param batch: images at a time
+        :raises UserError: if the model is none that classifies
+        """
+        parts = []
+        for some in images.split(batch):
+            x = self.space.encode(some.to(self.device))
+            parts.append([value.cpu() for value in self.classifier(x, x.new_zeros(len(x)))])
+        return Answer(*map(torch.cat, zip(*parts, strict=True)))
 
     @property
     def num_classes(self) -> int | None:

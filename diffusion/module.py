@@ -1,6 +1,7 @@
 """The training loop as Lightning sees it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -67,6 +68,19 @@ class Training(L.LightningModule):
         self.step, self._optimizer_state = content["step"], content["optimizer"]
         self.tally = content.get("tally", self.tally)
 
+    @contextmanager
+    def averaged(self) -> Iterator[Model]:
+        """The model with the average of its weights, not in training; what was there comes back afterwards."""
+        weights = self.weights
+        current = {name: value.clone() for name, value in weights.state_dict().items()}
+        weights.load_state_dict(self.ema.model.state_dict())
+        weights.eval()
+        try:
+            yield self.model
+        finally:
+            weights.load_state_dict(current)
+            weights.train()
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.recipe.build(self.weights.parameters())
 
@@ -85,10 +99,10 @@ class Training(L.LightningModule):
         torch.manual_seed(key(self.seed, "dropout", batch.step, batch.part, self.global_rank) % 2**63)
         rng = BatchStream(self.seed, batch.step, batch.rows, batch.total, self.device)
         images, encoder = to_float(batch.images.to(self.device)), self.weights.encoder
-        condition = {name: raw.to(self.device) for name, raw in batch.condition.items() if name in encoder.signals}
+        condition = {name: raw.to(self.device) for name, raw in batch.condition.items()}
         if self.model.augment is not None:
             images, condition["augment"] = self.model.augment(images, self.seed, batch.positions)
-        losses = self.model.objective(self.model.restorer.output, encoder, self.model.degradation,
+        losses = self.model.objective(self.model.evaluator.output, encoder, self.model.degradation,
                                       self.model.space.encode(images), condition, rng)
         self._parts.append(tally(losses))
         return losses.values.mean()

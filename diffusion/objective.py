@@ -1,4 +1,4 @@
-"""The objective: draw t and z, degrade, restore, compare."""
+"""What a network is trained for. The objective of a restorer: draw t and z, degrade, restore, compare."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -12,14 +12,16 @@ from degradations.base import Degradation
 from degradations.randomness import Draws
 from degradations.shapes import flat
 from diffusion.parameterization import Parameterization
+from diffusion.restorer import Evaluator, NetworkRestorer
 from diffusion.times import Times
 from diffusion.weighting import Weighting
 from models.conditioning import Condition, ConditionEncoder
+from models.protocol import Network
 
 
 @runtime_checkable
 class Forward(Protocol):
-    """One evaluation of the network, float32: :meth:`diffusion.restorer.NetworkRestorer.output`."""
+    """One evaluation of the network, float32: :meth:`diffusion.restorer.Evaluator.output`."""
 
     def __call__(self, x_t: Tensor, t: Tensor, ctx, attn=None) -> Tensor: ...
 
@@ -36,10 +38,32 @@ class Losses:
     t: Tensor
 
 
+class Criterion:
+    """What a network is trained for: a loss, and the use that the trained network is put to."""
+
+    def __call__(self, forward: Forward, encoder: ConditionEncoder, degradation: Degradation,
+                 x0: Float[Tensor, "b *rest"], condition: Condition, rng: Draws) -> Losses:
+        """The loss of each image of a batch.
+
+        :param condition: all that is known about the images, whether the network is told or not
+        """
+        raise NotImplementedError
+
+    def check(self, degradation: Degradation) -> None:
+        """Refuse a degradation that one of the parts cannot treat.
+
+        :raises UserError: from the part
+        """
+
+    def use(self, network: Network, degradation: Degradation, precision: str) -> Evaluator:
+        """The network as what it is trained to be."""
+        raise NotImplementedError
+
+
 ERRORS = {"l1": torch.abs, "l2": torch.square}
 
 
-class Objective:
+class Objective(Criterion):
     """``E |output - target|`` over images, times and states.
 
     Hot and cold are two settings of it: ``configs/objective/ddpm.yaml`` and ``cold.yaml``.
@@ -71,12 +95,11 @@ class Objective:
         return Losses(weight * flat(self.error(out - target)).mean(dim=1), t)
 
     def check(self, degradation: Degradation) -> None:
-        """Refuse a degradation that one of the parts cannot treat.
-
-        :raises UserError: from the part
-        """
         for part in (self.parameterization, self.times, self.weighting):
             part.check(degradation)
+
+    def use(self, network: Network, degradation: Degradation, precision: str) -> NetworkRestorer:
+        return NetworkRestorer(network, degradation, self.parameterization, precision)
 
     def dropped(self, condition: Condition, n: int, rng: Draws) -> dict[str, Bool[Tensor, " b"]] | None:
         """Which samples lose their condition."""

@@ -11,7 +11,7 @@ from degradations.randomness import Draws
 
 
 class Times:
-    """``times(n, degradation, rng) -> t`` in (0, 1]."""
+    """``times(n, degradation, rng) -> t`` in (0, 1], or 0."""
 
     def __call__(self, n: int, degradation: Degradation, rng: Draws) -> Float[Tensor, " b"]:
         raise NotImplementedError
@@ -25,6 +25,13 @@ class Uniform(Times):
 
     def __call__(self, n: int, degradation: Degradation, rng: Draws) -> Float[Tensor, " b"]:
         return 1 - rng.uniform("time", (n,))
+
+
+class Clean(Times):
+    """``t = 0``, the images as they are: for a classifier that judges images, not for a restorer."""
+
+    def __call__(self, n: int, degradation: Degradation, rng: Draws) -> Float[Tensor, " b"]:
+        return torch.zeros_like(rng.uniform("time", (n,)))
 
 
 class Levels(Times):

@@ -25,6 +25,16 @@ class Network(Protocol):
                  attn: AttentionHook | None = None) -> Float[Tensor, "b *rest"]: ...
 
 
+@runtime_checkable
+class ClassifierNetwork(Network, Protocol):
+    """A network that is called as any other and answers with the logits (B, K) of classes: those that ``head`` makes of
+    its ``features`` (B, F)."""
+
+    head: nn.Module
+
+    def features(self, x: Float[Tensor, "b *rest"], t: Float[Tensor, " b"]) -> Float[Tensor, "b f"]: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Features:
     """What the parts of a network exchange. A part returns new features and leaves the given ones as they are.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 class Pictures(StepCallback):
     """Every ``every`` steps: a grid of samples (or of restorations), and rows of ``x_t`` above ``x0_hat`` for held-out
-    images at rising t. Averaged weights, seed 0, the run's own sampler.
+    images at rising t. Averaged weights, seed 0, the run's own sampler. Of a classifier there are none.
 
     :param every: steps between two sets of pictures, None for the end only
     :param count: how many samples
@@ -38,15 +38,9 @@ class Pictures(StepCallback):
     def step(self, trainer: "Trainer", training: "Training") -> None:
         if not due(training.step, self.every, training.max_steps) or not trainer.is_global_zero or not self.count:
             return
-        model = training.model
-        current = {name: value.clone() for name, value in model.weights.state_dict().items()}
-        model.weights.load_state_dict(training.ema.model.state_dict())
-        model.weights.eval()
-        try:
-            self._draw(model, training.step)
-        finally:
-            model.weights.load_state_dict(current)
-            model.weights.train()
+        if training.model.restores:
+            with training.averaged() as model:
+                self._draw(model, training.step)
 
     def _draw(self, model: "Model", step: int) -> None:
         indices = range(min(self.count, len(self.held_out)))

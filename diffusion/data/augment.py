@@ -94,3 +94,32 @@ class Geometric(Augmentation):
         narrow = torch.stack([r.cosh() - share * a, -share * b, -share * b, r.cosh() + share * a], dim=1).view(-1, 2, 2)
         linear = mirror @ turn @ narrow * torch.exp2(-self.scale * scale)[:, None, None]
         return torch.cat([linear, -2 * self.shift * torch.stack([x, y], dim=1)[:, :, None]], dim=2)
+
+
+class Shift(Augmentation):
+    """Shifts by whole pixels, any of them alike: right by ``k`` and down by ``l``, each in ``-n .. n``, with
+    ``n = share * side``, rounded. What comes in from outside repeats the border.
+
+    The vector is ``(k / n, l / n)``.
+
+    :param share: largest shift, in widths of the image
+    """
+
+    length = 2
+
+    def __init__(self, share: float = 0.125):
+        if not 0 <= share < 1:
+            raise UserError(f"augment.share={share:g}", "a share of the side, in [0, 1)", "augment.share=0.125")
+        self.share = share
+
+    def __call__(self, images: Float[Tensor, "b c h w"], seed: int, positions: Int64[np.ndarray, " b"]
+                 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b d"]]:
+        height, width = images.shape[2:]
+        most = np.rint(self.share * np.array([width, height])).astype(np.int64)
+        u = (bits(positions[:, None] * 2 + np.arange(2), seed, "shift") >> np.uint64(11)) * 2.0**-53
+        shifts = torch.from_numpy(np.floor(u * (2 * most + 1)).astype(np.int64) - most).to(images.device)
+        columns = (torch.arange(width, device=images.device) - shifts[:, :1]).clamp(0, width - 1)
+        rows = (torch.arange(height, device=images.device) - shifts[:, 1:]).clamp(0, height - 1)
+        batch = torch.arange(len(images), device=images.device)[:, None, None]
+        moved = images.movedim(1, -1)[batch, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
+        return moved, (shifts / torch.from_numpy(np.maximum(most, 1)).to(images.device)).float()
