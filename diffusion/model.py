@@ -232,13 +232,14 @@ class Model:
                    callbacks: Sequence[Callback] = ()) -> tuple[Tensor, Iterator[Frame]]:
         """``x_T`` and the loop of one batch, frame by frame, in the model's space; arguments as for :meth:`sample`."""
         recipe = recipe or self.recipe()
+        restorer = self.guided(recipe.parts)
         recipe.sampler.check(self.degradation)
         (recipe.prior or self.prior).check(self.degradation)
         streams = Streams(seed, tuple(map(int, indices)), self.device)
         shape = (len(indices), *self.shape)
         x, state = self._start(shape, streams, recipe, images, degraded)
-        frames = recipe.sampler.steps(self.guided(recipe.parts), self.degradation, x, state,
-                                      self.context(indices, label), streams, callbacks=callbacks, start=recipe.start)
+        frames = recipe.sampler.steps(restorer, self.degradation, x, state, self.context(indices, label), streams,
+                                      callbacks=callbacks, start=recipe.start)
         return x, frames
 
     def _start(self, shape: Sequence[int], streams: Streams, recipe: Recipe, images: Tensor | None,

@@ -77,6 +77,7 @@ def sample(cfg: DictConfig) -> Path:
     run = Run.open(cfg.run)
     files = checkpoint.found(run.checkpoints)
     model = load(cfg.run, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
+    _ = model.restorer  # refuses a classifier
     files |= checkpoint.found(run.checkpoints)  # a training that goes on writes and removes some
     recipe, inputs, classes = Recipe.build(cfg, packages), None, None
     if cfg.input.root or (recipe.prior or model.prior).restores:

@@ -26,8 +26,8 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
         log.info("run folder: %s", run.folder)
         step = run.complete(cfg.max_steps)
         if step is not None:
-            log.info("this run is complete: step %d of %d\nmore: max_steps=%d, or sample: python sample.py run=%s",
-                     step, cfg.max_steps, 2 * step, run.folder)
+            sample = f", or sample: python sample.py run={run.folder}" if cfg.sampling else ""
+            log.info("this run is complete: step %d of %d\nmore: max_steps=%d%s", step, cfg.max_steps, 2 * step, sample)
             return run
 
         import torch

@@ -13,6 +13,16 @@ NANO = ["debug=fast", "model=nano", "trainer.threads=1", "trainer.accelerator=cp
 DIGITS = ["experiment=ddpm_digits", *NANO, "model.base=8", "model.emb_dim=32"]
 COLD = ["experiment=cold_blur_digits", *NANO, "model.base=8", "model.emb_dim=32"]
 
+CLASSIFIER = ["experiment=classifier_digits", "debug=fast", "model.base=8", "model.emb_dim=32", "trainer.threads=1",
+              "trainer.accelerator=cpu"]
+
+
+def small(experiment: str) -> list[str]:
+    """The experiment with a small network of its kind, for a few steps."""
+    classifier = "classes" in compose("train", [f"experiment={experiment}"]).model
+    return [f"experiment={experiment}", *(override for override in NANO if override != "model=nano" or not classifier),
+            "model.base=8", "model.emb_dim=32"]
+
 
 def train(root: Path, *overrides: str, experiment: str = "test") -> Run:
     """Train a run in this process."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import NANO, train
+from helpers import small, train
 from PIL import Image
 
 from configs import UserError, compose, registry
@@ -14,8 +14,8 @@ from diffusion.run import with_defaults
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")
 SIZES = ((5, 5), (200, 3), (3, 200), (64, 48), (33, 77))
-SETTINGS = [*NANO, "model.base=8", "model.emb_dim=32", "data=folder", "data.size=16", "batch=2",
-            "max_steps=1", "callbacks.pictures.count=0"]
+SETTINGS = ["data=folder", "data.size=16", "batch=2", "max_steps=1", "callbacks.pictures.count=0"]
+CLASSIFIERS = [name for name in registry.available("experiment") if name.startswith("classifier")]
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,10 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", registry.available("experiment"))
+@pytest.mark.parametrize("name", [name for name in registry.available("experiment") if name not in CLASSIFIERS])
 def test_every_experiment_trains(name, photos, tmp_path, caplog):
     """With nothing but ``data=folder data.root=...``: a label is left out, with a word, and the guidance by it."""
-    overrides = [f"experiment={name}", *SETTINGS, f"data.root={photos}"]
+    overrides = [*small(name), *SETTINGS, f"data.root={photos}"]
     with caplog.at_level(logging.INFO):
         run = train(tmp_path, *overrides)
     content = checkpoint.latest(run.checkpoints)
@@ -48,9 +48,24 @@ def test_every_experiment_trains(name, photos, tmp_path, caplog):
     assert not any("cfg" in override for override in run.config["sampling"])
 
 
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifier_needs_a_folder_for_each_class(name, photos, tmp_path):
+    with pytest.raises(UserError, match="images without classes") as error:
+        train(tmp_path / "runs", *small(name), *SETTINGS, f"data.root={photos}")
+    assert "a folder of images for each class" in error.value.fix
+    assert not (tmp_path / "runs").exists(), "a refused start leaves nothing"
+    for i, path in enumerate(sorted(photos.iterdir())):
+        (tmp_path / "sorted" / "abc"[i % 3]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sorted" / "abc"[i % 3] / path.name).write_bytes(path.read_bytes())
+    run = train(tmp_path / "runs", *small(name), *SETTINGS, f"data.root={tmp_path / 'sorted'}")
+    content = checkpoint.latest(run.checkpoints)
+    assert content is not None
+    assert content["config"]["model"]["classes"] == 3
+
+
 @pytest.mark.parametrize("name", ["ddpm_mnist", "cold_blur_mnist"])
 def test_it_goes_on_and_samples_by_the_plain_command(name, photos, tmp_path):
-    overrides = [f"experiment={name}", *SETTINGS, f"data.root={photos}"]
+    overrides = [*small(name), *SETTINGS, f"data.root={photos}"]
     run = train(tmp_path, *overrides)
     train(tmp_path, *overrides, "max_steps=2")
     assert list(checkpoint.found(run.checkpoints)) == [1, 2]
@@ -65,7 +80,7 @@ def test_too_few_images(photos, tmp_path, count):
     for path in sorted(photos.iterdir())[:count]:
         (tmp_path / "few" / path.name).write_bytes(path.read_bytes())
     with pytest.raises(UserError, match="image"):
-        train(tmp_path / "runs", "experiment=ddpm_mnist", *SETTINGS, f"data.root={tmp_path / 'few'}")
+        train(tmp_path / "runs", *small("ddpm_mnist"), *SETTINGS, f"data.root={tmp_path / 'few'}")
     assert not (tmp_path / "runs").exists(), "a refused start leaves nothing"
 
 
@@ -73,5 +88,5 @@ def test_two_images_are_enough(photos, tmp_path):
     (tmp_path / "few").mkdir()
     for path in sorted(photos.iterdir())[:2]:
         (tmp_path / "few" / path.name).write_bytes(path.read_bytes())
-    run = train(tmp_path / "runs", "experiment=ddpm_mnist", *SETTINGS, f"data.root={tmp_path / 'few'}")
+    run = train(tmp_path / "runs", *small("ddpm_mnist"), *SETTINGS, f"data.root={tmp_path / 'few'}")
     assert list(checkpoint.found(run.checkpoints)) == [1]

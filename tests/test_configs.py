@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import NANO, ROOT, train
+from helpers import NANO, ROOT, small, train
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -26,7 +26,7 @@ from diffusion.data.augment import Augmentation
 from diffusion.data.cifar10 import CLASSES
 from diffusion.fit import with_classes
 from diffusion.model import Model
-from diffusion.objective import Objective
+from diffusion.objective import Criterion
 from diffusion.optimization import AdamW
 from diffusion.parameterization import Parameterization
 from diffusion.priors import Prior
@@ -46,7 +46,7 @@ EXPERIMENTS = registry.available("experiment")
 PARENT = {"degradation/kernels": ["degradation=blur"]}
 ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": object, "degradation/schedule": object,
          "prior": Prior, "space": Space, "condition": ConditionEncoder, "model": torch.nn.Module,
-         "objective": Objective, "augment": dict | Augmentation,
+         "objective": Criterion, "augment": dict | Augmentation,
          "objective/parameterization": Parameterization, "objective/times": Times, "objective/weighting": Weighting,
          "optimizer": AdamW, "sampler": Sampler, "sampler/grid": Grid, "guidance": dict, "callbacks": dict,
          "logger": dict}
@@ -99,18 +99,24 @@ def test_every_option_composes_and_builds(group, name, roots, tmp_path):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_trains(name, roots, tmp_path):
-    """Its own levels, schedule, objective and sampler, at nano width, on small data."""
-    overrides = placed([f"experiment={name}", *SMALL], roots)
-    size = compose("train", overrides).data.size
+    """Its own levels, schedule, objective and sampler, or what its classifier is measured by, at nano width, on small
+    data."""
+    overrides = placed(small(name), roots)
+    cfg = compose("train", overrides)
+    size = cfg.data.size
     run = train(tmp_path, *overrides, f"data.size={min(size, 32)}", experiment=name)
     assert list(checkpoint.found(run.checkpoints)) == [2, 3]
     rows = run.metrics.read_text().splitlines()
     assert rows[0].startswith("step,loss")
     assert len(rows) == 4
-    assert sorted(path.name for path in run.pictures.iterdir()) == ["estimates-00000003.png", "samples-00000003.png"]
+    if "classes" in cfg.model:
+        assert [row.split(",")[0] for row in (run.folder / "accuracy.csv").read_text().splitlines()] == ["step", "3"]
+    else:
+        pictures = sorted(path.name for path in run.pictures.iterdir())
+        assert pictures == ["estimates-00000003.png", "samples-00000003.png"]
     content = checkpoint.latest(run.checkpoints)
     assert content is not None
-    assert run.config["sampling"] == suited(compose("train", overrides).sampling, content["config"]["condition"])
+    assert run.config["sampling"] == suited(cfg.sampling, content["config"]["condition"])
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

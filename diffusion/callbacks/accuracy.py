@@ -30,6 +30,7 @@ class Accuracy(StepCallback):
         self.every = every
 
     def start(self, trainer: "Trainer", training: "Training") -> None:
+        _ = training.model.classifier  # refuses a restorer
         self._file = self.run.folder / "accuracy.csv"
         if trainer.is_global_zero:
             rewind(self._file, training.step)

@@ -1,4 +1,5 @@
-"""What every network of ``configs/model`` must do, whatever its kind; at its own size it is built without memory."""
+"""What every network of ``configs/model`` that restores must do, whatever its kind; at its own size it is built without
+memory. Classifiers: test_classifier.py."""
 
 import copy
 import inspect
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import encoder, network, small
+from networks import CLASSES, CLASSIFIERS, RESTORERS, encoder, network, small
 
 import configs
 import models
@@ -25,7 +26,7 @@ B = 3
 T = torch.tensor([0.2, 0.6, 1.0])
 
 
-@pytest.fixture(scope="module", params=models.available())
+@pytest.fixture(scope="module", params=RESTORERS)
 def name(request) -> str:
     return request.param
 
@@ -55,11 +56,12 @@ def accepted(name: str, **wanted) -> dict:
     return {key: value for key, value in wanted.items() if key in inspect.signature(type(small(name))).parameters}
 
 
+@pytest.mark.parametrize("name", models.available())
 def test_preset_has_the_size_that_it_states(name):
     stated = re.match(r"# ([\d.]+) ([kM]) parameters", (FOLDER / f"{name}.yaml").read_text())
     assert stated
     with torch.device("meta"):
-        net = models.build(name)
+        net = models.build(name, **({"classes": CLASSES} if name in CLASSIFIERS else {}))
     count = sum(p.numel() for p in net.parameters())
     assert count == pytest.approx(float(stated[1]) * UNITS[stated[2]], rel=0.02)
     assert net.emb_dim == registry.node("model", name).emb_dim, "where conditions look for their length"
