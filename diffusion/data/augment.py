@@ -97,10 +97,8 @@ class Geometric(Augmentation):
 
 
 class Shift(Augmentation):
-    """Shifts by whole pixels, any of them alike: right by ``k`` and down by ``l``, each in ``-n .. n``, with
-    ``n = share * side``, rounded. What comes in from outside repeats the border.
-
-    The vector is ``(k / n, l / n)``.
+    """Right by k and down by l whole pixels, each of ``-n .. n`` alike, n being ``share`` of the side, rounded. What
+    comes in from outside repeats the border. The vector is ``(k / n, l / n)``.
 
     :param share: largest shift, in widths of the image
     """

@@ -9,7 +9,7 @@ from helpers import DIGITS, train
 
 from configs import UserError, compose, registry
 from diffusion import checkpoint
-from diffusion.data.augment import Geometric
+from diffusion.data.augment import Geometric, Shift
 from diffusion.fit import with_classes
 from diffusion.model import Model, load
 from diffusion.run import identity, plain
@@ -108,6 +108,46 @@ def test_any_angle_turns_the_wave():
     out = moved(wave(3.0, 1.0), e2=cos(a) - 1, e3=sin(a))[..., 10:-10, 10:-10]
     kx, ky = 3 * cos(a) + sin(a), cos(a) - 3 * sin(a)
     torch.testing.assert_close(out, wave(kx, ky)[..., 10:-10, 10:-10], atol=0.02, rtol=0)
+
+
+class TestShift:
+    def test_every_image_is_moved_by_its_vector(self, images):
+        """``new[i, j] = old[i - l, j - k]``, the border repeated: one loop over all pixels."""
+        out, vector = Shift(0.25)(images, 7, POSITIONS)
+        shifts = (vector * 3).round().long()
+        torch.testing.assert_close(shifts / 3, vector)
+        for image, old, (k, m) in zip(out, images, shifts.tolist()):
+            for i in range(12):
+                for j in range(12):
+                    from_row, from_column = min(max(i - m, 0), 11), min(max(j - k, 0), 11)
+                    assert torch.equal(image[:, i, j], old[:, from_row, from_column])
+
+    def test_position_decides_not_the_batch(self, images):
+        augment = Shift(0.25)
+        whole, vector = augment(images, 7, POSITIONS)
+        for rows in (slice(0, 1), slice(1, 10), slice(10, 24)):
+            part = augment(images[rows], 7, POSITIONS[rows])
+            assert torch.equal(part[0], whole[rows])
+            assert torch.equal(part[1], vector[rows])
+        assert not torch.equal(augment(images, 7, POSITIONS + 24)[1], vector)
+        assert not torch.equal(augment(images, 8, POSITIONS)[1], vector)
+
+    def test_all_shifts_are_alike_and_independent(self):
+        n = 20_000
+        _, vector = Shift(0.25)(torch.zeros(n, 1, 8, 8), 3, np.arange(n))
+        cells = ((vector + 1) * 2).round().long()
+        counts = torch.bincount(cells[:, 0] * 5 + cells[:, 1], minlength=25)
+        assert (counts / n - 1 / 25).abs().max() < 0.006
+
+    @pytest.mark.parametrize("share", [0.0, 0.03])
+    def test_less_than_half_a_pixel_is_nothing(self, images, share):
+        out, vector = Shift(share)(images, 0, POSITIONS)
+        assert torch.equal(out, images)
+        assert not vector.any()
+
+    def test_other_shares_are_refused(self):
+        with pytest.raises(UserError, match=r"augment\.share=0\.125"):
+            registry.build("augment", "shift", share=1.0)
 
 
 def test_a_share_outside_zero_one_is_refused():

@@ -246,7 +246,8 @@ def test_listing_does_not_import_torch():
 
 
 def test_presets_are_listed():
-    assert {"nano", "tiny", "small", "base", "ddpm_cifar10", "cold_paper", "dit", "classifier"} <= set(models.available())
+    presets = {"nano", "tiny", "small", "base", "ddpm_cifar10", "cold_paper", "dit", "classifier", "classifier_small"}
+    assert presets <= set(models.available())
 
 
 def test_the_network_of_ddpm_has_its_parameters_and_operations():
