@@ -11,6 +11,8 @@ from diffusion.run import diff, short, write
 
 FREE = ("run", "out", "batch", "device", "data", "samples", "label", "allow", "overwrite", "animate", "animation")
 """Settings of ``sample.py`` in which samples of one folder may differ: they say which ones, or where, or how fast."""
+COSTS = ("evaluations_per_sample", "peak_memory_gb")
+"""What a record says of the drawing; a command that draws nothing leaves it as it is."""
 SECONDS_BETWEEN_WRITES = 10.0
 
 Sample = dict[str, Any]
@@ -55,7 +57,7 @@ class Manifest:
     """
 
     def __init__(self, folder: Path, record: dict[str, Any], overwrite: bool = False):
-        self.folder, self.record = folder, record
+        self.folder = folder
         self.path = folder / "manifest.json"
         there = self._read()
         there = there if there.get("samples") else {}
@@ -69,6 +71,7 @@ class Manifest:
             for file in ["manifest.json", *there["pictures"], *(sample["file"] for sample in there["samples"])]:
                 (folder / Path(file).name).unlink(missing_ok=True)
             there = {}
+        self.record = {key: there[key] for key in COSTS if key in there} | record
         self.samples: dict[str, Sample] = {sample["file"]: sample for sample in there.get("samples", ())}
         self.seconds: float = there.get("seconds", 0.0)
         self.pictures: dict[str, Any] = there.get("pictures", {})

@@ -23,6 +23,7 @@ from diffusion.data.pixels import to_float
 from diffusion.data.progress import progress
 from diffusion.inputs import Inputs, held_out, photos, tell
 from diffusion.manifest import Manifest, Sample, folder_name, words
+from diffusion.memory import peak
 from diffusion.model import Model, Recipe, load
 from diffusion.pictures import by_class, save_each, save_grid
 from diffusion.run import Run, environment, plain, whole
@@ -139,10 +140,11 @@ def draw(job: Job, asked: Sequence[Sample], manifest: Manifest, classes: Sequenc
     bar, rows = Bar(job.model, job.recipe, len(order), cfg.batch), {}
     begin = time.monotonic()
     try:
-        with evaluations(job.model.weights.net) as counts:
+        with evaluations(job.model.weights.net) as counts, peak(job.model.device) as memory:
             for first in range(0, len(order), cfg.batch):
                 some = order[first:first + cfg.batch]
                 images = job.batch(some, [bar, film] if film else [bar])
+                finite(images[job.title], some)
                 save_each(images[job.title], manifest.folder, [entry["file"] for entry in some])
                 manifest.add(some)
                 if job.inputs and first < ROW:
@@ -150,6 +152,7 @@ def draw(job: Job, asked: Sequence[Sample], manifest: Manifest, classes: Sequenc
                         rows.setdefault(caption, []).append(row[:ROW - first].clone())
         if order:
             manifest.record["evaluations_per_sample"] = round(sum(counts) / len(order), 2)
+            manifest.record["peak_memory_gb"] = round(memory.bytes / 1e9, 2) if memory.bytes else None
     except KeyboardInterrupt:
         log.info("what is done is in %s; the same command goes on", manifest.folder)
         raise
@@ -170,6 +173,17 @@ def draw(job: Job, asked: Sequence[Sample], manifest: Manifest, classes: Sequenc
         film.save(manifest.folder / "trajectory.webp", cfg.animation.fps)
     manifest.pictures |= shown
     manifest.write()
+
+
+def finite(images: Tensor, some: Sequence[Sample]) -> None:
+    """Refuse images that are not numbers: as a file, they would be black.
+
+    :raises UserError: naming the first
+    """
+    bad = (~images.isfinite()).flatten(1).any(dim=1).nonzero()
+    if len(bad):
+        raise UserError(f"sample {some[int(bad[0])]['index']} has values that are not finite numbers", "a finite image",
+                        "a smaller guidance scale, guidance=clip, or another checkpoint: step=...")
 
 
 def _load(path: Path) -> Tensor:

@@ -55,15 +55,18 @@ def sample(cfg: DictConfig) -> Path:
     return sampling.sample(cfg)
 
 
-def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Measure a run; gives the table that it prints.
+def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]:
+    """Measure a run or a folder of images; gives what it prints.
 
     :param cfg: the composed ``evaluate`` config
+    :param other: that of ``against``, the run or folder that the first is compared with
     """
     missing(cfg)
     whole(cfg, count=2, batch=1, seed=0)
-    Run.open(cfg.run)
+    for each in (cfg, other):
+        if each is not None and each.run:
+            Run.open(each.run)
 
     from diffusion import evaluation
 
-    return evaluation.evaluate(cfg)
+    return evaluation.evaluate(cfg, other)

@@ -1,30 +1,48 @@
-"""Distances between sets of images and between pairs of images."""
+"""Euclidean distances between features, in float64, block by block, so that memory grows with the number of images and
+not with its square."""
+
+from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from degradations.shapes import flat
+BLOCK = 2**24
+"""Distances that are in memory at a time."""
 
 
-def frechet(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
-    """Fréchet distance of two sets of features, each taken as a Gaussian: ``|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a
-    S_b)^(1/2))`` (Heusel et al. 2017, arXiv 1706.08500, eq. 6). Covariances with n - 1, float64; biased upwards for few
-    samples, so compare at equal counts only.
+def blocks(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Iterator[tuple[slice, Float64[Tensor, "r m"]]]:
+    """Distances of a few rows of a at a time to all of b."""
+    # About their centre the squares are small, and little is lost where they are subtracted.
+    centre = b.double().mean(0)
+    b = b.double() - centre
+    squares = b.square().sum(1)
+    rows = max(1, BLOCK // len(b))
+    for first in range(0, len(a), rows):
+        some = a[first:first + rows].double() - centre
+        squared = torch.addmm(squares.expand(len(some), -1), some, b.mT, alpha=-2)
+        squared += some.square().sum(1, keepdim=True)
+        yield slice(first, first + len(some)), squared.clamp_(min=0).sqrt_()
+
+
+def nearest(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> tuple[Float64[Tensor, " n"], Int64[Tensor, " n"]]:
+    """Distance and index of the nearest row of b, for each row of a."""
+    found = [distances.min(dim=1) for _, distances in blocks(a, b)]
+    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+
+def radii(x: Float[Tensor, "n d"], k: int, bounds: list[int]) -> Float64[Tensor, "g n k"]:
+    """The distances to the first k other rows, for each row: of all rows, and without those of each group.
+
+    :param bounds: where the groups begin and end, rows being sorted by group; ``[0, n]`` for none
     """
-    a, b = a.double(), b.double()
-    cov_a, cov_b = torch.cov(a.mT), torch.cov(b.mT)
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors @ (values.clamp(min=0).sqrt()[:, None] * vectors.mT)
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    return ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
-
-
-def rmse_pooled(a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> float:
-    """One root over all pixels of all images, on the scale [0, 1] of images in [-1, 1] (the paper's tables)."""
-    return ((a - b) / 2).double().square().mean().sqrt().item()
-
-
-def rmse_per_image(a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> float:
-    """The mean of each image's root, on the scale [0, 1]."""
-    return flat(((a - b) / 2).double()).square().mean(dim=1).sqrt().mean().item()
+    found = []
+    for rows, distances in blocks(x, x):
+        line = torch.arange(len(distances))
+        distances[line, line + rows.start] = torch.inf
+        by_group = [distances[:, low:high].topk(min(k, high - low), largest=False).values
+                    for low, high in pairwise(bounds)]
+        kept = [by_group] + [by_group[:g] + by_group[g + 1:] for g in range(len(by_group)) if len(by_group) > 1]
+        found.append(torch.stack([torch.cat(part, dim=1).topk(k, largest=False).values for part in kept]))
+    return torch.cat(found, dim=1)

@@ -1,0 +1,121 @@
+"""What a metric is: a class with a few settings, which looks at sets of features and answers with numbers.
+
+A new one is a file with a class, and a line in ``configs/metrics``.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Protocol, runtime_checkable
+
+from jaxtyping import Float, Float64, Int64, UInt8
+from torch import Tensor
+
+from diffusion.metrics.distances import nearest
+from diffusion.metrics.intervals import Measured
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor sees in a set of images.
+
+    :ivar values: (N, D) float32
+    :ivar logits: (N, K) of the classes that the extractor knows, if it knows any
+    """
+
+    values: Float[Tensor, "n d"]
+    logits: Float[Tensor, "n k"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@runtime_checkable
+class Images(Protocol):
+    """A set of images of one size, in memory or not: an ``ImageSet`` or :class:`diffusion.data.files.Files`."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
+
+    def __len__(self) -> int: ...
+
+    @property
+    def labels(self) -> Int64[Tensor, " n"] | None: ...
+
+    def batch(self, indices: Int64[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"] | None]: ...
+
+
+@dataclass(frozen=True)
+class Sets:
+    """All that a metric may look at.
+
+    :ivar images: what is measured
+    :ivar samples: features of ``images``
+    :ivar reference: features of the images that they should be like
+    :ivar groups: of each sample, for the jackknife
+    :ivar labels: the condition under which each sample was made
+    :ivar predictions: the class that the judge sees in each sample
+    :ivar train: features of the images of the training, where they are known
+    :ivar held_out: features of real images that were not among these
+    """
+
+    images: Images
+    samples: Features
+    reference: Features
+    groups: Int64[Tensor, " n"]
+    labels: Int64[Tensor, " n"] | None = None
+    predictions: Int64[Tensor, " n"] | None = None
+    train: Features | None = None
+    held_out: Features | None = None
+
+    @cached_property
+    def nearest_train(self) -> tuple[Float64[Tensor, " n"], Int64[Tensor, " n"]]:
+        """Distance and index of the image of the training that is nearest to each sample."""
+        assert self.train is not None
+        return nearest(self.samples.values, self.train.values)
+
+
+class Metric(ABC):
+    """One or several numbers about a set of images.
+
+    :cvar least: samples that it needs
+    :cvar least_reference: images of the reference that it needs
+    :cvar of_features: the numbers are distances and the like between features, and carry the extractor in their names
+    :cvar of_restorations: it says something about restorations too, each of which has an original of its own
+    :cvar of_train: it looks at the images of the training
+    """
+
+    least: int = 2
+    least_reference: int = 0
+    of_features: ClassVar[bool] = True
+    of_restorations: ClassVar[bool] = False
+    of_train: ClassVar[bool] = False
+
+    def lacks(self, sets: Sets) -> str | None:
+        """What it would need and the sets have not, in words, such as "labels"; None if it can be measured."""
+        return None
+
+    @abstractmethod
+    def __call__(self, sets: Sets) -> dict[str, Measured]:
+        """The numbers by name."""
+
+
+class PairMetric(ABC):
+    """A number about pairs of images: a value for each pair, of which the mean is taken, or the root of the mean.
+
+    :ivar name: of the number
+    :cvar root: the root of the mean
+    :cvar least_size: height and width that the images need, in pixels
+    """
+
+    name: str
+    root: ClassVar[bool] = False
+    least_size: ClassVar[int] = 1
+
+    def lacks(self) -> str | None:
+        """What it would need and this machine has not, in words; None if it can be measured."""
+        return None
+
+    @abstractmethod
+    def __call__(self, a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+        """The value of each pair of images in [-1, 1]."""

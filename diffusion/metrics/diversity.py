@@ -1,0 +1,107 @@
+"""How different the samples of one condition are from each other."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from diffusion.metrics.base import Metric, Sets
+from diffusion.metrics.intervals import GROUPS, Measured, leaving_out, share
+
+
+def vendi(unit: Float[Tensor, "n d"]) -> float:
+    """The Vendi score ``exp(-sum l_i ln l_i)``, l the eigenvalues of ``K / n``, K the cosine similarities: the number
+    of different images that would be as diverse, between 1 and n (Friedman and Dieng 2022, arXiv 2210.02410, eq. 3).
+
+    :param unit: features of length 1
+    """
+    x = unit.double()
+    n, d = x.shape
+    gram = x @ x.mT if n <= d else x.mT @ x
+    values = torch.linalg.eigvalsh(gram / n).clamp(min=0)
+    return torch.special.entr(values).sum().exp().item()
+
+
+def mean_similarity(unit: Float[Tensor, "n d"], diagonal: bool = True) -> float:
+    """The mean of the matrix of cosine similarities (MSS; Sadat et al. 2023, arXiv 2310.17347, section 5).
+
+    :param unit: features of length 1
+    :param diagonal: with those of each image to itself, as the definition has it; else only pairs
+    """
+    x = unit.double()
+    n = len(x)
+    whole = x.sum(0).square().sum()
+    own = x.square().sum()
+    return ((whole / n**2) if diagonal else (whole - own) / (n * (n - 1))).item()
+
+
+def per_condition(labels: Int64[Tensor, " n"] | None, n: int) -> list[Int64[Tensor, " m"]]:
+    """The rows of each condition; all rows are one where there are no labels."""
+    if labels is None:
+        return [torch.arange(n)]
+    return [torch.nonzero(labels == label)[:, 0] for label in labels.unique()]
+
+
+class _OfSimilarities(Metric):
+    """A mean over conditions of a statistic of cosine similarities."""
+
+    name: str
+    least = 2 * GROUPS
+
+    def statistic(self, unit: Float[Tensor, "n d"]) -> float:
+        raise NotImplementedError
+
+    def __call__(self, sets: Sets) -> dict[str, Measured]:
+        unit = torch.nn.functional.normalize(sets.samples.values, dim=1)
+
+        def mean(rows: Int64[Tensor, " m"]) -> float:
+            parts = per_condition(None if sets.labels is None else sets.labels[rows], len(rows))
+            values = [self.statistic(unit[rows[part]]) for part in parts if len(part) > 1]
+            return sum(values) / len(values)
+
+        return {self.name: leaving_out(sets.groups, mean)}
+
+    def lacks(self, sets: Sets) -> str | None:
+        few = sets.labels is not None and sets.labels.bincount().max() < 3
+        return "at least 3 samples of a condition" if few else None
+
+
+class Vendi(_OfSimilarities):
+    """``vendi``: the mean over conditions of :func:`vendi`, of the cosine similarities of features. Higher is more
+    diverse. It grows with the number of samples per condition: compare at equal numbers."""
+
+    name = "vendi"
+
+    def statistic(self, unit: Float[Tensor, "n d"]) -> float:
+        return vendi(unit)
+
+
+class MeanSimilarity(_OfSimilarities):
+    """``mss``: the mean over conditions of :func:`mean_similarity`. Lower is more diverse.
+
+    :param diagonal: with the similarity of each sample to itself
+    """
+
+    name = "mss"
+
+    def __init__(self, diagonal: bool = True):
+        self.diagonal = diagonal
+
+    def statistic(self, unit: Float[Tensor, "n d"]) -> float:
+        return mean_similarity(unit, self.diagonal)
+
+
+class Agreement(Metric):
+    """``agreement``: the share of the samples in which the judge, a classifier, sees the class that was asked for."""
+
+    of_features = False
+    of_restorations = True
+
+    def lacks(self, sets: Sets) -> str | None:
+        if sets.labels is None:
+            return "classes of the samples"
+        return "a classifier of these images" if sets.predictions is None else None
+
+    def __call__(self, sets: Sets) -> dict[str, Measured]:
+        assert sets.labels is not None
+        assert sets.predictions is not None
+        return {"agreement": share(sets.predictions == sets.labels)}

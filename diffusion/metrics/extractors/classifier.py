@@ -1,0 +1,62 @@
+"""A classifier that train.py has trained, as extractor and as judge."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from configs import UserError
+from diffusion import checkpoint
+from diffusion.data.files import size
+from diffusion.data.pixels import to_float
+from diffusion.metrics.base import Features
+from diffusion.metrics.extractors.base import Extractor
+from diffusion.model import load
+from diffusion.run import Run
+
+
+class Classifier(Extractor):
+    """The features and logits of a run that classifies, ``experiment=classifier_mnist``.
+
+    :param run: its folder
+    :param device: where to compute; None takes the GPU if there is one
+    :raises UserError: there is no such run, or it does not classify
+    """
+
+    name = "classifier"
+
+    def __init__(self, run: str | Path, device: str | None = None):
+        self._model = load(run, device=device)
+        if self._model.restores:
+            raise UserError(f"{run} is a model that makes images", "a run that classifies them",
+                            "one of experiment=classifier_digits")
+        path = checkpoint.found(Run.open(run).checkpoints)[self._model.step]
+        self.identity = f"step {self._model.step}, {path.name.split('.')[1]}"
+        self.run = str(run)
+
+    def check(self, shape: Sequence[int]) -> None:
+        if tuple(shape[1:]) != self._model.image_shape:
+            raise UserError(f"images of {size(shape)} for the classifier {self.run}, trained on "
+                            f"{size(self._model.image_shape)}", "images like those",
+                            "extractor=random judge=none, or a classifier of such images")
+
+    def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Features:
+        answer = self._model.classify(to_float(images), batch=self.chunk)
+        return Features(answer.features, answer.logits)
+
+
+def predictions(features: Features) -> Int64[Tensor, " n"]:
+    """The class that a classifier sees in each image."""
+    assert features.logits is not None
+    return features.logits.argmax(dim=1)
+
+
+def find(root: Path, data: str) -> Path | None:
+    """The newest classifier in a folder of runs that was trained on the data set with this fingerprint."""
+    runs = sorted(root.glob("classifier_*/*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in runs:
+        content = checkpoint.latest(path.parent / "checkpoints")
+        if content is not None and content["data"] == data:
+            return path.parent
+    return None

@@ -1,0 +1,85 @@
+"""Features of whole sets of images; those of real images are kept in a cache, by content."""
+
+import contextlib
+import hashlib
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs import UserError
+from diffusion.data.base import CHUNK
+from diffusion.data.index import default_cache, write_whole
+from diffusion.data.progress import progress
+from diffusion.metrics.base import Features, Images
+from diffusion.metrics.extractors.base import Extractor
+
+log = logging.getLogger(__name__)
+
+
+def fingerprint(images: Images) -> str:
+    """A hash of the pixels and the shape of a set."""
+    whole = hashlib.blake2b(repr(images.shape).encode(), digest_size=16)
+    for indices in torch.arange(images.shape[0]).split(CHUNK):
+        whole.update(np.ascontiguousarray(images.batch(indices)[0].numpy()).data)
+    return whole.hexdigest()
+
+
+def features(images: Images, extractor: Extractor, what: str, known: str | None = None,
+             cache: Path | None = None) -> Features:
+    """The features of a set, extracted some images at a time.
+
+    :param what: these images in words, for messages
+    :param known: the fingerprint of the set, if its features are worth keeping
+    :param cache: the folder to keep them in; None for ``thaw`` in the user's cache folder
+    :raises UserError: the extractor cannot take the images, or a feature is not finite
+    """
+    extractor.check(images.shape)
+    path = None
+    if known is not None:
+        stamp = hashlib.sha256(f"{known} {extractor.name} {extractor.identity} {extractor.resizing}".encode())
+        path = (cache or default_cache()) / f"features-{stamp.hexdigest()[:24]}.pt"
+        found = _load(path, images.shape[0])
+        if found is not None:
+            return found
+    result = _extract(images, extractor, what)
+    if path is not None:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = {"values": result.values, "logits": result.logits}
+            write_whole(path, lambda file: torch.save(content, file))
+    return result
+
+
+def _extract(images: Images, extractor: Extractor, what: str) -> Features:
+    n = images.shape[0]
+    values: Tensor | None = None
+    logits: Tensor | None = None
+    parts = torch.arange(n).split(extractor.chunk)
+    for indices in progress(parts, len(parts), f"features of {what}, {extractor.chunk} at a time"):
+        some = extractor(images.batch(indices)[0])
+        if not some.values.isfinite().all() or not (some.logits is None or some.logits.isfinite().all()):
+            row = int((~some.values.isfinite()).any(dim=1).nonzero()[:1].sum()) + int(indices[0])
+            raise UserError(f"features of image {row} of {what} that are not finite numbers ({extractor.name})",
+                            "finite features", "extractor=random; or look at the image and at the extractor's weights")
+        if values is None:
+            # Filled in place: chunks in a list and their concatenation would need twice the memory.
+            values = torch.empty(n, some.values.shape[1])
+            logits = None if some.logits is None else torch.empty(n, some.logits.shape[1])
+        values[indices] = some.values
+        if logits is not None and some.logits is not None:
+            logits[indices] = some.logits
+    assert values is not None
+    return Features(values, logits)
+
+
+def _load(path: Path, n: int) -> Features | None:
+    try:
+        content = torch.load(path, mmap=True, weights_only=True)
+        found = Features(content["values"], content["logits"])
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError):
+        return None
+    return found if len(found) == n else None
