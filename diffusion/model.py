@@ -162,8 +162,8 @@ class Model:
         :raises UserError: if it is a classifier
         """
         if not isinstance(self.evaluator, NetworkRestorer):
-            raise UserError("sampling from a classifier, which makes no images", "a run that restores images",
-                            "a run of python train.py experiment=ddpm_digits, or model.classify(images)")
+            raise UserError("sampling from a classifier, which makes no images", "a run that makes images",
+                            "one of python train.py experiment=ddpm_digits; a classifier has model.classify(images)")
         return self.evaluator
 
     @property
@@ -174,7 +174,7 @@ class Model:
         """
         if not isinstance(self.evaluator, NetworkClassifier):
             raise UserError("a model that restores images, as a classifier", "a run that classifies them",
-                            "a run of python train.py experiment=classifier_digits")
+                            "one of python train.py experiment=classifier_digits")
         return self.evaluator
 
     @torch.no_grad()
