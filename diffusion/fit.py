@@ -66,7 +66,8 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
     if asked is not None:
         sys.exit(128 + asked)
     if training.step >= cfg.max_steps:
-        log.info("done: step %d%s", training.step, f"\nsample: python sample.py run={run.folder}" * model.restores)
+        sample = f"\nsample: python sample.py run={run.folder}" if model.restores else ""
+        log.info("done: step %d%s", training.step, sample)
 
 
 def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: list[Any]) -> L.Trainer:
