@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,6 @@ class Bench:
     :ivar files: the images that are measured, for ``images=FOLDER``
     :ivar manifest: that of ``files``, if ``sample.py`` has made them
     :ivar run: the run, if one is known
-    :ivar judge: the classifier that judges classes, if there is one
-    :ivar extractor: what the features are of
     :raises UserError: for settings that mean nothing, or parts that are not there
     """
 
@@ -58,8 +57,6 @@ class Bench:
             raise UserError("reference=data without a run, whose data it would be", "a run, or a folder of images",
                             "run=RUN, or reference=FOLDER")
         self.recipe = Recipe.build(cfg, self.packages)
-        self.judge = self._judge()
-        self.extractor = self._extractor()
 
     @property
     def model(self) -> Model:
@@ -73,9 +70,11 @@ class Bench:
         assert self._data is not None
         return self._data
 
-    def _judge(self) -> classifier.Classifier | None:
+    @cached_property
+    def judge(self) -> classifier.Classifier | None:
+        """The classifier that judges classes, if there is one."""
         choice = self.cfg.judge
-        if choice == "none" or (self._model is not None and not self._model.restores):
+        if choice == "none":
             return None
         if choice is None:
             if self.run is None or self._data is None or not self._data.classes:
@@ -90,10 +89,12 @@ class Bench:
         log.info("judge: %s", judge.run)
         return judge
 
-    def _extractor(self) -> Extractor:
+    @cached_property
+    def extractor(self) -> Extractor:
+        """What the features are of."""
         node = self.cfg.extractor
         if node is None:
-            return self.judge or registry.build("extractor", "random", device=self.device)
+            return self.judge or construct(registry.node("extractor", "random"), device=self.device)
         node = plain(node)
         if node.get("run", "") is None:
             if self.judge is None:
@@ -111,21 +112,19 @@ class Bench:
             images: Images = self.data.split(self.cfg.split)
             what = f"{self.cfg.split} split of {type(self.data).__name__}"
         else:
-            images = Files(Path(str(self.cfg.reference)).expanduser(), option="reference")
+            images, _ = images_of(self.cfg.reference, "reference")
             what = str(self.cfg.reference)
         shape = list(images.shape)
         return images, {"what": what, "count": shape[0], "shape": shape[1:], "hash": fingerprint(images)}
 
-    def protocol(self, what: str, count: int, reference: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+    def protocol(self, what: str, count: int, reference: dict[str, Any], **more: Any) -> dict[str, Any]:
         """All on which the numbers depend, as plain data."""
         networks = {"extractor": self.extractor} | ({"judge": self.judge} if self.judge else {})
-        kinds = (Metric, PairMetric)
         return {"what": what, "count": count, "run": str(self.run.folder) if self.run else None, **more,
                 "reference": reference,
                 **{key: {"name": n.name, "identity": n.identity, "resizing": n.resizing}
                    for key, n in networks.items()},
-                "metrics": {key: plain(self.cfg.metrics[key]) for key in self.metrics
-                            if isinstance(self.metrics[key], kinds)},
+                "metrics": {key: plain(self.cfg.metrics[key]) for key in self.metrics},
                 "pixels": "uint8, round((x + 1) 127.5)"}
 
     def sets(self, images: Images, what: str, reference: Features, labels: Int64[Tensor, " n"] | None,
@@ -211,19 +210,20 @@ def check(cfg: DictConfig) -> None:
                         "images=FOLDER reference=FOLDER pairs=true")
 
 
-def images_of(root: str) -> tuple[Files, dict[str, Any]]:
+def images_of(root: str, option: str = "images") -> tuple[Files, dict[str, Any]]:
     """The images of a folder or archive, and the manifest if ``sample.py`` has made them; then they are those that it
     names, in its order, with their classes.
 
+    :param option: the override that names ``root``, for messages
     :raises UserError: if there are none
     """
     folder = Path(str(root)).expanduser()
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         samples = manifest["samples"]
-        return Files(folder, [s["file"] for s in samples], [s["label"] for s in samples]), manifest
     except (OSError, ValueError, KeyError, TypeError):
-        return Files(folder), {}
+        return Files(folder, option=option), {}
+    return Files(folder, [s["file"] for s in samples], [s["label"] for s in samples], option), manifest
 
 
 def equal_sizes(images: Images, reference: Images, what: str) -> None:

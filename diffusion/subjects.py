@@ -227,7 +227,8 @@ class Classified:
         self.bench = bench
         self.images, stated = bench.reference()
         path = checkpoint.found(bench.run.checkpoints)[bench.model.step] if bench.run else Path()
-        self.protocol = bench.protocol("classification", len(self.images), stated, checkpoint=path.name)
+        self.protocol = {"what": "classification", "count": len(self.images), "reference": stated,
+                         "run": str(bench.cfg.run), "checkpoint": path.name, "weights": bench.cfg.weights}
 
     def measure(self, folder: Path) -> Report:
         if self.images.labels is None:

@@ -78,7 +78,7 @@ def share(hits: Bool[Tensor, " n"]) -> Measured:
 
     :param hits: of which images it is true
     """
-    parts, n, z = hits.double(), len(hits), ndtri((1 + LEVEL) / 2)
+    parts, n, z = hits.double(), len(hits), float(ndtri((1 + LEVEL) / 2))
     p = parts.mean().item()
     middle, reach = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
     low, high = ((middle + sign * reach) / (1 + z**2 / n) for sign in (-1, 1))
@@ -126,7 +126,7 @@ def difference(a: Measured, b: Measured, paired: bool) -> Measured:
         below = sum(v**2 / (n - 1) for v, n in zip(variances, lengths))
         freedom = total**2 / below if below > 0 else 1.0
         parts = torch.tensor([value], dtype=torch.float64)
-        reach, how = stdtrit(freedom, (1 + LEVEL) / 2) * total**0.5, "two independent sets"
+        reach, how = float(stdtrit(freedom, (1 + LEVEL) / 2)) * total**0.5, "two independent sets"
     return Measured(value, value - reach, value + reach, how, parts)
 
 

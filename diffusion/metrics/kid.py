@@ -19,11 +19,11 @@ class KID(Metric):
     """``kid``: the unbiased squared maximum mean discrepancy with the kernel ``(a . b / d + 1)^3`` (Binkowski et al.
     2018, arXiv 1801.01401, eq. 4). Over all pairs at once: the usual mean over random subsets estimates the same, and
     adds the noise of their choice. It can be negative; with samples that go through the classes in turn, it tends to
-    be, by a share of 1 / n, for they are more alike in this than independent samples.
+    be, by a share of 1 / n, for they are more alike in this than independent samples. Of restorations it would be
+    biased, since each is paired with its original.
     """
 
     least, least_reference = 4, 2
-    of_restorations = True
 
     def __call__(self, sets: Sets) -> dict[str, Measured]:
         x, y, groups = sets.samples.values, sets.reference.values, sets.groups

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import UserError
+from diffusion.data.files import size
 from diffusion.metrics.intervals import Measured, difference
 from diffusion.run import diff, environment, short, write
 
@@ -72,11 +73,23 @@ class Report:
         show_table(title, ["", *self.sets], rows)
         say = Console(highlight=False, soft_wrap=True).print
         say("brackets: 95 % intervals, of what this many images can tell")
+        say(f"protocol: {under(self.protocol)}")
         for name, cost in self.cost.items():
             say(f"cost of {name}: " + ", ".join(f"{value} {unit}" for unit, value in cost.items()))
         for reason in dict.fromkeys(self.skipped.values()):
             keys = [key for key, why in self.skipped.items() if why == reason]
             say(f"not measured: {', '.join(keys)}, for want of {reason}")
+
+
+def under(protocol: Mapping[str, Any]) -> str:
+    """The main lines of a protocol, in words."""
+    reference = protocol["reference"]
+    made = [protocol[key] for key in ("sampler", "guidance") if protocol.get(key, "none") != "none"]
+    parts = [f"{protocol['count']} {protocol['what']}", *made,
+             f"reference: {reference['what']} ({reference['count']} of {size(reference['shape'])})",
+             *(f"{key}: {protocol[key]['name']} ({protocol[key]['identity']})" for key in ("extractor", "judge")
+               if key in protocol)]
+    return "; ".join(parts)
 
 
 def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
