@@ -10,6 +10,8 @@ from torch import Tensor
 
 BLOCK = 2**24
 """Distances that are in memory at a time."""
+ROUNDING = 1e-13
+"""Share of the squared lengths that is taken off a squared distance, so that equal vectors are exactly 0 apart."""
 
 
 def blocks(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Iterator[tuple[slice, Float64[Tensor, "r m"]]]:
@@ -21,8 +23,8 @@ def blocks(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Iterator[tuple[s
     rows = max(1, BLOCK // len(b))
     for first in range(0, len(a), rows):
         some = a[first:first + rows].double() - centre
-        squared = torch.addmm(squares.expand(len(some), -1), some, b.mT, alpha=-2)
-        squared += some.square().sum(1, keepdim=True)
+        squared = some.square().sum(1, keepdim=True) + squares
+        squared.addmm_(some, b.mT, beta=1 - ROUNDING, alpha=-2)
         yield slice(first, first + len(some)), squared.clamp_(min=0).sqrt_()
 
 

@@ -41,6 +41,11 @@ def per_condition(labels: Int64[Tensor, " n"] | None, n: int) -> list[Int64[Tens
     return [torch.nonzero(labels == label)[:, 0] for label in labels.unique()]
 
 
+def too_few(labels: Int64[Tensor, " n"] | None) -> str | None:
+    """What is missing, in words, where no condition has three samples, of which one can be left out."""
+    return "at least 3 samples of a condition" if labels is not None and labels.bincount().max() < 3 else None
+
+
 class _OfSimilarities(Metric):
     """A mean over conditions of a statistic of cosine similarities."""
 
@@ -61,8 +66,7 @@ class _OfSimilarities(Metric):
         return {self.name: leaving_out(sets.groups, mean)}
 
     def lacks(self, sets: Sets) -> str | None:
-        few = sets.labels is not None and sets.labels.bincount().max() < 3
-        return "at least 3 samples of a condition" if few else None
+        return too_few(sets.labels)
 
 
 class Vendi(_OfSimilarities):

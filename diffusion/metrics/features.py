@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import logging
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +60,12 @@ def _extract(images: Images, extractor: Extractor, what: str) -> Features:
     parts = torch.arange(n).split(extractor.chunk)
     for indices in progress(parts, len(parts), f"features of {what}, {extractor.chunk} at a time"):
         some = extractor(images.batch(indices)[0])
-        if not some.values.isfinite().all() or not (some.logits is None or some.logits.isfinite().all()):
-            row = int((~some.values.isfinite()).any(dim=1).nonzero()[:1].sum()) + int(indices[0])
-            raise UserError(f"features of image {row} of {what} that are not finite numbers ({extractor.name})",
-                            "finite features", "extractor=random; or look at the image and at the extractor's weights")
+        numbers = some.values if some.logits is None else torch.cat([some.values, some.logits], dim=1)
+        strange = indices[~numbers.isfinite().all(dim=1)]
+        if len(strange):
+            raise UserError(f"features of image {int(strange[0])} of {what} that are not finite numbers "
+                            f"({extractor.name})", "finite features",
+                            "extractor=random; or look at the image and at the extractor's weights")
         if values is None:
             # Filled in place: chunks in a list and their concatenation would need twice the memory.
             values = torch.empty(n, some.values.shape[1])
@@ -80,6 +81,6 @@ def _load(path: Path, n: int) -> Features | None:
     try:
         content = torch.load(path, mmap=True, weights_only=True)
         found = Features(content["values"], content["logits"])
-    except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError):
+    except Exception:  # a damaged file fails in many ways
         return None
     return found if len(found) == n else None

@@ -61,7 +61,8 @@ class _Reference:
 
     def distance(self, other: Moments) -> float:
         cross = torch.linalg.eigvalsh(self.root @ other.cov @ self.root).clamp(min=0).sqrt().sum()
-        return ((self.mean - other.mean).square().sum() + self.trace + other.cov.trace() - 2 * cross).item()
+        distance = (self.mean - other.mean).square().sum() + self.trace + other.cov.trace() - 2 * cross
+        return max(0.0, distance.item())
 
 
 def frechet(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:

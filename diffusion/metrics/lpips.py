@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from configs import UserError
 from diffusion.data.pixels import to_float
 from diffusion.metrics.base import Metric, PairMetric, Sets
-from diffusion.metrics.diversity import per_condition
-from diffusion.metrics.intervals import Measured, bootstrap
+from diffusion.metrics.diversity import per_condition, too_few
+from diffusion.metrics.intervals import Measured, bootstrap, jackknife
 
 FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
 """torchvision's weights of the networks, as torch.hub keeps them; the linear layers come with torchmetrics."""
@@ -69,32 +69,40 @@ class LPIPS(PairMetric):
 
 class PerceptualDiversity(Metric):
     """``lpips diversity/<net>``: the mean LPIPS of all pairs among the first samples of each condition, then over
-    conditions, which are bootstrapped (so with one condition the pairs are). Higher is more diverse.
+    conditions, which are bootstrapped; with one condition its samples take the jackknife, as pairs that share a sample
+    are not independent. Higher is more diverse.
 
     :param net: as for :class:`LPIPS`
     :param samples: of each condition, K; there are ``K (K - 1) / 2`` pairs
     """
 
     of_features = False
+    least = 3
 
     def __init__(self, net: str = "alex", samples: int = 10):
         weights(net)
-        if samples < 2:
-            raise UserError(f"samples={samples}", "at least 2 of each condition", "samples=10")
+        if samples < 3:
+            raise UserError(f"samples={samples}", "at least 3 of each condition", "samples=10")
         self.net, self.samples = net, samples
 
     def lacks(self, sets: Sets) -> str | None:
         if min(sets.images.shape[2:]) < SMALLEST:
             return f"images of at least {SMALLEST} px"
-        return lacking(self.net)
+        return too_few(sets.labels) or lacking(self.net)
 
     @torch.no_grad()
     def __call__(self, sets: Sets) -> dict[str, Measured]:
-        values = []
-        for rows in per_condition(sets.labels, len(sets.samples)):
-            images = to_float(sets.images.batch(rows[:self.samples])[0])
-            first, second = torch.triu_indices(len(images), len(images), offset=1)
-            if len(first):
-                values.append(distance(self.net, images[first], images[second]))
-        parts = torch.stack([value.mean() for value in values]) if len(values) > 1 else values[0]
-        return {f"lpips diversity/{self.net}": bootstrap(parts)}
+        chosen = [rows[:self.samples] for rows in per_condition(sets.labels, len(sets.samples)) if len(rows) > 1]
+        pairs = [self.pairs(to_float(sets.images.batch(rows)[0])) for rows in chosen]
+        if len(pairs) > 1:
+            measured = bootstrap(torch.stack([of.mean() for of in pairs]))
+        else:
+            first, second = torch.triu_indices(len(chosen[0]), len(chosen[0]), offset=1)
+            measured = jackknife(pairs[0].mean().item(), [pairs[0][(first != i) & (second != i)].mean().item()
+                                                          for i in range(len(chosen[0]))], least=0)
+        return {f"lpips diversity/{self.net}": measured}
+
+    def pairs(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, " p"]:
+        """The distances of all pairs of images."""
+        first, second = torch.triu_indices(len(images), len(images), offset=1)
+        return distance(self.net, images[first], images[second])

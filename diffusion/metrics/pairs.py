@@ -48,6 +48,7 @@ class SSIM(PairMetric):
     name, least_size = "ssim", 11
 
     def __call__(self, a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> Float64[Tensor, " n"]:
+        n = len(a)
         a, b = ((x.double().flatten(0, 1)[:, None] + 1) / 2 for x in (a, b))
         place = torch.arange(11, dtype=torch.float64, device=a.device) - 5
         window = torch.exp(-place.square() / (2 * 1.5**2))
@@ -61,4 +62,4 @@ class SSIM(PairMetric):
         cov = blur(a * b) - mu_a * mu_b
         c1, c2 = 0.01**2, 0.03**2
         values = (2 * mu_a * mu_b + c1) * (2 * cov + c2) / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))
-        return values.flatten(1).mean(dim=1)
+        return values.reshape(n, -1).mean(dim=1)

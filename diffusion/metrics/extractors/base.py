@@ -62,12 +62,15 @@ def weights_file(path: str | Path, option: str) -> tuple[Path, str, dict[str, An
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no weights fail in many ways
-        raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}", "a state dict of tensors",
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{file} cannot be read: {reason}", "a state dict of tensors",
                         f"{option}=/path/to/weights.pth") from error
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(isinstance(name, str) and isinstance(value, torch.Tensor)
+                                                for name, value in content.items()):
         raise UserError(f"{file} holds something else than weights by name", "a state dict of tensors",
                         f"{option}=/path/to/weights.pth")
-    return file, hashlib.sha256(file.read_bytes()).hexdigest(), content
+    with file.open("rb") as stream:
+        return file, hashlib.file_digest(stream, "sha256").hexdigest(), content
 
 
 def needs(package: str, what: str) -> UserError:
