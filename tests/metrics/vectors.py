@@ -1,0 +1,36 @@
+"""Random vectors as if they were features, and the sets of a metric made of them."""
+
+import torch
+
+from diffusion.data.base import ImageSet
+from diffusion.metrics.base import Features, Sets
+from diffusion.metrics.intervals import grouped
+
+NONE = ImageSet(torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
+
+
+def normal(n: int, d: int, seed: int, mean: float = 0.0, std: float = 1.0) -> torch.Tensor:
+    """``n`` vectors with independent normal entries."""
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * std + mean
+
+
+def correlated(n: int, d: int, seed: int) -> torch.Tensor:
+    """``n`` normal vectors of which no two entries are independent, none centred."""
+    return normal(n, d, seed) @ normal(d, d, seed + 1000) / d**0.5 + normal(1, d, seed + 2000)
+
+
+def sets(samples, reference=None, labels=None, logits=None, groups=None, **more) -> Sets:
+    """What a metric looks at, of features."""
+    reference = samples if reference is None else reference
+    groups = grouped(len(samples), labels) if groups is None else groups
+    return Sets(NONE, Features(samples, logits), Features(reference), groups, labels=labels, **more)
+
+
+def without(sets_: Sets, group: int) -> torch.Tensor:
+    """The features of the samples that are left when a group is left out."""
+    return sets_.samples.values[sets_.groups != group]
+
+
+def left_out(measured, groups: int = 10) -> list[float]:
+    """From the parts of a jackknife back to the numbers without each group."""
+    return [(groups * measured.value - part) / (groups - 1) for part in measured.parts.tolist()]
