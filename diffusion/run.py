@@ -7,6 +7,8 @@ runs/<experiment>/<name, hash of the identity, or, in a sweep, the job's own set
   metrics.csv        what was logged
   accuracy.csv       of a classifier, on held-out images
   pictures/          samples and restorations at intervals
+  samples/           what sample.py has drawn
+  evaluations/       what evaluate.py has measured, a folder for each protocol
   checkpoints/       step-00001000.<checksum>.pt
 ```
 
@@ -116,6 +118,11 @@ class Run:
             raise UserError(f"no run in {path}", "a folder that train.py wrote (it holds config.yaml)",
                             " or ".join(f"run={p}" for p in inside or near) or "python train.py experiment=ddpm_digits")
         return cls(path)
+
+    @property
+    def evaluations(self) -> list[Path]:
+        """The ``evaluation.json`` files of this run, the newest last."""
+        return sorted(self.folder.glob("evaluations/*/evaluation.json"), key=lambda path: path.stat().st_mtime)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -50,11 +50,9 @@ def progress(run: Run) -> dict[str, Any]:
 
 
 def measured(run: Run) -> dict[str, Any]:
-    """The numbers of ``evaluation.json``, e.g. ``samples.agreement``."""
-    path = run.folder / "evaluation.json"
-    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
-    return {f"{row['images']}.{name}": value for row in rows for name, value in row.items()
-            if isinstance(value, int | float)}
+    """The numbers of the newest evaluation, e.g. ``samples.agreement``."""
+    rows = json.loads(run.evaluations[-1].read_text())["rows"] if run.evaluations else {}
+    return {f"{images}.{name}": number["value"] for images, numbers in rows.items() for name, number in numbers.items()}
 
 
 def table(folder: Path) -> list[dict[str, Any]]:
@@ -68,7 +66,7 @@ def table(folder: Path) -> list[dict[str, Any]]:
     chosen, results = [], []
     for run in runs:
         parts, broken = [], []
-        for name, read in {"config.yaml": settings, "metrics.csv": progress, "evaluation.json": measured}.items():
+        for name, read in {"config.yaml": settings, "metrics.csv": progress, "evaluations": measured}.items():
             try:
                 parts.append(read(run))
             except Exception as error:  # whatever is wrong with a file, the other runs are listed

@@ -157,7 +157,7 @@ class TestRuns:
         assert not list(tmp_path.iterdir())
 
 
-def made(folder: Path, *overrides: str, steps: int, losses: list[float], rows: list[dict] | None = None) -> Run:
+def made(folder: Path, *overrides: str, steps: int, losses: list[float], rows: dict | None = None) -> Run:
     """A run as train.py and evaluate.py leave it, without the training."""
     run = Run(folder)
     run.checkpoints.mkdir(parents=True)
@@ -166,7 +166,8 @@ def made(folder: Path, *overrides: str, steps: int, losses: list[float], rows: l
     table = [f"{10 * i},{loss},{speed}" for i, (loss, speed) in enumerate(zip(losses, (5.0, 100.0, 7.0)), 1)]
     run.metrics.write_text("\n".join(["step,loss,images_per_s", *table]))
     if rows is not None:
-        (folder / "evaluation.json").write_text(json.dumps({"rows": rows}))
+        (folder / "evaluations" / "one").mkdir(parents=True)
+        (folder / "evaluations" / "one" / "evaluation.json").write_text(json.dumps({"rows": rows}))
     return run
 
 
@@ -174,7 +175,7 @@ class TestTable:
     @pytest.fixture
     def runs(self, tmp_path):
         made(tmp_path / "a", "optimizer.lr=0.001", steps=30, losses=[0.9, 0.7, 0.5],
-             rows=[{"images": "samples", "agreement": 0.9, "fd": 1.5}, {"images": "real", "agreement": None}])
+             rows={"samples": {"agreement": {"value": 0.9}, "fd": {"value": 1.5}}, "real": {}})
         made(tmp_path / "deep" / "b", "objective/parameterization=eps", "optimizer.lr=0.002", steps=20,
              losses=[0.8, 0.6])
         made(tmp_path / "c", steps=30, losses=[0.9]).metrics.write_text("step,loss\n1,")
