@@ -203,7 +203,7 @@ def check(cfg: DictConfig) -> None:
             raise UserError(f"{name}={cfg[name]}", " or ".join(choices), f"{name}={choices[0]}")
     if not cfg.run and not cfg.images:
         raise UserError("neither run nor images", "what is to be measured", "run=runs/ddpm_digits/first")
-    if not cfg.metrics:
+    if not cfg.get("metrics"):
         raise UserError("no metrics", "at least one", "metrics=all, or metrics=quick")
     if cfg.pairs and (not cfg.images or cfg.reference == "data"):
         raise UserError("pairs=true without two folders", "restorations and originals of the same names",

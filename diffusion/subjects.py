@@ -3,8 +3,9 @@ work, and then measures."""
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -38,7 +39,7 @@ SUSPECTS = 8
 """Samples that are shown beside the nearest image of the training."""
 
 
-class Subject(Protocol):
+class Subject(ABC):
     """Something to be measured.
 
     :ivar protocol: all on which the numbers depend
@@ -46,15 +47,15 @@ class Subject(Protocol):
 
     protocol: dict[str, Any]
 
+    @abstractmethod
     def measure(self, folder: Path) -> Report:
         """The numbers.
 
         :param folder: where pictures may be left
         """
-        ...
 
 
-class Pictures:
+class Pictures(Subject):
     """A folder of images, against the reference."""
 
     what = "images"
@@ -132,7 +133,7 @@ class Samples(Pictures):
                 {self.what: {key: value for key, value in cost.items() if value is not None}})
 
 
-class Restorations:
+class Restorations(Subject):
     """Held-out images degraded and restored: the direct estimate and every sampler that is asked for."""
 
     def __init__(self, bench: Bench):
@@ -192,7 +193,7 @@ class Restorations:
                 "device": str(model.device)}
 
 
-class Pairs:
+class Pairs(Subject):
     """A folder of restorations against a folder of originals, by name."""
 
     def __init__(self, bench: Bench):
@@ -220,7 +221,7 @@ class Pairs:
         return report
 
 
-class Classified:
+class Classified(Subject):
     """The held-out images of a run that classifies."""
 
     def __init__(self, bench: Bench):

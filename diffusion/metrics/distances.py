@@ -30,8 +30,11 @@ def blocks(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Iterator[tuple[s
 
 def nearest(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> tuple[Float64[Tensor, " n"], Int64[Tensor, " n"]]:
     """Distance and index of the nearest row of b, for each row of a."""
-    found = [distances.min(dim=1) for _, distances in blocks(a, b)]
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+    # In place: small results between freed blocks would keep their memory from being used again.
+    nearest, indices = torch.empty(len(a), dtype=torch.float64), torch.empty(len(a), dtype=torch.int64)
+    for rows, distances in blocks(a, b):
+        torch.min(distances, dim=1, out=(nearest[rows], indices[rows]))
+    return nearest, indices
 
 
 def radii(x: Float[Tensor, "n d"], k: int, bounds: list[int]) -> Float64[Tensor, "g n k"]:
@@ -39,12 +42,14 @@ def radii(x: Float[Tensor, "n d"], k: int, bounds: list[int]) -> Float64[Tensor,
 
     :param bounds: where the groups begin and end, rows being sorted by group; ``[0, n]`` for none
     """
-    found = []
+    count = len(bounds) - 1
+    found = torch.empty(count + 1 if count > 1 else 1, len(x), k, dtype=torch.float64)
     for rows, distances in blocks(x, x):
         line = torch.arange(len(distances))
         distances[line, line + rows.start] = torch.inf
         by_group = [distances[:, low:high].topk(min(k, high - low), largest=False).values
                     for low, high in pairwise(bounds)]
-        kept = [by_group] + [by_group[:g] + by_group[g + 1:] for g in range(len(by_group)) if len(by_group) > 1]
-        found.append(torch.stack([torch.cat(part, dim=1).topk(k, largest=False).values for part in kept]))
-    return torch.cat(found, dim=1)
+        kept = [by_group] + [by_group[:g] + by_group[g + 1:] for g in range(count) if count > 1]
+        for place, part in zip(found, kept, strict=True):
+            place[rows] = torch.cat(part, dim=1).topk(k, largest=False).values
+    return found

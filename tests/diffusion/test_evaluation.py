@@ -1,23 +1,30 @@
 """``evaluate.py`` and the restorations of ``sample.py``, against the same numbers by hand."""
 
 import json
+import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import COLD, DIGITS, train
 from PIL import Image
 
-from configs import build, compose
+from configs import UserError, build, compose
 from degradations.base import State
-from diffusion import load, tasks
+from degradations.shapes import flat
+from diffusion import bench, load, subjects, tasks
 from diffusion.data.pixels import to_float, to_uint8
-from diffusion.evaluation import spread
-from diffusion.metrics import judge
-from diffusion.metrics.distances import frechet, rmse_per_image, rmse_pooled
-from diffusion.run import with_defaults
-from diffusion.sampling import restore
+from diffusion.metrics.extractors import classifier
+from diffusion.metrics.frechet import frechet
+from diffusion.metrics.pairs import SSIM, mse
+from diffusion.metrics.report import Report, compare
+from diffusion.pictures import save_each
+from diffusion.run import Run, with_defaults
+from diffusion.sampling import finite, restore
+from diffusion.subjects import spread
 
-COUNT = 20
+COUNT = 40
 QUICK = ["sampler.num_steps=3"]
 
 
@@ -31,43 +38,307 @@ def images(data):
     return to_float(data.split("test").images[:COUNT])
 
 
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """A classifier that has learned most of the digits."""
+    return train(tmp_path_factory.mktemp("judges"), "experiment=classifier_digits", "run.name=judge", "max_steps=60",
+                 "optimizer.warmup=10", "callbacks.accuracy.every=60", "trainer.threads=1", "trainer.accelerator=cpu",
+                 experiment="classifier_digits")
+
+
+def config(*overrides):
+    return compose("evaluate", with_defaults([*overrides, f"count={COUNT}", "batch=9", "device=cpu"]))
+
+
 def evaluate(run, *overrides):
-    arguments = with_defaults([f"run={run.folder}", f"count={COUNT}", "batch=9", *QUICK, "device=cpu", *overrides])
-    result = tasks.evaluate(compose("evaluate", arguments))
-    assert json.loads((run.folder / "evaluation.json").read_text()) == result
-    assert result["classifier_accuracy"] >= 0.97
-    return {row["images"]: row for row in result["rows"]}
+    result = tasks.evaluate(config(f"run={run.folder}", *QUICK, *overrides))
+    written = json.loads(run.evaluations[-1].read_text())
+    assert written == json.loads(json.dumps(result)), "what is printed is what is kept"
+    return result
 
 
-def test_restoration(cold, data):
-    rows, images = evaluate(cold), to_float(data.split("test").batch(spread(296, COUNT))[0])
-    assert list(rows) == ["degraded", "direct", "cold1", "cold2"]
-    model, critic = load(cold.folder, device="cpu"), judge.fitted(data)
+def values(result, images):
+    return {name: number["value"] for name, number in result["rows"][images].items()}
+
+
+@pytest.fixture
+def seen(judge, data):
+    """Features and logits by the judge, by hand."""
+    model = load(judge.folder, device="cpu")
+    return lambda images: model.classify(to_float(to_uint8(images)))
+
+
+@pytest.mark.parametrize("rounding", ["uint8", "none"])
+def test_restoration(cold, judge, data, seen, rounding):
+    result = evaluate(cold, f"rounding={rounding}", f"judge={judge.folder}")
+    held_out = data.split("test")
+    chosen = spread(296, COUNT)
+    originals, labels = held_out.batch(chosen)
+    images = to_float(originals)
+    assert list(result["rows"]) == ["degraded", "direct", "cold1", "cold2"]
+    model = load(cold.folder, device="cpu")
     x_T = model.degradation.forward(images, torch.ones(COUNT), State())
     expected = {"degraded": x_T, "direct": model.direct(x_T, 1.0, indices=range(COUNT))}
     for name in ("cold1", "cold2"):
-        recipe = model.recipe([f"sampler={name}", *QUICK])
-        expected[name] = model.sample(range(COUNT), recipe=recipe, images=images)
-    for name, by_hand in expected.items():
-        assert rows[name]["rmse"] == pytest.approx(rmse_pooled(by_hand, images), rel=1e-4), name
-        assert rows[name]["rmse/image"] == pytest.approx(rmse_per_image(by_hand, images), rel=1e-4), name
-        distance = frechet(critic.features(by_hand), critic.features(images))
-        assert rows[name][f"fd/classifier@{COUNT}"] == pytest.approx(distance, rel=0.02, abs=0.01), name
-    assert len({row["rmse"] for row in rows.values()}) == 4
+        expected[name] = model.sample(range(COUNT), recipe=model.recipe([f"sampler={name}", *QUICK]), images=images)
+    for name, restored in expected.items():
+        rows, x = values(result, name), to_float(to_uint8(restored)) if rounding == "uint8" else restored
+        difference = flat((x - images) / 2).double()
+        assert rows["rmse"] == pytest.approx(difference.square().mean().sqrt().item(), rel=1e-3), name
+        assert rows["rmse/image"] == pytest.approx(difference.square().mean(1).sqrt().mean().item(), rel=1e-3), name
+        assert rows["psnr"] == pytest.approx(-10 * mse(x, images).log10().mean().item(), rel=1e-3), name
+        assert rows["ssim"] == pytest.approx(SSIM()(x, images).mean().item(), rel=1e-3), name
+        answer = seen(restored)
+        distance = frechet(answer.features, seen(images).features)
+        assert rows[f"fd/classifier@{COUNT}"] == pytest.approx(distance, rel=0.02, abs=0.01), name
+        assert rows["agreement"] == (answer.logits.argmax(1) == labels).double().mean().item()
+    assert len({values(result, name)["rmse"] for name in expected}) == 4
+    assert "kid" not in " ".join(result["rows"]["direct"]), "biased for pairs"
+    assert result["cost"]["cold2"]["evaluations/sample"] == 3
 
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])
-def test_generation(hot, data, weights):
-    rows = evaluate(hot, f"weights={weights}", "seed=2")
-    assert list(rows) == ["samples", "training images"]
-    model, critic = load(hot.folder, device="cpu", weights=weights), judge.fitted(data)
-    samples = model.sample(range(COUNT), seed=2, recipe=model.recipe(QUICK))
+def test_generation(hot, judge, data, seen, weights):
+    result = evaluate(hot, f"weights={weights}", "seed=2", f"judge={judge.folder}")
+    assert list(result["rows"]) == ["samples", "training images"]
+    model = load(hot.folder, device="cpu", weights=weights)
+    samples = seen(model.sample(range(COUNT), seed=2, recipe=model.recipe(QUICK)))
     name = f"fd/classifier@{COUNT}"
-    reference = critic.features(to_float(data.split("test").images))
-    assert rows["samples"]["agreement"] == critic.agreement(samples, torch.arange(COUNT) % 10)
-    assert rows["samples"][name] == pytest.approx(frechet(critic.features(samples), reference), rel=0.02)
-    assert rows["training images"]["agreement"] >= 0.9
-    assert rows["training images"][name] < rows["samples"][name]
+    held_out = data.split("test")
+    reference = seen(to_float(held_out.images))
+    rows, real = values(result, "samples"), values(result, "training images")
+    assert rows["agreement"] == (samples.logits.argmax(1) == torch.arange(COUNT) % 10).double().mean().item()
+    assert rows[name] == pytest.approx(frechet(samples.features, reference.features), rel=0.02)
+    assert real["agreement"] >= 0.9
+    assert real[name] < rows[name]
+    assert real["precision/classifier"] > rows["precision/classifier"]
+    for number in result["rows"]["samples"].values():
+        assert number["low"] <= number["value"] <= number["high"]
+    protocol = result["protocol"]
+    assert protocol["count"] == COUNT
+    assert protocol["seed"] == 2
+    assert protocol["weights"] == weights
+    assert protocol["sampler"].startswith("DDIM")
+    assert protocol["reference"]["count"] == 296
+    assert protocol["checkpoint"].startswith("step-00000012.")
+    assert "step 60" in protocol["extractor"]["identity"]
+    cost = result["cost"]["samples"]
+    assert cost["evaluations/sample"] == 6, "three steps, each with and without the condition"
+    assert cost["GFLOP/sample"] > 0
+    assert (hot.evaluations[-1].parent / "nearest.png").is_file()
+
+
+def test_what_was_measured_is_not_measured_again(hot, judge, monkeypatch):
+    overrides = [f"judge={judge.folder}", "seed=5", "metrics=quick"]
+    first = evaluate(hot, *overrides)
+    with monkeypatch.context() as patch:
+        patch.setattr(subjects.Samples, "measure", lambda *_: pytest.fail("measured again"))
+        assert evaluate(hot, *overrides) == first
+        with pytest.raises(pytest.fail.Exception):
+            evaluate(hot, *overrides, "metrics=all")
+        with pytest.raises(pytest.fail.Exception):
+            evaluate(hot, *overrides, "overwrite=true")
+    (hot.evaluations[-1].parent / "parts.pt").write_bytes(b"damaged")
+    assert evaluate(hot, *overrides)["rows"] == first["rows"], "measured anew, to the same numbers"
+
+
+class TestFolders:
+    @pytest.fixture
+    def samples(self, hot, judge):
+        """The folder of samples that an evaluation has left, and its result."""
+        result = evaluate(hot, f"judge={judge.folder}")
+        folder = max((hot.folder / "samples").iterdir(), key=lambda path: path.stat().st_mtime)
+        return folder, result
+
+    def test_the_folder_of_a_run_has_the_numbers_of_the_run(self, samples, judge, hot):
+        folder, result = samples
+        again = tasks.evaluate(config(f"images={folder}", f"judge={judge.folder}"))
+        assert values(again, "images") == values(result, "samples")
+        assert again["protocol"]["run"] == str(hot.folder), "known from the manifest"
+
+    def test_two_folders_without_a_run(self, samples, tmp_path, monkeypatch, images):
+        folder, _ = samples
+        monkeypatch.chdir(tmp_path)
+        save_each(images, tmp_path / "mine", [f"{i}.png" for i in range(COUNT)])
+        result = tasks.evaluate(config(f"images={tmp_path}/mine", f"reference={folder}"))
+        assert list(result["rows"]) == ["images"]
+        assert f"fd/random@{COUNT}" in result["rows"]["images"]
+        assert "agreement" in result["skipped"]
+        assert (tmp_path / "runs" / "evaluations").is_dir()
+        same = tasks.evaluate(config(f"images={folder}", f"reference={folder}", "judge=none"))
+        rows = values(same, "images")
+        assert rows[f"fd/random@{COUNT}"] == pytest.approx(0, abs=1e-6)
+        assert rows["precision/random"] == rows["recall/random"] == rows["coverage/random"] == 1
+
+    def test_copies_of_the_training_are_seen(self, hot, data, tmp_path):
+        train_images = to_float(data.split("train").images[:COUNT])
+        save_each(train_images, tmp_path / "copies", [f"{i}.png" for i in range(COUNT)])
+        result = tasks.evaluate(config(f"images={tmp_path}/copies", f"run={hot.folder}", "judge=none"))
+        rows = values(result, "images")
+        assert rows["copied/random"] == 1
+        assert rows["train distance/random"] == pytest.approx(0, abs=1e-6)
+        fresh = to_float(data.split("test").images[:COUNT])
+        save_each(fresh, tmp_path / "fresh", [f"{i}.png" for i in range(COUNT)])
+        rows = values(tasks.evaluate(config(f"images={tmp_path}/fresh", f"run={hot.folder}", "judge=none")), "images")
+        assert rows["copied/random"] < 0.1
+        assert rows["train distance/random"] == pytest.approx(1, abs=0.25)
+
+    def test_pairs(self, images, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        names = [f"{i:03d}.png" for i in range(COUNT)]
+        worse = (images + 0.2 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+        save_each(images, tmp_path / "originals", names)
+        save_each(worse, tmp_path / "restored", names)
+        asked = [f"images={tmp_path}/restored", f"reference={tmp_path}/originals", "pairs=true"]
+        rows = values(tasks.evaluate(config(*asked)), "images")
+        saved = to_float(to_uint8(worse))
+        assert rows["rmse"] == pytest.approx(mse(saved, to_float(to_uint8(images))).mean().sqrt().item(), rel=1e-6)
+        (tmp_path / "restored" / "007.png").unlink()
+        with pytest.raises(UserError, match=r"007\.png"):
+            tasks.evaluate(config(*asked))
+
+
+class TestAgainst:
+    def test_two_runs(self, hot, judge, tmp_path):
+        other = train(tmp_path, *DIGITS, "run.name=other", "max_steps=2", "callbacks.pictures.count=0",
+                      experiment="ddpm_digits")
+        mine, theirs = (config(f"run={run.folder}", f"judge={judge.folder}", *QUICK) for run in (hot, other))
+        result = tasks.evaluate(mine, theirs)
+        rows = result["comparison"]["samples"]
+        first, second = (values(tasks.evaluate(each), "samples") for each in (mine, theirs))
+        for name, row in rows.items():
+            assert (row["a"], row["b"]) == (first[name], second[name])
+            assert row["difference"] == pytest.approx(first[name] - second[name])
+            assert row["paired"]
+            assert row["exceeds"] == (row["low"] > 0 or row["high"] < 0)
+        assert rows.keys() == first.keys()
+        [written] = hot.folder.glob("evaluations/*/comparison.json")
+        assert json.loads(written.read_text())["rows"] == result["comparison"]
+
+    def test_a_run_and_itself(self, cold, judge):
+        mine = config(f"run={cold.folder}", f"judge={judge.folder}", *QUICK)
+        result = tasks.evaluate(mine, mine)
+        assert set(result["comparison"]) == {"degraded", "direct", "cold1", "cold2"}
+        for rows in result["comparison"].values():
+            assert not any(row["exceeds"] or row["difference"] for row in rows.values())
+
+    def test_another_reference_is_refused(self, hot, judge):
+        mine, theirs = (config(f"run={hot.folder}", f"judge={judge.folder}", f"split={split}", "metrics=quick", *QUICK)
+                        for split in ("test", "train"))
+        with pytest.raises(UserError, match=r"reference\.what: 'test split of Digits' and 'train split of Digits'"):
+            tasks.evaluate(mine, theirs)
+
+    def test_samples_and_a_folder_are_not_paired(self, hot, judge, images, tmp_path):
+        save_each(images, tmp_path, [f"{i}.png" for i in range(COUNT)])
+        mine, theirs = (config(place, f"judge={judge.folder}", "metrics=quick", "~metrics.agreement", *QUICK)
+                        for place in (f"run={hot.folder}", f"images={tmp_path}"))
+        theirs.run = str(hot.folder)
+        with pytest.raises(UserError, match="cannot be compared"):
+            compare(Report({"what": "samples", "count": 3}, ["samples"]), Report({"what": "images", "count": 4}, []))
+        row = tasks.evaluate(mine, theirs)["comparison"]["samples"][f"fd/classifier@{COUNT}"]
+        assert not row["paired"]
+        assert row["difference"] > 0
+        assert row["exceeds"], "a model of twelve steps and real digits"
+
+
+def test_a_classifier_is_measured_by_its_accuracy(judge, data):
+    result = tasks.evaluate(config(f"run={judge.folder}"))
+    held_out = data.split("test")
+    answer = load(judge.folder, device="cpu").classify(to_float(held_out.images))
+    right = (answer.logits.argmax(1) == held_out.labels).double().mean().item()
+    assert values(result, "test split")["accuracy"] == right
+    assert right > 0.9
+    number = result["rows"]["test split"]["accuracy"]
+    assert number["low"] < right < number["high"] <= 1
+
+
+class TestWhoLooks:
+    def test_a_classifier_of_the_same_images_is_found(self, hot, judge, tmp_path):
+        for run, experiment in ((hot, "ddpm_digits"), (judge, "classifier_digits")):
+            (tmp_path / experiment).mkdir()
+            (tmp_path / experiment / "run").symlink_to(run.folder)
+        found = bench.Bench(config(f"run={tmp_path}/ddpm_digits/run"))
+        assert found.judge is not None
+        assert found.extractor is found.judge
+        assert classifier.find(tmp_path, "other images") is None
+        random = bench.Bench(config(f"run={tmp_path}/ddpm_digits/run", "extractor=random"))
+        assert (random.extractor.name, random.judge.name) == ("random", "classifier")
+
+    def test_without_one_it_is_random_features(self, hot, caplog):
+        caplog.set_level("INFO")
+        found = bench.Bench(config(f"run={hot.folder}"))
+        assert found.extractor.name == "random"
+        assert "experiment=classifier_digits" in caplog.text
+
+    def test_numbers_are_called_by_the_literature_only_where_they_are_the_same(self, hot):
+        found = bench.Bench(config(f"run={hot.folder}"))
+        found.extractor = SimpleNamespace(name="inception", official={"fd": "FID"})
+        assert found._named("fd", 10_000) == "FID@10k"
+        assert found._named("fd", 2500) == "FID@2500"
+        assert found._named("recall", 10_000) == "recall/inception"
+        found.extractor = SimpleNamespace(name="inception-1a2b3c4d", official={})
+        assert found._named("fd", 10_000) == "fd/inception-1a2b3c4d@10k"
+
+
+class TestRefused:
+    """In words, and before samples are drawn wherever that is possible."""
+
+    @pytest.mark.parametrize(("overrides", "words"), [
+        (["split=validation"], "test or train"),
+        (["rounding=up"], "uint8 or none"),
+        (["baseline=3"], "true or false"),
+        (["pairs=true"], "two folders"),
+        (["~metrics"], "at least one"),
+        (["reference=/nowhere/at/all"], "nothing at /nowhere/at/all"),
+        (["judge=/nowhere/at/all"], "no run in /nowhere/at/all"),
+        (["extractor=classifier"], "extractor.run="),
+        (["metrics.neighbours.k=0"], "at least one neighbour"),
+        (["metrics.memorisation.rare=2"], "a share"),
+        (["metrics.fd._target_=diffusion.metrics.frechet.Moments"], "arguments among"),
+    ])
+    def test_settings(self, hot, overrides, words):
+        with pytest.raises(UserError, match=words):
+            tasks.evaluate(config(f"run={hot.folder}", *overrides))
+
+    def test_neither_run_nor_images(self):
+        with pytest.raises(UserError, match="what is to be measured"):
+            tasks.evaluate(config())
+
+    def test_no_run_and_no_reference(self, images, tmp_path):
+        save_each(images, tmp_path, [f"{i}.png" for i in range(COUNT)])
+        with pytest.raises(UserError, match="reference=FOLDER"):
+            tasks.evaluate(config(f"images={tmp_path}"))
+
+    def test_a_judge_that_makes_images(self, hot, cold):
+        with pytest.raises(UserError, match="makes images"):
+            tasks.evaluate(config(f"run={hot.folder}", f"judge={cold.folder}"))
+
+    def test_a_judge_of_other_images(self, judge, tmp_path):
+        small = train(tmp_path, *COLD, "data.size=8", "run.name=small", "callbacks.pictures.count=0")
+        with pytest.raises(UserError, match=r"8 x 8 px, grey.*16 x 16 px, grey"):
+            tasks.evaluate(config(f"run={small.folder}", f"judge={judge.folder}", *QUICK))
+
+    def test_too_few_samples(self, images, hot, tmp_path):
+        save_each(images[:5], tmp_path, [f"{i}.png" for i in range(5)])
+        with pytest.raises(UserError, match=r"5 images, too few for metrics\.neighbours"):
+            tasks.evaluate(config(f"images={tmp_path}", f"run={hot.folder}", "judge=none"))
+
+    def test_images_of_another_size(self, hot, tmp_path):
+        save_each(torch.zeros(COUNT, 1, 8, 8), tmp_path, [f"{i}.png" for i in range(COUNT)])
+        with pytest.raises(UserError, match="8 x 8 px, grey, and a reference of 16 x 16 px, grey"):
+            tasks.evaluate(config(f"images={tmp_path}", f"run={hot.folder}", "judge=none"))
+
+    def test_samplers_that_do_not_fit(self, cold):
+        for samplers in ("ddim", "[ddim]", "[]"):
+            with pytest.raises(UserError, match="cold1"):
+                tasks.evaluate(config(f"run={cold.folder}", f"samplers={samplers}"))
+
+    def test_samples_that_are_no_numbers(self):
+        images = torch.zeros(3, 1, 4, 4)
+        finite(images, [{"index": i} for i in (4, 5, 6)])
+        images[1, 0, 2, 2] = float("nan")
+        with pytest.raises(UserError, match="sample 5 "):
+            finite(images, [{"index": i} for i in (4, 5, 6)])
 
 
 class TestRestore:
@@ -104,3 +375,19 @@ def test_what_is_measured_is_spread_over_the_set(n, count):
     assert chosen[0] == 0
     gaps = torch.diff(chosen, append=torch.tensor([n]))
     assert set(gaps.tolist()) <= {n // len(chosen), -(-n // len(chosen))}
+
+
+@pytest.mark.skipif("THAW_DATA" not in os.environ, reason="THAW_DATA names a folder with the real data sets")
+def test_the_papers_blurred_mnist():
+    """RMSE 0.287 of the 10,000 test digits under all twenty kernels (Bansal et al. 2022, table 1)."""
+    held_out = build("data", "mnist", root=os.environ["THAW_DATA"]).split("test")
+    blur = build("degradation", "blur", levels=20, padding="circular", **{"kernels.size": 11, "kernels.std": 7.0})
+    outcome = subjects.Outcome({"rmse": build("metrics", "quick")["rmse"]}, held_out)
+    for rows in torch.arange(len(held_out)).split(1000):
+        x0 = to_float(held_out.batch(rows)[0])
+        outcome.add(blur.forward(x0, torch.ones(len(x0)), State()), rows)
+    assert outcome.numbers()["rmse"].value == pytest.approx(0.287, abs=0.001)
+
+
+def test_the_folder_that_evaluations_are_in_is_the_runs(cold):
+    assert all(path.is_relative_to(cold.folder) for path in Run(cold.folder).evaluations)

@@ -1,6 +1,7 @@
 """A classifier that train.py has trained, as extractor and as judge."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from jaxtyping import Int64, UInt8
@@ -56,7 +57,9 @@ def find(root: Path, data: str) -> Path | None:
     """The newest classifier in a folder of runs that was trained on the data set with this fingerprint."""
     runs = sorted(root.glob("classifier_*/*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in runs:
-        content = checkpoint.latest(path.parent / "checkpoints")
+        content = None
+        with suppress(UserError):  # all of its checkpoints are damaged, which the log says
+            content = checkpoint.latest(path.parent / "checkpoints")
         if content is not None and content["data"] == data:
             return path.parent
     return None
