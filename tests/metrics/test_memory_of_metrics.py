@@ -1,7 +1,6 @@
 """What metrics take: memory that does not grow with the square of the images; what a network and a sample cost."""
 
 import os
-import os
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -27,7 +26,7 @@ from diffusion.metrics.intervals import grouped
 from diffusion.metrics.kid import KID
 from diffusion.metrics.neighbours import Memorisation, Neighbours
 
-n, d = 6000, 64
+n, d = 4500, 64
 distances.BLOCK, kid.CHUNK = 2**20, 512
 x, y = torch.randn(n, d), torch.randn(n, d)
 nothing = ImageSet(torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
@@ -36,7 +35,7 @@ small = Sets(nothing, Features(x[:100]), Features(y[:100]), grouped(100))
 for metric in KID(), Neighbours(), Frechet():
     metric(small)  # what libraries take for themselves
 used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))
-resource.setrlimit(resource.RLIMIT_DATA, (used + 128 * 2**20,) * 2)
+resource.setrlimit(resource.RLIMIT_DATA, (used + 100 * 2**20,) * 2)
 for metric in KID(), Neighbours(), Frechet(), Memorisation():
     print(*metric(sets))
 try:
@@ -48,7 +47,7 @@ except RuntimeError:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
 def test_no_matrix_of_all_pairs():
-    """Of 6,000 images it would need 288 MB."""
+    """Of 4,500 images it would need 162 MB."""
     # Else blocks of some megabytes tear holes into the heap.
     result = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False,
                             env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"})
