@@ -46,6 +46,11 @@ class Affine(Degradation):
         d_alpha, d_sigma = (alpha_s - alpha_t).to(x0.dtype), (sigma_s - sigma_t).to(x0.dtype)
         return like(d_alpha, x0) * x0 + like(d_sigma, x0) * state["z"]
 
+    def response(self, x0: Float[Tensor, "b *rest"], dx: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
+                 state: State) -> Float[Tensor, "b *rest"]:
+        """``alpha_t dx``."""
+        return self.coefficients(t, dx)[0] * dx
+
     def score(self, x0_hat: Float[Tensor, "b *rest"], x_t: Float[Tensor, "b *rest"],
               t: Float[Tensor, " b"]) -> Float[Tensor, "b *rest"]:
         """``-z / sigma_t``, the gradient of log p(x_t) when z is normal and x0_hat the posterior mean."""

@@ -2,21 +2,18 @@
 
 One step is a depthwise convolution with ``k k^T``, ``k_j ~ exp(-(j - r)^2 / (2 s_i^2))``, ``j = 0..2r``, normalised to
 sum 1. ``D(x, k/T)`` applies steps ``0..k-1`` one after another. Padding and filter act on rows and columns
-separately, so any number of steps is two small matrix products: ``D(x, t) = A_t x B_t^T``. The tables ``A`` are built
-once per image size; the cost of D does not depend on t, and any mixture of times goes in one batch.
+separately, so any number of steps is two small matrix products: ``D(x, t) = A_t x B_t^T``.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from math import exp
 
 import torch
-from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float64
 from torch import Tensor
 
 from configs import UserError
-from degradations.base import Degradation, State, level
+from degradations.separable import Separable
 
 PADDINGS = ("circular", "reflect", "replicate", "zeros")
 
@@ -90,7 +87,7 @@ class Individual(Kernels):
         return 2.0 * (2 * i + 1)
 
 
-class Blur(Degradation):
+class Blur(Separable):
     """Composed Gaussian blur of T levels; between two levels the matrices are interpolated.
 
     :param kernels: size and std of each step's kernel
@@ -99,8 +96,6 @@ class Blur(Degradation):
     :param collapse: at ``t = 1`` replace the image by its mean per channel (``--discrete`` in the code, which the
         paper's generation from scratch uses)
     """
-
-    levels: int
 
     def __init__(self, kernels: Kernels, levels: int = 20, padding: str = "circular", collapse: bool = False):
         if padding not in PADDINGS:
@@ -114,19 +109,14 @@ class Blur(Degradation):
                             "degradation.kernels=constant degradation.kernels.std=1.0")
         self.kernels, self.levels, self.padding, self.collapse = kernels, levels, padding, collapse
 
-    def degrade(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b c h w"]:
-        rows, columns = self._matrices(x0, t, torch.float32)
-        return apply(x0, rows.to(x0.dtype), columns.to(x0.dtype))
-
-    def difference(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], s: Float[Tensor, " b"],
-                   state: State) -> Float[Tensor, "b c h w"]:
-        """``(A_s - A_t) x B_s^T + A_t x (B_s - B_t)^T``, the matrices subtracted in float64."""
-        with torch.autocast(x0.device.type, enabled=False):
-            rows_t, columns_t = self._matrices(x0, t, torch.float64)
-            rows_s, columns_s = self._matrices(x0, s, torch.float64)
-            first = apply(x0, tidy(rows_s - rows_t).to(x0.dtype), tidy(columns_s).to(x0.dtype))
-            second = apply(x0, tidy(rows_t).to(x0.dtype), tidy(columns_s - columns_t).to(x0.dtype))
-            return first + second
+    def table(self, size: int) -> Float64[Tensor, "rows size size"]:
+        table = [torch.eye(size, dtype=torch.float64)]
+        for i in range(self.levels):
+            step = step_matrix(size, self.kernels.size(i), self.kernels.std(i), self.padding)
+            table.append(step @ table[-1] if self.kernels.composed else step)
+        if self.collapse:
+            table[-1] = torch.full((size, size), 1 / size, dtype=torch.float64)
+        return torch.stack(table)
 
     def check(self, shape: Sequence[int]) -> None:
         radius = max(self.kernels.size(i) // 2 for i in range(self.levels))
@@ -134,33 +124,6 @@ class Blur(Degradation):
             raise UserError(f"a kernel of radius {radius} on images of {shape[-2]}x{shape[-1]} px",
                             "with reflect padding, a radius below the image's side",
                             f"degradation.kernels.size={2 * min(shape[-2:]) - 1} or degradation.padding=circular")
-
-    def _matrices(self, x: Tensor, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        height, width = x.shape[-2:]
-        below, share = level(t, self.levels)
-        above = (below + 1).clamp(max=self.levels)
-        weight = share[:, None, None].to(dtype)
-
-        def at(size: int) -> Tensor:
-            table = _table(self, size, str(x.device), dtype)
-            return torch.lerp(table[below], table[above], weight)
-
-        rows = at(height)
-        return rows, rows if width == height else at(width)
-
-
-def apply(x: Float[Tensor, "b c h w"], rows: Float[Tensor, "b h h"],
-          columns: Float[Tensor, "b w w"]) -> Float[Tensor, "b c h w"]:
-    """``rows x columns^T`` for every channel."""
-    c = x.shape[1]
-    x = rearrange(x, "b c h w -> b (c h) w") @ columns.mT
-    x = rows @ rearrange(x, "b (c h) w -> b h (c w)", c=c)
-    return rearrange(x, "b h (c w) -> b c h w", c=c)
-
-
-def tidy(table: Tensor) -> Tensor:
-    """Entries below 1e-20 set to zero: as float32 denormals they slow a matrix product fifteen times."""
-    return table.where(table.abs() > 1e-20, 0)
 
 
 def step_matrix(size: int, kernel: int, std: float, padding: str) -> Tensor:
@@ -182,16 +145,3 @@ def step_matrix(size: int, kernel: int, std: float, padding: str) -> Tensor:
     if padding == "zeros":
         weights = weights * inside
     return torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, source, weights)
-
-
-@lru_cache(maxsize=16)
-def _table(blur: Blur, size: int, device: str, dtype: torch.dtype) -> Tensor:
-    """(T + 1, size, size): the matrix of each level along one axis."""
-    levels = blur.levels
-    steps = [step_matrix(size, blur.kernels.size(i), blur.kernels.std(i), blur.padding) for i in range(levels)]
-    table = [torch.eye(size, dtype=torch.float64)]
-    for step in steps:
-        table.append(step @ table[-1] if blur.kernels.composed else step)
-    if blur.collapse:
-        table[-1] = torch.full((size, size), 1 / size, dtype=torch.float64)
-    return tidy(torch.stack(table)).to(device=device, dtype=dtype)

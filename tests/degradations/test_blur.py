@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 import degradations
 from configs import UserError
-from degradations.base import State
-from degradations.blur import PADDINGS, tidy
+from degradations.base import State, tidy
+from degradations.blur import PADDINGS
 
 STDS = {
     "constant": ({"kernels": "constant"}, lambda i: 7.0, 11),
