@@ -1,0 +1,124 @@
+"""Inpainting: a hole that grows, as in Cold Diffusion (Bansal et al. 2022, arXiv 2208.09392).
+
+Step i multiplies the image by the mask ``m_i(p) = 1 - exp(-|p - c|^2 / (2 b_i^2))``, ``b_i = kernel_std (i +
+initial_mask)``, around a centre c. After k steps the visible share of a pixel is ``v_k = m_0 ... m_{k-1}``, a function
+of k and of the whole number ``|p - c|^2`` alone: one table serves every centre, at a cost that depends on neither.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from configs import UserError
+from degradations.base import Degradation, State, level, tidy
+from degradations.randomness import Draws
+
+CENTRES = ("random", "middle")
+
+
+class Inpaint(Degradation):
+    """``D(x, t) = v_t x``: the hole tends to 0, which is grey; the network is not told where it is.
+
+    The state has the entry ``centre`` (B, 2), row and column of the hole's centre.
+
+    :param levels: number of steps T; between two levels v is interpolated
+    :param kernel_std: growth of the mask's width with each step, px
+    :param initial_mask: width of the first mask, in units of ``kernel_std``
+    :param centre: ``random``: uniform on -1 .. side - 1 along each axis, as in the code; or ``middle``
+    """
+
+    levels: int
+
+    def __init__(self, levels: int = 50, kernel_std: float = 0.1, initial_mask: int = 11, centre: str = "random"):
+        if levels < 1:
+            raise UserError(f"inpainting of {levels} levels", "at least 1", "degradation.levels=50")
+        if not kernel_std > 0:
+            raise UserError(f"a mask of std {kernel_std:g} px", "std above 0", "degradation.kernel_std=0.1")
+        if initial_mask < 1:
+            raise UserError(f"initial_mask={initial_mask}", "at least 1", "degradation.initial_mask=1")
+        if centre not in CENTRES:
+            raise UserError(f"the centre {centre!r}", f"one of {', '.join(CENTRES)}", "degradation.centre=random")
+        self.levels, self.kernel_std, self.initial_mask, self.centre = levels, kernel_std, initial_mask, centre
+
+    def draw(self, shape: Sequence[int], rng: Draws) -> State:
+        b, sides = shape[0], shape[-2:]
+        if self.centre == "random":
+            axes = [rng.integers(f"centre {axis}", side + 1, (b,)) - 1 for axis, side in zip("yx", sides)]
+        else:
+            zero = torch.zeros_like(rng.integers("centre", 1, (b,)))
+            axes = [zero + (side - 1) // 2 for side in sides]
+        return State(centre=torch.stack(axes, dim=1))
+
+    def degrade(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b c h w"]:
+        return self.visible(x0, t, state, torch.float32).to(x0.dtype) * x0
+
+    def difference(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], s: Float[Tensor, " b"],
+                   state: State) -> Float[Tensor, "b c h w"]:
+        """``(v_s - v_t) x``, the shares subtracted in float64."""
+        return self._growth(x0, t, s, state) * x0
+
+    def response(self, x0: Float[Tensor, "b c h w"], dx: Float[Tensor, "b c h w"], t: Float[Tensor, " b"],
+                 state: State) -> Float[Tensor, "b c h w"]:
+        return self.visible(dx, t, state, torch.float32).to(dx.dtype) * dx
+
+    def shares(self, reach: int) -> Float64[Tensor, "rows reach"]:
+        """``v_k`` at the squared distances 0 .. reach - 1 from the centre, for k = 0 .. T."""
+        distance = torch.arange(reach, dtype=torch.float64)
+        b = self.kernel_std * (torch.arange(self.levels, dtype=torch.float64)[:, None] + self.initial_mask)
+        masks = -torch.expm1(-distance / (2 * b**2))
+        return torch.cat([torch.ones(1, reach, dtype=torch.float64), torch.cumprod(masks, dim=0)])
+
+    def visible(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State,
+                dtype: torch.dtype) -> Float[Tensor, "b 1 h w"]:
+        """How much of each pixel is there at time t, in [0, 1]."""
+        height, width = x.shape[-2:]
+        down, across = (torch.arange(side, device=x.device) - state["centre"][:, axis, None]
+                        for axis, side in enumerate((height, width)))
+        distance = down[:, :, None] ** 2 + across[:, None, :] ** 2
+        far = [side if self.centre == "random" else side // 2 for side in (height, width)]
+        table = _table(self, far[0] ** 2 + far[1] ** 2 + 1, str(x.device), dtype)
+        below, share = level(t, self.levels)
+        above = (below + 1).clamp(max=self.levels)
+        low, high = (torch.take(table, k[:, None, None] * table.shape[1] + distance) for k in (below, above))
+        return torch.lerp(low, high, share[:, None, None].to(dtype))[:, None]
+
+    def _growth(self, x: Tensor, t: Tensor, s: Tensor, state: State) -> Tensor:
+        return (self.visible(x, s, state, torch.float64) - self.visible(x, t, state, torch.float64)).to(x.dtype)
+
+
+class ColourInpaint(Inpaint):
+    """``D(x, t) = v_t x + (1 - v_t) colour``: the image vanishes behind one colour, from the corners inwards, until at
+    t = 1 nothing else is left: for generation from scratch.
+
+    Here ``1 - v_k`` is the product of the first ``T - k`` masks (the code's ``--reverse``), so what is visible is a
+    disc that shrinks. The state has ``colour`` (B, C) too, uniform on [-0.5, 0.5].
+    """
+
+    def draw(self, shape: Sequence[int], rng: Draws) -> State:
+        return super().draw(shape, rng).replace(colour=rng.uniform("colour", tuple(shape[:2])) - 0.5)
+
+    def degrade(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b c h w"]:
+        visible, colour = self.visible(x0, t, state, torch.float32).to(x0.dtype), self.fill(x0, state)
+        return visible * x0 + (1 - visible) * colour
+
+    def difference(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], s: Float[Tensor, " b"],
+                   state: State) -> Float[Tensor, "b c h w"]:
+        """``(v_s - v_t) (x - colour)``, the shares subtracted in float64."""
+        return self._growth(x0, t, s, state) * (x0 - self.fill(x0, state))
+
+    def shares(self, reach: int) -> Float64[Tensor, "rows reach"]:
+        shares = 1 - super().shares(reach).flip(0)
+        shares[0] = 1  # the first mask leaves the corners at 1e-2 of a grey level: t = 0 is the image itself
+        return shares
+
+    def fill(self, x: Float[Tensor, "b c h w"], state: State) -> Float[Tensor, "b c 1 1"]:
+        """The colour, to be added to ``x``."""
+        return state["colour"][..., None, None].to(x.dtype)
+
+
+@lru_cache(maxsize=8)
+def _table(operator: Inpaint, reach: int, device: str, dtype: torch.dtype) -> Float[Tensor, "rows reach"]:
+    return tidy(operator.shares(reach)).to(device=device, dtype=dtype)
