@@ -81,6 +81,24 @@ class Straight(Schedule):
         return 1 / (1 + 1 / ratio)
 
 
+class Additive(Schedule):
+    """``alpha = 1, sigma = std t``: noise is added and nothing taken away, for a part of a composition.
+
+    :param std: of the noise at t = 1
+    """
+
+    def __init__(self, std: float = 0.1):
+        if not std > 0:
+            raise UserError(f"noise of std {std:g}", "std above 0", "degradation.schedule.std=0.1")
+        self.std = std
+
+    def __call__(self, t: Float[Tensor, " b"]) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
+        return torch.ones_like(t, dtype=torch.float64), self.std * t.double()
+
+    def time(self, ratio: Float64[Tensor, " b"]) -> Float64[Tensor, " b"]:
+        return (ratio / self.std).clamp(max=1)
+
+
 def _accumulate(beta: Float64[Tensor, " T"]) -> Float64[Tensor, " T"]:
     return torch.cumprod(1 - beta, dim=0)
 

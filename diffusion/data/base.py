@@ -159,6 +159,21 @@ def digest(image: UInt8[np.ndarray, "c h w"]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
+def chosen(images: ImageSet, classes: list[str]) -> ImageSet:
+    """The images of these classes, which are numbered anew in the order that is given.
+
+    :param images: a set with classes, all of these among them
+    """
+    assert images.labels is not None
+    assert images.names is not None
+    number = torch.full((len(images.names),), -1)
+    number[[images.names.index(name) for name in classes]] = torch.arange(len(classes))
+    labels = number[images.labels]
+    (places,) = torch.where(labels >= 0)
+    rows = places if images.rows is None else images.rows[places]
+    return ImageSet(images.pixels, labels[places], classes, rows)
+
+
 def labelled(pixels: UInt8[np.ndarray, "n h w"], labels: Int[np.ndarray, " n"], channels: int,
              names: list[str]) -> ImageSet:
     """Grey images and their classes as an ``ImageSet``, the grey repeated over ``channels``."""

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision import datasets
 
 from configs.errors import UserError
-from diffusion.data.base import SPLITS, Data, ImageSet, Split
+from diffusion.data.base import SPLITS, Data, ImageSet, Split, chosen
 from diffusion.data.decode import Decoder, resampling
 from diffusion.data.folder import Folder
 
@@ -30,13 +30,19 @@ class CIFAR10(Data):
     :param download: fetch the batches into ``root`` when there is nothing
     :param cache: for images decoded from files, see :class:`diffusion.data.folder.Folder`
     :param flip: whether training may mirror the images
+    :param only: the classes to take, None for all
     :raises UserError: an argument is out of range; at the first ``split``, there is neither, or the files are damaged
         or of other classes
     """
 
     def __init__(self, root: str | Path = "data", size: int = 32, channels: int = 3, resample: str = "bilinear",
-                 download: bool = False, cache: str | Path | Literal[False] | None = None, flip: bool = True):
+                 download: bool = False, cache: str | Path | Literal[False] | None = None, flip: bool = True,
+                 only: list[str] | None = None):
         super().__init__(size, channels, flip)
+        if only is not None and (not only or len({*only} & {*CLASSES}) < len(only)):
+            raise UserError(f"data.only={only}", f"some of the classes {', '.join(CLASSES)}, or null for all",
+                            "data.only=[bird,cat,deer,dog,frog,horse]")
+        self.only = only
         resampling(resample)
         root = Path(root).expanduser()
         self.root = root.parent if root.name == BATCHES else root
@@ -48,10 +54,11 @@ class CIFAR10(Data):
 
     @property
     def class_names(self) -> list[str]:
-        return CLASSES
+        return CLASSES if self.only is None else self.only
 
     def load(self, name: Split) -> ImageSet:
-        return self._batches(name) if self.folder is None else self._folder(self.folder, name)
+        images = self._batches(name) if self.folder is None else self._folder(self.folder, name)
+        return images if self.only is None else chosen(images, self.only)
 
     def _batches(self, name: Split) -> ImageSet:
         try:
