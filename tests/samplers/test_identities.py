@@ -11,6 +11,7 @@ import samplers
 from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Degradation, State
+from degradations.desaturate import Desaturate
 from degradations.gaussian import Gaussian
 from degradations.randomness import Streams
 from models.conditioning import Context
@@ -24,9 +25,20 @@ PAIRS = [(s, d) for s in NAMES for d in degradations.available()
 SHAPE = (3, 1, 8, 8)
 
 
+def shape_for(degradation):
+    """A shape that the operator takes."""
+    return (3, 3, 8, 8) if isinstance(degradation, Desaturate) else SHAPE
+
+
+def some(sampler, degradation, num_steps):
+    """A sampler of so many steps, or of all levels if there are fewer."""
+    return samplers.build(sampler, num_steps=min(num_steps, degradation.levels or num_steps))
+
+
 def run(sampler, restorer, degradation, x_T=None, state=None, seed=0, **arguments):
-    state = state or state_of(degradation, SHAPE, seed)
-    x_T = torch.randn(SHAPE) if x_T is None else x_T
+    shape = shape_for(degradation)
+    state = state or state_of(degradation, shape, seed)
+    x_T = torch.randn(shape) if x_T is None else x_T
     streams = Streams(seed, tuple(range(len(x_T))))
     return sampler.sample(restorer, degradation, x_T, state, Context(), streams, **arguments)
 
@@ -34,40 +46,45 @@ def run(sampler, restorer, degradation, x_T=None, state=None, seed=0, **argument
 @pytest.mark.parametrize(("sampler", "degradation"), PAIRS)
 class TestEveryPair:
     def test_perfect_restorer_returns_the_image(self, sampler, degradation):
-        d, s = degradations.build(degradation), samplers.build(sampler, num_steps=10)
-        x0, state = torch.rand(SHAPE) * 2 - 1, state_of(degradations.build(degradation), SHAPE)
+        d = degradations.build(degradation)
+        x0, state = torch.rand(shape_for(d)) * 2 - 1, state_of(d, shape_for(d))
         x_T = d.forward(x0, torch.ones(3), state)
-        torch.testing.assert_close(run(s, Perfect(x0, d), d, x_T, state), x0, atol=2e-6, rtol=0)
+        for stride in (1, 2, 7):  # Algorithm 2 is exact at any stride
+            s = some(sampler, d, -(-10 // stride))
+            torch.testing.assert_close(run(s, Perfect(x0, d), d, x_T, state), x0, atol=2e-6, rtol=0)
 
     def test_a_sample_does_not_depend_on_its_batch(self, sampler, degradation):
-        d, s = degradations.build(degradation), samplers.build(sampler, num_steps=5)
-        state, x_T = state_of(d, SHAPE), torch.randn(SHAPE)
+        d = degradations.build(degradation)
+        s, state, x_T = some(sampler, d, 5), state_of(d, shape_for(d)), torch.randn(shape_for(d))
         whole = run(s, Arbitrary(d), d, x_T, state)
         alone = s.sample(Arbitrary(d), d, x_T[2:], state.rows(slice(2, 3)), Context(), Streams(0, (2,)))
         torch.testing.assert_close(alone, whole[2:], atol=1e-6, rtol=1e-5)
 
     def test_same_seed_same_result_other_runs_between(self, sampler, degradation):
-        d, s = degradations.build(degradation), samplers.build(sampler, num_steps=4)
-        x_T = torch.randn(SHAPE)
+        d = degradations.build(degradation)
+        s, x_T = some(sampler, d, 4), torch.randn(shape_for(d))
         first = run(s, Arbitrary(d), d, x_T)
         run(s, Arbitrary(d), d, seed=3)
         assert torch.equal(run(s, Arbitrary(d), d, x_T), first)
 
     def test_grid_falls_to_zero(self, sampler, degradation):
         d = degradations.build(degradation)
-        times = samplers.build(sampler, num_steps=7).times(d)
+        steps = min(7, d.levels or 7)
+        times = some(sampler, d, steps).times(d)
         assert times[-1] == 0
-        assert len(times) == 8
+        assert len(times) == steps + 1
         assert all(a > b for a, b in itertools.pairwise(times))
 
 
+@pytest.mark.parametrize("steps", [None, 3])
 @pytest.mark.parametrize("name", degradations.available())
-def test_algorithm_2_telescopes_for_a_constant_restorer(name):
-    """``x_0 = x_T - D(c, 1) + c`` for any operator."""
+def test_algorithm_2_telescopes_for_a_constant_restorer(name, steps):
+    """``x_0 = x_T - D(c, 1) + c`` for any operator, at every level or at a stride."""
     d = degradations.build(name)
-    c, x_T, state = torch.rand(1, 1, 8, 8), torch.randn(SHAPE), state_of(d, SHAPE)
-    steps = None if (d.levels or 0) < 100 else 50
-    expected = x_T - d.forward(c.expand(SHAPE), torch.ones(3), state) + c
+    shape = shape_for(d)
+    c, x_T, state = torch.rand(1, *shape[1:]), torch.randn(shape), state_of(d, shape)
+    steps = steps or (None if (d.levels or 0) < 100 else 50)
+    expected = x_T - d.forward(c.expand(shape), torch.ones(3), state) + c
     got = run(samplers.build("cold2", num_steps=steps), Constant(c, d), d, x_T, state)
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
 
@@ -76,6 +93,25 @@ def test_algorithm_1_returns_the_last_estimate():
     d = degradations.build("blur")
     c = torch.rand(1, 1, 8, 8)
     assert torch.equal(run(samplers.build("cold1"), Constant(c, d), d), c.expand(SHAPE))
+
+
+@pytest.mark.parametrize("name", degradations.available())
+def test_algorithm_2_degrades_at_most_twice_a_step(name, monkeypatch):
+    d = degradations.build(name)
+    calls, degrade = [], type(d).degrade
+    monkeypatch.setattr(type(d), "degrade", lambda *args: calls.append(args) or degrade(*args))
+    x_T, state = torch.randn(shape_for(d)), state_of(d, shape_for(d))
+    run(samplers.build("cold2", num_steps=3), Arbitrary(d), d, x_T, state)
+    assert len(calls) <= 2 * 3
+
+
+@pytest.mark.parametrize("steps", [20, 6])
+def test_algorithm_2_never_changes_the_mean_of_a_circular_blur(steps):
+    d = degradations.build("blur")
+    x_T = torch.randn(3, 3, 16, 16)
+    x_0 = run(samplers.build("cold2", num_steps=steps), Arbitrary(d), d, x_T)
+    torch.testing.assert_close(x_0.mean((2, 3)), x_T.mean((2, 3)), atol=1e-6, rtol=0)
+    assert (x_0 - x_T).abs().max() > 0.1
 
 
 def test_algorithm_2_is_exact_where_d_is_linear_in_t():
