@@ -12,7 +12,6 @@ import runpy
 import shlex
 import shutil
 import sys
-from functools import partial
 from glob import glob
 from pathlib import Path
 
@@ -29,7 +28,6 @@ import degradations
 from configs import compose, construct, registry
 from degradations.randomness import BatchStream, Streams
 from diffusion.data.cifar10 import CLASSES
-from diffusion.metrics import judge
 from diffusion.run import on_top
 from models.conditioning import ConditionEncoder, Context, LabelSignal
 from models.unet import UNet
@@ -118,9 +116,7 @@ def guest(tmp_path_factory):
 def at_desk(desk, guest, monkeypatch, request):
     """The desk, as working directory; the guest package is installed while its page is read."""
     monkeypatch.chdir(desk)
-    # A judge that has learned little, and that no other test may find.
     monkeypatch.setenv("XDG_CACHE_HOME", str(desk / "cache"))
-    monkeypatch.setattr(judge, "fit", partial(judge.fit, steps=20))
     if request.node.callspec.params.get("page") == GUEST:
         monkeypatch.syspath_prepend(guest)
     return desk
