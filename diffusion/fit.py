@@ -38,13 +38,16 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
                         decay=cfg.ema)
     count = sum(p.numel() for p in model.weights.parameters())
     log.info("model: %.2f million parameters", count / 1e6)
-    model.try_out()
     if content is not None:
         if content["data"] != training.fingerprint:
             raise UserError(f"the images are not those with which {run.folder} was begun", "the same data set",
                             "data.root=WHERE_THEY_WERE, or run.name=ANOTHER_NAME to begin anew")
         training.restore(content)
         log.info("resuming at step %d", training.step)
+    if not model.prior.fitted:
+        log.info("prior: fitted to %d images", min(model.prior.count, len(images)))
+        model.fit_prior(images)
+    model.try_out()
     if cfg.trainer.gradient_checkpointing:
         recompute(model.weights.net)
     if cfg.trainer.compile:

@@ -19,29 +19,34 @@ from degradations.base import Degradation, State
 from degradations.blur import Kernels
 from degradations.randomness import Streams, key
 from degradations.schedules import Schedule
+from degradations.snow import Flakes
 from diffusion import checkpoint
 from diffusion.classification import Answer, NetworkClassifier
 from diffusion.data.augment import Augmentation
-from diffusion.data.base import CHUNK
+from diffusion.data.base import CHUNK, Data, ImageSet
+from diffusion.data.gallery import Gallery
+from diffusion.data.pixels import to_float
 from diffusion.objective import Criterion
 from diffusion.parameterization import Parameterization
 from diffusion.priors import Prior
 from diffusion.restorer import NetworkRestorer
-from diffusion.run import Run, on_top, sampling
+from diffusion.run import Run, on_top, sampling, without
 from diffusion.space import Space
 from diffusion.times import Times
 from diffusion.weighting import Weighting
 from models.conditioning import AugmentSignal, Condition, ConditionEncoder, Context
 from samplers.base import Callback, Frame, Restorer, Sampler
 from samplers.grids import Grid
-from samplers.guidance.base import ConditionTransform, Finish, Guided, Term
+from samplers.guidance.base import ConditionTransform, Finish, Guided, Partner, Term, partners
+from samplers.guidance.pag import Perturbation
+from samplers.guidance.schedules import ScaleSchedule
 from samplers.moves import Belief, Move
 
 ROLES: dict[str, type] = {"model": nn.Module, "condition": ConditionEncoder, "degradation": Degradation,
                           "objective": Criterion, "space": Space, "prior": Prior, "augment": Augmentation}
 GUIDANCE = (Term, ConditionTransform, Finish)
-PARTS = (nn.Module, Degradation, Schedule, Kernels, Space, Prior, Parameterization, Times, Weighting, Grid, Belief,
-         Move, Sampler, *GUIDANCE)
+PARTS = (nn.Module, Degradation, Schedule, Kernels, Flakes, Gallery, Data, Space, Prior, Parameterization, Times,
+         Weighting, Grid, Belief, Move, Sampler, *GUIDANCE, Partner, Perturbation, ScaleSchedule)
 """What a config that came with a checkpoint may build."""
 
 
@@ -85,6 +90,11 @@ class Recipe:
         """From overrides of ``sample.py``, e.g. ``["sampler=ddim", "guidance=cfg"]``."""
         return cls.build(compose("sample", ["run=none", *sampling(overrides)]), packages)
 
+    @property
+    def classes(self) -> int | None:
+        """Number of classes that another model in the guidance tells apart, None if there is no such."""
+        return max((partner.classes or 0 for partner in partners(self.parts)), default=0) or None
+
 
 class Model:
     """Networks, degradation, space and prior, built from a run's config.
@@ -99,7 +109,9 @@ class Model:
         self.step = 0
 
         def part(name: str) -> Any:
-            return construct(config[name], packages=packages, role=ROLES[name], parts=PARTS)
+            # A stranger's config may say what to read, not what to write or to fetch.
+            node = config[name] if packages is None else without(config[name], ("cache", "download"))
+            return construct(node, packages=packages, role=ROLES[name], parts=PARTS)
 
         self.degradation: Degradation = part("degradation")
         self.objective: Criterion = part("objective")
@@ -123,14 +135,41 @@ class Model:
             self.prior.check(self.degradation)
 
     @torch.no_grad()
+    def fit_prior(self, images: ImageSet) -> None:
+        """Fit the prior to training images, evenly spread over the set, if there is anything to fit.
+
+        :raises UserError: if they are too few for it
+        """
+        rows = torch.linspace(0, len(images) - 1, min(self.prior.count, len(images))).round().long()
+        batches = (self.space.encode(to_float(images.batch(some)[0]).to(self.device)) for some in rows.split(64))
+        self.prior.fit(batches, self.degradation)
+
+    def start(self, recipe: Recipe) -> Prior:
+        """Where a recipe starts: its own prior or the model's. A prior of the kind that the model has takes over what
+        was fitted, so that only how it is used may differ (``prior=mixture prior.noise=0``).
+
+        :raises UserError: if it does not fit the degradation, or was not fitted
+        """
+        prior = recipe.prior or self.prior
+        prior.check(self.degradation)
+        if not prior.fitted and type(prior) is type(self.prior):
+            prior.restore(self.prior.state())
+        if not prior.fitted:
+            name = type(prior).__name__.lower()
+            raise UserError(f"prior={name}, which was not fitted to this run's images", "a prior that was fitted",
+                            f"python scripts/fit_prior.py run=FOLDER prior={name}")
+        return prior
+
+    @torch.no_grad()
     def try_out(self) -> None:
         """One evaluation of the network and one step of the run's own sampling, so that what does not fit together
         fails before any work.
 
         :raises UserError: from the parts, or if the network's answer is not what the objective wants
         """
-        self.evaluator.try_out(torch.zeros(1, *self.shape, device=self.device),
-                               self.weights.encoder.null(1, self.device))
+        x = torch.zeros(1, *self.shape, device=self.device)
+        self.degradation.draw(x.shape, Streams(0, (0,), self.device))  # may need images of another set
+        self.evaluator.try_out(x, self.weights.encoder.null(1, self.device))
         if not self.restores:
             return
         images = torch.zeros(1, *self.image_shape) if self.prior.restores else None
@@ -202,12 +241,21 @@ class Model:
         return Recipe.compose(on_top(self.config["sampling"], overrides), self.packages)
 
     def guided(self, parts: Sequence[Any]) -> Restorer:
-        """The restorer under these guidance parts."""
+        """The restorer under these guidance parts.
+
+        :raises UserError: if they hold another model, and it does not fit this one
+        """
+        for partner in partners(parts):
+            partner.check(self.config)
         return Guided(self.restorer, self.degradation, parts) if parts else self.restorer
 
-    def labels(self, indices: Sequence[int], label: Label) -> list[int]:
+    def classes(self, recipe: Recipe | None = None) -> int | None:
+        """Number of classes that a sample may be asked of: the model's, else that of another in the guidance."""
+        return self.num_classes or (recipe.classes if recipe else None)
+
+    def labels(self, indices: Sequence[int], label: Label, recipe: Recipe | None = None) -> list[int]:
         """The class of each sample: the one asked for, or else index modulo the number of classes."""
-        classes = self.num_classes
+        classes = self.classes(recipe)
         if classes is None:
             raise UserError(f"label={label} for an unconditional model", "a model trained with labels",
                             "drop label=..., or train with condition=label")
@@ -219,13 +267,16 @@ class Model:
                             f"label={classes - 1}")
         return [int(c) for c in wanted]
 
-    def context(self, indices: Sequence[int], label: Label = None) -> Context:
-        """The encoded condition of these samples, its null as an alternate."""
-        if label == "none" or (self.num_classes is None and label is None):
-            null = self.weights.encoder.null(len(indices), self.device)
-            return null.replace(alt={"null": null}) if self.num_classes is not None else null
-        condition: Condition = {"label": torch.tensor(self.labels(indices, label), device=self.device)}
-        return self.weights.encoder.with_null(condition)
+    def context(self, indices: Sequence[int], label: Label = None, recipe: Recipe | None = None) -> Context:
+        """The encoded condition of these samples; its alternates are the null, and ``raw``, which holds the condition as
+        it is, for other models in the guidance."""
+        null = self.weights.encoder.null(len(indices), self.device)
+        told = self.num_classes is not None
+        if label == "none" or (label is None and self.classes(recipe) is None):
+            return null.replace(alt={"null": null}) if told else null
+        condition: Condition = {"label": torch.tensor(self.labels(indices, label, recipe), device=self.device)}
+        ctx = self.weights.encoder.with_null(condition) if told else null
+        return ctx.replace(alt={**ctx.alt, "raw": Context(extra=dict(condition))})
 
     def trajectory(self, indices: Sequence[int], *, seed: int = 0, label: Label = None,
                    recipe: Recipe | None = None, images: Tensor | None = None, degraded: bool = False,
@@ -234,21 +285,17 @@ class Model:
         recipe = recipe or self.recipe()
         restorer = self.guided(recipe.parts)
         recipe.sampler.check(self.degradation)
-        (recipe.prior or self.prior).check(self.degradation)
+        prior = self.start(recipe)
         streams = Streams(seed, tuple(map(int, indices)), self.device)
         shape = (len(indices), *self.shape)
-        x, state = self._start(shape, streams, recipe, images, degraded)
-        frames = recipe.sampler.steps(restorer, self.degradation, x, state, self.context(indices, label), streams,
-                                      callbacks=callbacks, start=recipe.start)
-        return x, frames
-
-    def _start(self, shape: Sequence[int], streams: Streams, recipe: Recipe, images: Tensor | None,
-               degraded: bool) -> tuple[Tensor, State]:
         given = self.space.encode(images.to(self.device)) if images is not None else None
         if degraded and given is not None:
-            return given, self.degradation.draw(shape, streams)
-        prior = recipe.prior or self.prior
-        return prior.sample(shape, self.degradation, streams, given, recipe.start)
+            x, state = given, self.degradation.draw(shape, streams)
+        else:
+            x, state = prior.sample(shape, self.degradation, streams, given, recipe.start)
+        frames = recipe.sampler.steps(restorer, self.degradation, x, state, self.context(indices, label, recipe), streams,
+                                      callbacks=callbacks, start=recipe.start)
+        return x, frames
 
     @torch.no_grad()
     def sample(self, indices: Sequence[int], *, seed: int = 0, label: Label = None,

@@ -1,34 +1,56 @@
 """Priors: where ``x_T`` comes from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from configs import UserError
 from degradations.affine import Affine
+from degradations.animorph import Animorph
 from degradations.base import Degradation, State
-from degradations.randomness import Streams
+from degradations.compose import Compose
+from degradations.inpaint import ColourInpaint
+from degradations.randomness import Streams, key
+from degradations.separable import Separable
+from diffusion.data.pixels import to_float, to_uint8
 
 
 class Prior:
     """``sample(shape, degradation, streams, images, start) -> (x_T, state)``.
 
     :cvar restores: whether it starts from real images, which the caller hands in
+    :ivar count: training images that it is fitted to; 0 if there is nothing to fit
     """
 
     restores: bool = False
+    count: int = 0
 
     def check(self, degradation: Degradation) -> None:
         """Refuse a degradation whose ``x_T`` this is not."""
 
+    def fit(self, batches: Iterable[Float[Tensor, "b *rest"]], degradation: Degradation) -> None:
+        """Learn from clean images, ``count`` of them in batches, in the model's space.
+
+        :raises UserError: if they are too few
+        """
+
+    @property
+    def fitted(self) -> bool:
+        """Whether :meth:`sample` may be called: there was something to fit and it was, or there was nothing."""
+        return not self.count or bool(self.state())
+
     def state(self) -> dict[str, Tensor]:
-        """What was fitted, for the checkpoint."""
+        """What was fitted, for the checkpoint; empty before."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take back what :meth:`state` gave."""
+        """Take back what :meth:`state` gave.
+
+        :raises UserError: if it was fitted with other settings
+        """
 
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
                images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0) -> tuple[Tensor, State]:
@@ -40,7 +62,7 @@ class Noise(Prior):
     """``x_T = z``, the degradation's own draw: generation with hot diffusion."""
 
     def check(self, degradation: Degradation) -> None:
-        if not isinstance(degradation, Affine):
+        if not isinstance(degradation, Affine) or degradation.schedule(torch.ones(1))[0].item() > 0.5:
             raise UserError(f"prior=noise for {type(degradation).__name__}", "a degradation that ends in its state z",
                             "prior=degraded")
 
@@ -62,3 +84,128 @@ class Degraded(Prior):
         state = degradation.draw(shape, streams)
         t = torch.full((shape[0],), start, device=images.device)
         return degradation.forward(images, t, state), state
+
+
+class Mixture(Prior):
+    """A Gaussian mixture (full covariances) over what is left of the training images at t = 1: over the means of the
+    channels for a blur, over the small images for downsampling (Bansal et al. 2022, arXiv 2208.09392, section 5).
+
+    ``x_T`` is an image of ``size`` pixels, enlarged by repeating them, plus a little noise: without it all pixels of a
+    constant image are alike, and so are the samples (the paper's perfect and broken symmetry, 0 and 0.002).
+
+    :param size: side of what is left, px: 1 for a blur, ``data.size / 2^T`` for T halvings
+    :param components: of the mixture
+    :param noise: std of the noise, on the scale [-1, 1]
+    :param count: images to fit it to
+    """
+
+    def __init__(self, size: int = 1, components: int = 1, noise: float = 0.002, count: int = 10000):
+        if size < 1 or components < 1 or count < 2 or not noise >= 0:
+            raise UserError(f"a mixture of {components} components of {size} px, noise {noise:g}, from {count} images",
+                            "at least 1, 1, 0 and 2",
+                            "prior.size=1 prior.components=1 prior.noise=0.002 prior.count=10000")
+        self.size, self.components, self.noise, self.count = size, components, noise, count
+        self._fit: dict[str, Tensor] = {}
+
+    def check(self, degradation: Degradation) -> None:
+        if not isinstance(degradation, Separable | Compose):
+            raise UserError(f"prior=mixture for {type(degradation).__name__}", "a blur or downsampling",
+                            "prior=noise" if isinstance(degradation, Affine) else "prior=degraded")
+
+    def fit(self, batches: Iterable[Float[Tensor, "b *rest"]], degradation: Degradation) -> None:
+        from sklearn.mixture import GaussianMixture
+
+        left, done = [], 0
+        for x0 in batches:
+            state = degradation.draw(x0.shape, Streams(0, tuple(range(done, done + len(x0))), x0.device))
+            done += len(x0)
+            x_T = degradation.forward(x0, x0.new_ones(len(x0)), state)
+            left.append(F.adaptive_avg_pool2d(x_T, self.size).flatten(1).double().cpu())
+        vectors = torch.cat(left)
+        if len(vectors) < max(2, self.components):
+            raise UserError(f"a mixture of {self.components} components from {len(vectors)} images",
+                            f"at least {max(2, self.components)}", "more images, or prior.components=1")
+        found = GaussianMixture(self.components, covariance_type="full", random_state=0).fit(vectors.numpy())
+        self._fit = {"weights": torch.from_numpy(found.weights_), "means": torch.from_numpy(found.means_),
+                     "factors": torch.linalg.cholesky(torch.from_numpy(found.covariances_))}
+
+    def state(self) -> dict[str, Tensor]:
+        return dict(self._fit)
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        if state:
+            components, length = state["means"].shape
+            if components != self.components or length % self.size**2:
+                raise UserError(f"prior.components={self.components} prior.size={self.size}, fitted with {components} "
+                                f"components of {length} numbers", "the settings that it was fitted with",
+                                "python scripts/fit_prior.py run=FOLDER prior=mixture with the new ones")
+        self._fit = dict(state)
+
+    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
+               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0) -> tuple[Tensor, State]:
+        weights, means, factors = (self._fit[name].to(streams.device) for name in ("weights", "means", "factors"))
+        u = streams.uniform("component", (shape[0],)).double()
+        k = torch.searchsorted(weights.cumsum(0), u, right=True).clamp(max=len(weights) - 1)
+        z = streams.normal("mixture", (shape[0], means.shape[1])).double()
+        left = (means[k] + torch.einsum("bij,bj->bi", factors[k], z)).float()
+        small = left.reshape(shape[0], shape[1], self.size, self.size)
+        x = F.interpolate(small, tuple(shape[-2:]), mode="nearest-exact")
+        if self.noise:
+            x = x + self.noise * streams.normal("symmetry", shape)
+        return x, degradation.draw(shape, streams)
+
+
+class Colour(Prior):
+    """``x_T`` is one constant colour, the state's own: generation by inpainting."""
+
+    def check(self, degradation: Degradation) -> None:
+        if not isinstance(degradation, ColourInpaint):
+            raise UserError(f"prior=colour for {type(degradation).__name__}", "degradation=inpaint_colour",
+                            "prior=degraded")
+
+    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
+               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0) -> tuple[Tensor, State]:
+        assert isinstance(degradation, ColourInpaint)
+        state = degradation.draw(shape, streams)
+        return degradation.fill(torch.empty(*shape, device=streams.device), state).expand(*shape).clone(), state
+
+
+class Others(Prior):
+    """``x_T = z``, an image of the other set of animorphosis, kept in the checkpoint so that sampling does not need
+    that set. Sample i of a seed takes the i-th, counted from a place that depends on the seed; ``prior=noise`` draws
+    from the whole set.
+
+    :param count: images to keep
+    """
+
+    def __init__(self, count: int = 1024):
+        if count < 1:
+            raise UserError(f"prior.count={count}", "at least 1 image", "prior.count=1024")
+        self.count = count
+        self._images: Tensor | None = None
+
+    def check(self, degradation: Degradation) -> None:
+        if not isinstance(degradation, Animorph):
+            raise UserError(f"prior=others for {type(degradation).__name__}", "degradation=animorph",
+                            "prior=noise" if isinstance(degradation, Affine) else "prior=degraded")
+
+    def fit(self, batches: Iterable[Float[Tensor, "b *rest"]], degradation: Degradation) -> None:
+        kept, done = [], 0
+        for x0 in batches:
+            indices = tuple(range(done, done + len(x0)))
+            kept.append(to_uint8(degradation.draw(x0.shape, Streams(0, indices))["z"]))
+            done += len(x0)
+        self._images = torch.cat(kept)
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self._images is None else {"images": self._images}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self._images = state.get("images")
+
+    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
+               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0) -> tuple[Tensor, State]:
+        assert self._images is not None
+        first, n = key(streams.seed, "others"), len(self._images)
+        z = to_float(self._images[[(first + index) % n for index in streams.indices]]).to(streams.device)
+        return z, State(z=z)

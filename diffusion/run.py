@@ -181,8 +181,16 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
     if not fields["augment"]:
         del fields["augment"]  # none, as in a config without the key
     fields["precision"] = str(fields["precision"])
-    fields["data"] = {k: v for k, v in (fields["data"] or {}).items() if k not in PATHS}
+    for key in ("data", "degradation"):  # a degradation may name images of another set
+        fields[key] = without(fields[key] or {}, PATHS)
     return fields
+
+
+def without(config: Any, keys: Sequence[str]) -> Any:
+    """A config as plain data without these keys, at any depth."""
+    if isinstance(config, Mapping):
+        return {key: without(value, keys) for key, value in config.items() if key not in keys}
+    return [without(value, keys) for value in config] if isinstance(config, list) else config
 
 
 def sampling(overrides: Sequence[str]) -> list[str]:
@@ -202,8 +210,8 @@ def suited(overrides: Sequence[str], condition: Mapping[str, Any]) -> list[str]:
     ``condition=none``, or images without classes, are enough to make an experiment unconditional."""
     if condition.get("signals", True):
         return list(overrides)
-    left = {"guidance=cfg": None, "guidance=cfg_clip": "guidance=clip"}
-    kept = (left.get(o, o) for o in overrides if not o.startswith("guidance.cfg."))
+    left = {f"guidance=cfg{rest}": f"guidance={rest[1:]}" if rest else None for rest in ("", "_clip", "_pag")}
+    kept = (left.get(o, o) for o in overrides if "guidance.cfg." not in o)
     return [o for o in kept if o]
 
 

@@ -26,7 +26,7 @@ from diffusion.manifest import Manifest, Sample, folder_name, words
 from diffusion.memory import peak
 from diffusion.model import Model, Recipe, load
 from diffusion.pictures import by_class, save_each, save_grid
-from diffusion.run import Run, environment, plain, whole
+from diffusion.run import Run, environment, plain, whole, without
 from diffusion.selection import samples
 from diffusion.trajectory import Trajectory
 from samplers.base import Callback, Frame
@@ -86,7 +86,8 @@ def sample(cfg: DictConfig) -> Path:
     else:
         classes = class_names(model, cfg.data.root, packages)
     recipe.sampler.times(model.degradation, recipe.start)
-    asked = samples(model, cfg, inputs)
+    model.start(recipe)
+    asked = samples(model, cfg, inputs, recipe)
 
     settings: dict[str, Any] = {**plain(cfg), "step": model.step}
     stamp = {"step": model.step, "checksum": files[model.step].name.split(".")[1]}
@@ -279,7 +280,7 @@ def data_of(model: Model, root: str | None, packages: Sequence[str]) -> Data:
     :param packages: whose classes the run's config may name
     """
     # A stranger's config may say what to read, not what to write or to fetch.
-    config = {key: value for key, value in model.config["data"].items() if key not in ("cache", "download")}
+    config = without(model.config["data"], ("cache", "download"))
     return construct(config | ({"root": root} if root else {}), packages=packages, role=Data, parts=(Data,))
 
 
