@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +30,9 @@ from configs import UserError, build
 from configs.registry import closest
 from degradations.base import State
 from degradations.blur import Blur
+from diffusion.data.base import ImageSet
+from diffusion.metrics.base import Features, Sets
+from diffusion.metrics.intervals import grouped
 
 Call = Callable[[], object]
 SHORTEST = 0.02  # seconds that one measurement should last: a quicker candidate is called several times in a row
@@ -168,7 +172,31 @@ def startup(device: str, quick: bool) -> Iterator[Case]:
     }, "import torch", child_time)
 
 
-SUBJECTS: dict[str, Callable[[str, bool], Iterator[Case]]] = {"degradations": degradations, "startup": startup}
+def metrics(device: str, quick: bool) -> Iterator[Case]:
+    """Numbers of sets of features with their intervals, beside the libraries' numbers without."""
+    n, width = (500, 64) if quick else (10_000, 2048)
+    rng = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, width, generator=rng).relu() for _ in range(2))
+    nothing = ImageSet(torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
+    sets = Sets(nothing, Features(x), Features(y), grouped(n))
+    candidates: dict[str, Call] = {
+        "precision, recall, density, coverage": partial(build("metrics", "all")["neighbours"], sets),
+        "KID": partial(build("metrics", "all")["kid"], sets), "Fréchet": partial(build("metrics", "all")["fd"], sets)}
+    with suppress(ImportError):  # they are there in a development install
+        from prdc import compute_prdc
+        from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+        def fid() -> object:
+            return fid_statistics_to_metric(*map(fid_features_to_statistics, (x, y)), False)
+
+        candidates["prdc's four"] = partial(compute_prdc, x.double().numpy(), y.double().numpy(), 5)
+        candidates["torch-fidelity's FID"] = fid
+    yield Case(f"Metrics of {n:,} and {n:,} images, {width:,} features", candidates,
+               "precision, recall, density, coverage")
+
+
+SUBJECTS: dict[str, Callable[[str, bool], Iterator[Case]]] = {"degradations": degradations, "metrics": metrics,
+                                                              "startup": startup}
 
 
 def run(names: Sequence[str], rounds: int, device: str, quick: bool) -> dict:

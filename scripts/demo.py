@@ -1,5 +1,5 @@
-"""The main job in a few minutes, on scikit-learn's digits: a hot and a cold model and a classifier that judges, trained;
-samples and restorations drawn and measured.
+"""The main job in a few minutes, on scikit-learn's digits: a hot and a cold model, sampled, restored, and measured
+through the eyes of a classifier.
 
 Each step is a command that is printed before it runs, so that it can be copied. The demo fails (exit code 1) when a
 number misses its mark.
@@ -19,7 +19,8 @@ from diffusion.run import Run
 
 ROOT = Path(__file__).parents[1]
 RUNS = Path("runs/demo")
-HOT, COLD, JUDGE = RUNS / "ddpm_digits" / "hot", RUNS / "cold_blur_digits" / "cold", RUNS / "classifier_digits" / "judge"
+HOT, COLD = RUNS / "ddpm_digits" / "hot", RUNS / "cold_blur_digits" / "cold"
+JUDGE = RUNS / "classifier_digits" / "judge"
 COUNT = 200
 console = Console(highlight=False)
 
