@@ -76,7 +76,9 @@ def compose(config: str | None, overrides: Sequence[str] = ()) -> DictConfig:
 
 @cache
 def _group(group: str, name: str, choices: tuple[tuple[str, str], ...]) -> DictConfig:
-    picks = [f"{group}/{key}={value}" for key, value in choices]
+    place = group.replace("/", ".")
+    picks = [f"{group}/{key}={value}" if "." not in key else
+             f"{group}/{key.split('.')[-1]}@{place}.{key}={value}" for key, value in choices]
     cfg = compose(None, [f"+{group}={name}", *picks])
     for part in group.split("/"):
         cfg = cfg[part]
@@ -84,7 +86,8 @@ def _group(group: str, name: str, choices: tuple[tuple[str, str], ...]) -> DictC
 
 
 def node(group: str, name: str, **overrides: Any) -> DictConfig:
-    """The config that ``group=name`` stands for, with values replaced (dotted keys as ``{"grid.start": 0.5}``).
+    """The config that ``group=name`` stands for, with values replaced (dotted keys as ``{"grid.start": 0.5}``) and
+    nested groups chosen (``{"grid": "leading"}``, ``{"cfg.schedule": "linear"}``).
 
     :raises UserError: if the group has no such name, or the config no such key
     """
@@ -92,7 +95,7 @@ def node(group: str, name: str, **overrides: Any) -> DictConfig:
     if name not in names:
         raise UserError(f"{group}={name}", f"one of {', '.join(names)}", f"{group}={closest(name, names)}")
     nested = {p.name for folder in folders() for p in (folder / group).glob("*") if p.is_dir()}
-    choices = tuple((k, v) for k, v in overrides.items() if k in nested and isinstance(v, str))
+    choices = tuple((k, v) for k, v in overrides.items() if k.split(".")[-1] in nested and isinstance(v, str))
     cfg = _group(group, name, choices).copy()
     for key, value in overrides.items():
         if (key, value) in choices:

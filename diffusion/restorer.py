@@ -1,7 +1,8 @@
 """A network under its precision, and one made into a restorer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor
 from configs import UserError
 from degradations.base import Degradation, Estimate, State
 from diffusion.parameterization import Parameterization
-from models.attention import AttentionHook
+from models.attention import AttentionHook, AttentionSite
 from models.conditioning import Context
 from models.protocol import Network
 from samplers.base import Step
@@ -78,6 +79,11 @@ class NetworkRestorer(Evaluator):
         parameterization.check(degradation)
         super().__init__(network, precision)
         self.degradation, self.parameterization = degradation, parameterization
+
+    @cached_property
+    def sites(self) -> Sequence[AttentionSite]:
+        """The network's places of attention, in the order of their calls; none if it does not list them."""
+        return tuple(getattr(self.network, "sites", ()))
 
     def try_out(self, x: Float[Tensor, "b ..."], ctx: Context) -> None:
         answer = self.output(x, torch.ones(len(x), device=x.device), ctx)

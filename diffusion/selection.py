@@ -10,10 +10,10 @@ from configs import UserError
 from diffusion.data.base import digest
 from diffusion.inputs import Inputs
 from diffusion.manifest import Sample
-from diffusion.model import Model
+from diffusion.model import Model, Recipe
 
 
-def samples(model: Model, cfg: DictConfig, inputs: Inputs | None) -> list[Sample]:
+def samples(model: Model, cfg: DictConfig, inputs: Inputs | None, recipe: Recipe | None = None) -> list[Sample]:
     """The entries of the manifest for all samples that the config asks for."""
     label = list(cfg.label) if isinstance(cfg.label, ListConfig) else cfg.label
     if cfg.samples is not None:
@@ -25,7 +25,7 @@ def samples(model: Model, cfg: DictConfig, inputs: Inputs | None) -> list[Sample
     if inputs is not None and max(indices) >= len(inputs):
         raise UserError(f"samples={cfg.samples} of {len(inputs)} images", f"indices below {len(inputs)}",
                         f"samples=0-{len(inputs) - 1}")
-    labels = classes_of(model, label, indices, inputs)
+    labels = classes_of(model, label, indices, inputs, recipe)
     entries: list[Sample] = [{"file": f"{i:06d}.png", "index": i, "label": c, "seed": cfg.seed}
                              for i, c in zip(indices, labels)]
     if inputs is None:
@@ -38,15 +38,17 @@ def samples(model: Model, cfg: DictConfig, inputs: Inputs | None) -> list[Sample
     return entries
 
 
-def classes_of(model: Model, label: Any, indices: Sequence[int], inputs: Inputs | None) -> list[int] | list[None]:
+def classes_of(model: Model, label: Any, indices: Sequence[int], inputs: Inputs | None,
+               recipe: Recipe | None = None) -> list[int] | list[None]:
     """The class of each sample, None for no condition: the one that was asked for; else that of the image to restore;
     else they go through the classes.
 
     :raises UserError: if the model knows no such class, or there is not one for each sample
     """
-    if label is None and inputs is not None and inputs.images.labels is not None and model.num_classes is not None:
+    classes = model.classes(recipe)
+    if label is None and inputs is not None and inputs.images.labels is not None and classes is not None:
         label = inputs.images.labels[torch.tensor(indices)].tolist()
-    if label == "none" or (label is None and (inputs is not None or model.num_classes is None)):
+    if label == "none" or (label is None and (inputs is not None or classes is None)):
         return [None] * len(indices)
     if isinstance(label, list) and (not label or len(label) != len(indices)):
         raise UserError(f"{len(label)} labels for {len(indices)} samples", "one for each, or one for all",
@@ -54,7 +56,7 @@ def classes_of(model: Model, label: Any, indices: Sequence[int], inputs: Inputs 
     if not all(type(c) is int for c in (label if isinstance(label, list) else [label or 0])):
         raise UserError(f"label={label}", "a class or a list of them, by their numbers, or none",
                         "label=3, label=[0,1,2] or label=none")
-    return model.labels(indices, label)
+    return model.labels(indices, label, recipe)
 
 
 def parse(samples: Any) -> Sequence[int]:

@@ -24,6 +24,7 @@ from degradations.randomness import BatchStream
 from diffusion import checkpoint
 from diffusion.data.augment import Augmentation
 from diffusion.data.cifar10 import CLASSES
+from diffusion.data.gallery import Gallery
 from diffusion.fit import with_classes
 from diffusion.model import Model
 from diffusion.objective import Criterion
@@ -37,18 +38,27 @@ from diffusion.weighting import Weighting
 from models.conditioning import ConditionEncoder
 from samplers.base import Sampler, fitting
 from samplers.grids import Grid
+from samplers.guidance.pag import Perturbation
+from samplers.guidance.schedules import ScaleSchedule
 
 FOLDER = Path(configs.__file__).parent
 FILES = sorted(path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.yaml"))
 OPTIONS = [(str(path.parent), path.name) for path in FILES if len(path.parts) > 1 and path.parts[0] not in (
     "hydra", "experiment", "debug", "trainer")]
 EXPERIMENTS = registry.available("experiment")
-PARENT = {"degradation/kernels": ["degradation=blur"]}
+NESTED = {"guidance/schedule": ("cfg", "guidance.cfg.schedule"),
+          "guidance/perturbation": ("pag", "guidance.pag.perturbation")}
+"""Groups inside a keyed part of another: the choice with that part, and its place."""
+PARENT = {"degradation/kernels": ["degradation=blur"], "degradation/flakes": ["degradation=snow"],
+          "degradation/others": ["degradation=animorph"]}
 ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": object, "degradation/schedule": object,
+         "degradation/flakes": object, "degradation/others": Gallery,
          "prior": Prior, "space": Space, "condition": ConditionEncoder, "model": torch.nn.Module,
          "objective": Criterion, "augment": dict | Augmentation,
          "objective/parameterization": Parameterization, "objective/times": Times, "objective/weighting": Weighting,
-         "optimizer": AdamW, "sampler": Sampler, "sampler/grid": Grid, "guidance": dict, "callbacks": dict,
+         "optimizer": AdamW, "sampler": Sampler, "sampler/grid": Grid, "guidance": dict,
+         "guidance/schedule": ScaleSchedule,
+         "guidance/perturbation": Perturbation, "callbacks": dict,
          "logger": dict}
 SMALL = [*NANO, "model.base=8", "model.emb_dim=32"]
 
@@ -75,21 +85,28 @@ def roots(tmp_path_factory) -> dict[str, Path]:
 
 
 def placed(overrides: list[str], roots: dict[str, Path]) -> list[str]:
-    """The overrides, with the place of the data that they name."""
-    reader = compose("train", overrides).data._target_.split(".")[-1]
-    return [*overrides, f"data.root={roots[reader]}"] if reader in roots else overrides
+    """The overrides, with the places of the data that they name."""
+    cfg, more = compose("train", overrides), []
+    for place in ("data", "degradation.others.data"):
+        reader = OmegaConf.select(cfg, f"{place}._target_", default="").split(".")[-1]
+        more += [f"{place}.root={roots[reader]}"] if reader in roots else []
+    return [*overrides, *more]
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS, ids=lambda v: v)
 def test_every_option_composes_and_builds(group, name, roots, tmp_path):
-    if group.split("/")[0] in ("sampler", "guidance"):
+    place = group.replace("/", ".")
+    if group in NESTED:
+        whole, place = NESTED[group]
+        cfg = compose("sample", ["run=x", f"guidance={whole}", f"{group}@{place}={name}"])
+    elif group.split("/")[0] in ("sampler", "guidance"):
         cfg = compose("sample", ["run=x", f"{group}={name}"])
     else:
         overrides = placed([*PARENT.get(group, []), f"{group}={name}"], roots)
         cfg = OmegaConf.create(with_classes(plain(compose("train", overrides)), 10))
     missing(cfg)
     made = {"save_dir": str(tmp_path)} if group == "logger" and name != "csv" else {}
-    node = OmegaConf.select(cfg, group.replace("/", "."))
+    node = OmegaConf.select(cfg, place)
     if made:
         node = OmegaConf.merge(node, dict.fromkeys(node, made))
     with torch.device("meta" if group == "model" else "cpu"):
@@ -99,8 +116,8 @@ def test_every_option_composes_and_builds(group, name, roots, tmp_path):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_trains(name, roots, tmp_path):
-    """Its own levels, schedule, objective and sampler, or what its classifier is measured by, at nano width, on small
-    data."""
+    """Its own levels, schedule, objective, prior and sampler, or what its classifier is measured by, at nano width, on
+    small data."""
     overrides = placed(small(name), roots)
     cfg = compose("train", overrides)
     size = cfg.data.size
@@ -163,6 +180,7 @@ COLD = list(product(registry.available("degradation/kernels"), ["antithetic", "l
 def test_every_hot_variant_takes_a_step(schedule, parameterization, times, weighting):
     choice = ["degradation=gaussian", f"degradation/schedule={schedule}", f"objective/times={times}",
               f"objective/parameterization={parameterization}", f"objective/weighting={weighting}", "condition=label"]
+    choice += ["prior=degraded"] if schedule == "additive" else []
     if (schedule, parameterization) in (("zero_snr", "eps"), ("straight", "eps")):
         with pytest.raises(UserError, match="parameterization=v"):
             variant(*choice)
@@ -190,9 +208,9 @@ def test_what_does_not_fit_is_refused(overrides):
 
 @pytest.mark.parametrize("degradation", degradations.available())
 def test_every_sampler_and_grid_samples(degradation):
-    affine = degradation == "gaussian"
+    affine = degradation in ("gaussian", "animorph")
     rest = ["objective/parameterization=v"] if affine else ["objective=cold", "prior=degraded"]
-    model = variant(f"degradation={degradation}", *rest)
+    model = variant(f"degradation={degradation}", *rest, *(["data.channels=3"] if degradation == "desaturate" else []))
     images = torch.rand(2, *model.image_shape)
     names = fitting(model.degradation)
     assert names
@@ -221,6 +239,11 @@ class TestTheTwoWaysAgree:
     def test_nested_choices_and_values(self):
         mine = registry.node("degradation", "gaussian", schedule="linear", **{"schedule.end": 0.01})
         assert mine == compose("train", ["degradation/schedule=linear", "degradation.schedule.end=0.01"]).degradation
+
+    def test_groups_inside_a_keyed_part(self):
+        mine = registry.node("guidance", "cfg_pag", **{"cfg.schedule": "interval", "cfg.schedule.low": 0.1})
+        overrides = ["guidance/schedule@guidance.cfg.schedule=interval", "guidance.cfg.schedule.low=0.1"]
+        assert mine == compose("sample", ["run=x", "guidance=cfg_pag", *overrides]).guidance
 
     def test_the_lists_are_the_files(self):
         for group in {group for group, _ in OPTIONS}:

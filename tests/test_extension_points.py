@@ -64,8 +64,8 @@ def test_perturbed_attention_guidance(net, gaussian, x):
     """A linear term of one branch; where it is far from the base, the guided estimate lies beyond the base."""
 
     class PAG(Term):
-        def branches(self, ctx, step):
-            return [Branch(ctx, lambda call: call.v if call.site.name.startswith("mid") else None)]
+        def branches(self, view):
+            return [Branch(view.ctx, lambda call: call.v if call.site.name.startswith("mid") else None)]
 
         def delta(self, base, outs, view):
             return 3.0 * (base - outs[0])

@@ -5,17 +5,20 @@ Three kinds of part, in any number and order:
 * :class:`Term`: extra evaluations (another context, attention hook or network) and what they add to the estimate;
 * :class:`ConditionTransform`: changes the encoded condition before the network sees it;
 * :class:`Finish`: a non-linear last step.
+
+A part may hold a :class:`Partner`, another trained model.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from degradations.base import Degradation, Estimate, State
-from models.attention import AttentionHook, chain, rows
+from models.attention import AttentionHook, AttentionSite, chain, rows
 from models.conditioning import Context
 from samplers.base import Restorer, Step
 
@@ -35,7 +38,11 @@ class Branch:
 
 @dataclass(frozen=True)
 class View:
-    """What a term may look at, and evaluate again."""
+    """What a term may look at, and evaluate again.
+
+    :ivar ctx: the condition, transformed; ``ctx.alt`` holds ``null``, without condition, and ``raw``, whose ``extra``
+        is the condition as it was given, as far as there are such
+    """
 
     restorer: Restorer
     degradation: Degradation
@@ -45,14 +52,24 @@ class View:
     state: State
     step: Step | None
 
+    @property
+    def sites(self) -> Sequence[AttentionSite]:
+        """The network's places of attention, in the order of their calls, as far as the restorer knows them."""
+        return getattr(self.restorer, "sites", ())
+
 
 class Term:
     """Adds ``delta`` to the estimate, computed from its own branches. Linear terms add ``k (base - branch)`` to x0 and
     state alike; a neutral one (k = 0 at this step) declares no branch and costs nothing."""
 
-    def branches(self, ctx: Context, step: Step | None) -> Sequence[Branch]:
+    def branches(self, view: View) -> Sequence[Branch]:
         """The extra evaluations at this step."""
         return ()
+
+    def watch(self, view: View) -> AttentionHook | None:
+        """A hook that looks at the attention of the base, and answers None; what it sees it puts where ``delta`` finds
+        it, into ``view.step.memory``."""
+        return None
 
     def delta(self, base: Estimate, outs: Sequence[Estimate], view: View) -> Estimate | None:
         """What is added to ``base``, given the estimates of the branches in their order; None adds nothing."""
@@ -76,6 +93,27 @@ class Finish:
 Part = Term | ConditionTransform | Finish
 
 
+class Partner:
+    """Another trained model, which a part evaluates. It encodes the condition by itself, from ``ctx.alt["raw"]``; where
+    there is none, as in ``ctx.alt["null"]``, it is told nothing.
+
+    :ivar classes: number of classes that it tells apart, None if it knows none
+    """
+
+    classes: int | None = None
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Refuse to work beside a model of this config.
+
+        :raises UserError: in subclasses
+        """
+
+
+def partners(parts: Iterable[Part]) -> list[Partner]:
+    """The other models that these parts hold, as their arguments."""
+    return [value for part in parts for value in vars(part).values() if isinstance(value, Partner)]
+
+
 class Guided:
     """The guided restorer. A hook that is handed to it acts in every branch, below the branch's own.
 
@@ -91,13 +129,19 @@ class Guided:
         self.transforms = [part for part in parts if isinstance(part, ConditionTransform)]
         self.finishes = [part for part in parts if isinstance(part, Finish)]
 
+    @property
+    def sites(self) -> Sequence[AttentionSite]:
+        """Those of the guided restorer."""
+        return getattr(self.restorer, "sites", ())
+
     def __call__(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], ctx: Context, *, state: State,
                  step: Step | None, attn: AttentionHook | None = None) -> Estimate:
         for transform in self.transforms:
             ctx = transform(ctx, step)
         view = View(self.restorer, self.degradation, x_t, t, ctx, state, step)
-        wanted = [list(term.branches(ctx, step)) for term in self.terms]
-        asked = [Branch(ctx), *(branch for branches in wanted for branch in branches)]
+        wanted = [list(term.branches(view)) for term in self.terms]
+        watch = chain(*(term.watch(view) for term in self.terms))
+        asked = [Branch(ctx, watch), *(branch for branches in wanted for branch in branches)]
         outs = evaluate(view, [replace(branch, attn=chain(branch.attn, attn)) for branch in asked])
         base, rest = outs[0], outs[1:]
         estimate = base
@@ -117,10 +161,13 @@ class _Group:
 
 
 def evaluate(view: View, branches: Sequence[Branch]) -> list[Estimate]:
-    """The branches' estimates: those of one restorer as one batch while it stays within the row limit."""
+    """The branches' estimates: those of one restorer as one batch while it stays within the row limit, and the same
+    branch of several terms once."""
     groups: dict[int, _Group] = {}
-    for i, branch in enumerate(branches):
-        restorer = branch.restorer or view.restorer
+    same = [(id(branch.ctx), id(branch.attn), id(branch.restorer)) for branch in branches]
+    first_of = [same.index(key) for key in same]
+    for i in dict.fromkeys(first_of):
+        restorer = branches[i].restorer or view.restorer
         groups.setdefault(id(restorer), _Group(restorer)).members.append(i)
     results: dict[int, Estimate] = {}
     b = view.x_t.shape[0]
@@ -130,7 +177,7 @@ def evaluate(view: View, branches: Sequence[Branch]) -> list[Estimate]:
             chunk = group.members[first:first + together]
             out = _batched(view, group.restorer, [branches[i] for i in chunk])
             results |= {i: out.rows(slice(k * b, (k + 1) * b)) for k, i in enumerate(chunk)}
-    return [results[i] for i in range(len(branches))]
+    return [results[i] for i in first_of]
 
 
 def _batched(view: View, restorer: Restorer, branches: Sequence[Branch]) -> Estimate:

@@ -1,31 +1,38 @@
 """Classifier-free guidance: Ho and Salimans 2022, arXiv 2207.12598."""
 
-from collections.abc import Sequence
-
 from configs import UserError
-from degradations.base import Estimate
 from models.conditioning import Context
-from samplers.base import Step
-from samplers.guidance.base import Branch, Term, View
+from samplers.base import Restorer
+from samplers.guidance.base import Branch, View
+from samplers.guidance.scales import Contrast, Scale
+from samplers.guidance.schedules import ScaleSchedule
 
 
-class CFG(Term):
+class CFG(Contrast):
     """``estimate_null + w (estimate - estimate_null)``, on the clean image and the state alike.
 
     :param scale: w; 1 is off and costs nothing, 0 the unconditional estimate. (The paper's w is ours minus 1.)
+    :param schedule: of ``w - 1`` over the run
+    :param null: what gives the unconditional estimate; None is the guided restorer itself, told nothing
     :raises UserError: if the condition has no null, because the model is unconditional
     """
 
-    def __init__(self, scale: float = 2.0):
-        self.scale = scale
+    neutral = 1.0
 
-    def branches(self, ctx: Context, step: Step | None) -> Sequence[Branch]:
-        if self.scale == 1:
-            return ()
-        if "null" not in ctx.alt:
-            raise UserError("guidance=cfg with an unconditional model", "a model trained with a condition",
-                            "guidance=none, or train with condition=label")
-        return [Branch(ctx.alt["null"])]
+    def __init__(self, scale: Scale = 2.0, schedule: ScaleSchedule | None = None, null: Restorer | None = None):
+        super().__init__(scale, schedule)
+        self.null = null
 
-    def delta(self, base: Estimate, outs: Sequence[Estimate], view: View) -> Estimate | None:
-        return (self.scale - 1) * (base - outs[0]) if outs else None
+    def branch(self, view: View) -> Branch:
+        return Branch(null_of(view.ctx), restorer=self.null)
+
+
+def null_of(ctx: Context) -> Context:
+    """The context without condition.
+
+    :raises UserError: if there is none
+    """
+    if "null" not in ctx.alt:
+        raise UserError("guidance=cfg with an unconditional model", "a model trained with a condition",
+                        "guidance=none or guidance=pag, or train with condition=label")
+    return ctx.alt["null"]

@@ -23,6 +23,7 @@ from samplers.guidance import base as guidance
 from samplers.guidance.base import Branch, ConditionTransform, Finish, Guided, Term
 from samplers.guidance.cfg import CFG
 from samplers.guidance.clip import Clip
+from samplers.guidance.pag import PAG
 
 B = 3
 SHAPE = (B, 1, 8, 8)
@@ -73,6 +74,10 @@ class Spy:
     rows: list[int] = field(default_factory=list)
     contexts: list[Context] = field(default_factory=list)
 
+    @property
+    def sites(self):
+        return self.restorer.sites
+
     def __call__(self, x_t, t, ctx, *, state, step, attn=None):
         self.rows.append(len(x_t))
         self.contexts.append(ctx)
@@ -103,19 +108,6 @@ class Flat:
 
 def means(given: float, null: float, n: int = B) -> Context:
     return Context(emb=torch.full((n, 1), given), alt={"null": Context(emb=torch.full((n, 1), null))})
-
-
-class PAG(Term):
-    """Perturbed-attention guidance, as small as it can be."""
-
-    def __init__(self, scale: float, sites: tuple[str, ...] = ("mid.0.self",)):
-        self.scale, self.sites = scale, sites
-
-    def branches(self, ctx, step):
-        return [Branch(ctx, lambda call: call.v if call.site.name in self.sites else None)] if self.scale else []
-
-    def delta(self, base, outs, view):
-        return self.scale * (base - outs[0]) if outs else None
 
 
 class TestCost:
@@ -191,7 +183,7 @@ class TestAlgebra:
 
 
 class TestBatching:
-    @pytest.mark.parametrize("parts", [[CFG(3.0)], [CFG(3.0), PAG(2.0)], [PAG(2.0), CFG(0.5), CFG(2.0)]],
+    @pytest.mark.parametrize("parts", [[CFG(3.0)], [CFG(3.0), PAG(2.0)], [PAG(2.0), CFG(0.5), PAG(1.0, sites=["up"])]],
                              ids=["cfg", "cfg+pag", "three"])
     def test_one_batch_is_separate_passes(self, x, ctx, gaussian, restorer, monkeypatch, parts):
         results = []
@@ -201,6 +193,12 @@ class TestBatching:
             results.append(call(Guided(spy, gaussian, parts), x, ctx, gaussian))
             assert spy.rows == ([B] * (1 + len(parts)) if rows == 1 else [B * (1 + len(parts))])
         close(*results)
+
+    def test_terms_with_the_same_branch_share_it(self, x, ctx, gaussian, restorer):
+        spy = Spy(restorer)
+        shared = call(Guided(spy, gaussian, [CFG(3.0), CFG(0.5)]), x, ctx, gaussian)
+        assert spy.rows == [2 * B]
+        close(shared, call(Guided(restorer, gaussian, [CFG(2.5)]), x, ctx, gaussian))
 
     def test_a_hook_touches_its_own_branch_alone(self, x, ctx, gaussian, restorer):
         """PAG by hand: the base, and a pass in which the middle's attention answers with its values."""
@@ -232,8 +230,8 @@ class TestBatching:
         weak = Spy(NetworkRestorer(network(seed=7), gaussian, V()))
 
         class Auto(Term):
-            def branches(self, ctx, step):
-                return [Branch(ctx, restorer=weak)]
+            def branches(self, view):
+                return [Branch(view.ctx, restorer=weak)]
 
             def delta(self, base, outs, view):
                 return 1.5 * (base - outs[0])
