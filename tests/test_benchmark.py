@@ -85,7 +85,7 @@ def test_json(clock, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["degradation"], ["subject 'degradation'", "degradations, startup", "try:    degradations"]),
+    (["degradation"], ["subject 'degradation'", "one of degradations, ", "try:    degradations"]),
     (["degradations", "--rounds", "0"], ["at least one round"]),
 ])
 def test_mistakes_are_answered_in_words(arguments, words, capsys):

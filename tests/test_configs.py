@@ -26,6 +26,8 @@ from diffusion.data.augment import Augmentation
 from diffusion.data.cifar10 import CLASSES
 from diffusion.data.gallery import Gallery
 from diffusion.fit import with_classes
+from diffusion.metrics.base import Metric, PairMetric
+from diffusion.metrics.extractors.base import Extractor
 from diffusion.model import Model
 from diffusion.objective import Criterion
 from diffusion.optimization import AdamW
@@ -44,7 +46,7 @@ from samplers.guidance.schedules import ScaleSchedule
 FOLDER = Path(configs.__file__).parent
 FILES = sorted(path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.yaml"))
 OPTIONS = [(str(path.parent), path.name) for path in FILES if len(path.parts) > 1 and path.parts[0] not in (
-    "hydra", "experiment", "debug", "trainer")]
+    "hydra", "experiment", "debug", "trainer", "extractor", "metrics")]
 EXPERIMENTS = registry.available("experiment")
 NESTED = {"guidance/schedule": ("cfg", "guidance.cfg.schedule"),
           "guidance/perturbation": ("pag", "guidance.pag.perturbation")}
@@ -112,6 +114,20 @@ def test_every_option_composes_and_builds(group, name, roots, tmp_path):
     with torch.device("meta" if group == "model" else "cpu"):
         built = construct(node or {})
     assert isinstance(built, ROLES[group])
+
+
+@pytest.mark.parametrize("name", registry.available("metrics"))
+def test_every_choice_of_metrics_builds(name):
+    metrics = construct(compose("evaluate", ["run=x", f"metrics={name}"]).metrics)
+    assert metrics
+    assert all(isinstance(metric, Metric | PairMetric) for metric in metrics.values())
+
+
+@pytest.mark.parametrize("name", registry.available("extractor"))
+def test_every_extractor_composes(name):
+    """Those that need files of weights, or a run, are built in their own tests."""
+    node = compose("evaluate", ["run=x", f"extractor={name}"]).extractor
+    assert issubclass(registry.locate(node["_target_"]), Extractor)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
