@@ -31,7 +31,7 @@ class Prior:
     def check(self, degradation: Degradation) -> None:
         """Refuse a degradation whose ``x_T`` this is not."""
 
-    def fit(self, batches: Iterable[Float[Tensor, "b *rest"]], degradation: Degradation) -> None:
+    def fit(self, batches: Iterable[Float[Tensor, "_ ..."]], degradation: Degradation) -> None:
         """Learn from clean images, ``count`` of them in batches, in the model's space.
 
         :raises UserError: if they are too few
@@ -112,7 +112,7 @@ class Mixture(Prior):
             raise UserError(f"prior=mixture for {type(degradation).__name__}", "a blur or downsampling",
                             "prior=noise" if isinstance(degradation, Affine) else "prior=degraded")
 
-    def fit(self, batches: Iterable[Float[Tensor, "b *rest"]], degradation: Degradation) -> None:
+    def fit(self, batches: Iterable[Float[Tensor, "_ ..."]], degradation: Degradation) -> None:
         from sklearn.mixture import GaussianMixture
 
         left, done = [], 0
@@ -189,7 +189,7 @@ class Others(Prior):
             raise UserError(f"prior=others for {type(degradation).__name__}", "degradation=animorph",
                             "prior=noise" if isinstance(degradation, Affine) else "prior=degraded")
 
-    def fit(self, batches: Iterable[Float[Tensor, "b *rest"]], degradation: Degradation) -> None:
+    def fit(self, batches: Iterable[Float[Tensor, "_ ..."]], degradation: Degradation) -> None:
         kept, done = [], 0
         for x0 in batches:
             indices = tuple(range(done, done + len(x0)))

@@ -1,4 +1,4 @@
-"""Fit a prior to a run's training images: ``python scripts/fit_prior.py run=runs/cold_blur_digits/first prior=mixture``.
+"""Fit a prior to a run's training images: ``python scripts/fit_prior.py run=runs/NAME prior=mixture``.
 
 The prior is the run's own, or another one with its settings (``prior=mixture prior.components=10``), which the run has
 from then on: it is written into all checkpoints of the run, and into its config.yaml. Training does that for the prior
@@ -36,7 +36,7 @@ def fit_prior(cfg: DictConfig, experiment: str | None = None) -> None:
     model.prior = prior = construct(chosen, packages=packages, role=Prior, parts=PARTS)
     prior.check(model.degradation)
     if not prior.count:
-        raise UserError(f"the prior {type(prior).__name__}, which has nothing to fit", "a prior that learns from images",
+        raise UserError(f"the prior {type(prior).__name__}, which has nothing to fit", "one that learns from images",
                         "prior=mixture or prior=others")
     images = data_of(model, cfg.data.root, packages).split("train")
     log.info("prior: fitted to %d images", min(prior.count, len(images)))

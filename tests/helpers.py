@@ -19,9 +19,12 @@ CLASSIFIER = ["experiment=classifier_digits", "debug=fast", "model.base=8", "mod
 
 def small(experiment: str) -> list[str]:
     """The experiment with a small network of its kind, for a few steps."""
-    classifier = "classes" in compose("train", [f"experiment={experiment}"]).model
+    cfg = compose("train", [f"experiment={experiment}"])
+    classifier, kind = "classes" in cfg.model, cfg.degradation._target_.split(".")[-1]
+    # What lets images of 16 px be halved, and a gallery that is there.
+    fitting = {"Downsample": ["degradation.levels=3"], "Animorph": ["degradation/others=digits"]}.get(kind, [])
     return [f"experiment={experiment}", *(override for override in NANO if override != "model=nano" or not classifier),
-            "model.base=8", "model.emb_dim=32"]
+            "model.base=8", "model.emb_dim=32", *fitting]
 
 
 def train(root: Path, *overrides: str, experiment: str = "test") -> Run:
