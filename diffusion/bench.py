@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from configs import UserError, construct, registry
-from diffusion import sampling
+from diffusion import checkpoint, sampling
 from diffusion.data.base import Data
 from diffusion.data.files import Files, size
 from diffusion.metrics.base import Features, Images, Metric, PairMetric, Sets
@@ -69,6 +69,12 @@ class Bench:
         """The data of the run; only where there is one."""
         assert self._data is not None
         return self._data
+
+    @property
+    def checkpoint(self) -> str:
+        """The file that the model is from, a part of its checksum in its name."""
+        assert self.run is not None
+        return checkpoint.found(self.run.checkpoints)[self.model.step].name
 
     @cached_property
     def judge(self) -> classifier.Classifier | None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from configs import UserError, compose, registry
-from diffusion import checkpoint, sampling
+from diffusion import sampling
 from diffusion.bench import Bench, equal_sizes, images_of
 from diffusion.data.base import ImageSet
 from diffusion.data.files import Files
@@ -60,15 +60,18 @@ class Pictures(Subject):
 
     what = "images"
 
-    def __init__(self, bench: Bench, images: Files | None = None, **more: Any):
+    def __init__(self, bench: Bench):
         self.bench = bench
         self.reference, stated = bench.reference()
-        self.images = images or bench.files
-        count = self.images.shape[0] if self.images is not None else bench.cfg.count
-        if images is None and self.images is not None:
-            equal_sizes(self.images, self.reference, "images")
-            more = {"images": {"what": str(bench.cfg.images), "stamp": self.images.stamp}}
-        self.protocol = bench.protocol(self.what, count, stated, split=bench.cfg.split, **more)
+        count, stated_images = self.stated()
+        self.protocol = bench.protocol(self.what, count, stated, split=bench.cfg.split, **stated_images)
+
+    def stated(self) -> tuple[int, dict[str, Any]]:
+        """How many images there are, and which, for the protocol."""
+        images = self.bench.files
+        assert images is not None
+        equal_sizes(images, self.reference, self.what)
+        return len(images), {"images": {"what": str(self.bench.cfg.images), "stamp": images.stamp}}
 
     def measure(self, folder: Path) -> Report:
         bench, (images, cost) = self.bench, self.found()
@@ -86,8 +89,8 @@ class Pictures(Subject):
 
     def found(self) -> tuple[Files, dict[str, dict[str, Any]]]:
         """The images, and what they have cost, by set."""
-        assert self.images is not None
-        return self.images, {}
+        assert self.bench.files is not None
+        return self.bench.files, {}
 
     def _real(self) -> dict[str, Features]:
         """Features of the images of the training and of the held-out ones, for the metrics that look at them."""
@@ -110,9 +113,9 @@ class Samples(Pictures):
 
     what = "samples"
 
-    def __init__(self, bench: Bench):
-        path = checkpoint.found(bench.run.checkpoints)[bench.model.step] if bench.run else Path()
-        super().__init__(bench, **made(bench, bench.cfg.sampler), checkpoint=path.name)
+    def stated(self) -> tuple[int, dict[str, Any]]:
+        bench = self.bench
+        return bench.cfg.count, made(bench, bench.cfg.sampler) | {"checkpoint": bench.checkpoint}
 
     def found(self) -> tuple[Files, dict[str, dict[str, Any]]]:
         bench = self.bench
@@ -148,9 +151,8 @@ class Restorations(Subject):
         self.images = images
         self.chosen = spread(len(self.images), cfg.count)
         nodes = {name: registry.node("sampler", name, num_steps=cfg.sampler.num_steps) for name in cfg.samplers}
-        path = checkpoint.found(bench.run.checkpoints)[bench.model.step] if bench.run else Path()
         self.protocol = bench.protocol("restorations", len(self.chosen), stated, rounding=cfg.rounding, split=cfg.split,
-                                       **made(bench, None), checkpoint=path.name,
+                                       **made(bench, None), checkpoint=bench.checkpoint,
                                        samplers={name: words(plain(node)) for name, node in nodes.items()})
 
     def measure(self, folder: Path) -> Report:
@@ -227,9 +229,8 @@ class Classified(Subject):
     def __init__(self, bench: Bench):
         self.bench = bench
         self.images, stated = bench.reference()
-        path = checkpoint.found(bench.run.checkpoints)[bench.model.step] if bench.run else Path()
         self.protocol = {"what": "classification", "count": len(self.images), "reference": stated,
-                         "run": str(bench.cfg.run), "checkpoint": path.name, "weights": bench.cfg.weights}
+                         "run": str(bench.cfg.run), "checkpoint": bench.checkpoint, "weights": bench.cfg.weights}
 
     def measure(self, folder: Path) -> Report:
         if self.images.labels is None:
