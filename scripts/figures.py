@@ -34,6 +34,18 @@ DESTROYED: dict[str, tuple[str, dict[str, Any]]] = {
     "blur, linear": ("blur", {"kernels": "linear", "levels": 50, "padding": "reflect"}),
     "blur, exponential": ("blur", {"kernels": "exponential", "levels": 100, "padding": "reflect"}),
     "blur, individual": ("blur", {"kernels": "individual", "padding": "reflect"}),
+    "inpaint, middle": ("inpaint", {"levels": 100, "kernel_std": 0.08, "initial_mask": 1, "centre": "middle"}),
+    "inpaint, random": ("inpaint", {"kernel_std": 0.15}),
+    "inpaint, colour": ("inpaint_colour", {"kernel_std": 0.02}),
+    "downsample, bicubic": ("downsample", {"levels": 4}),
+    "downsample, average": ("downsample", {"levels": 4, "first": "average"}),
+    "snow, level 1": ("snow", {"flakes": "level1"}),
+    "snow, level 3": ("snow", {}),
+    "snow 4, brightened": ("snow", {"flakes": "level4", "fix_brightness": False}),
+    "desaturate, line": ("desaturate", {}),
+    "desaturate, keep 0.9": ("desaturate", {"keep": 0.9}),
+    "animorph": ("animorph", {}),
+    "blur and noise": ("compose", {"parts.blur.kernels.std": 1.5, "parts.noise.schedule.std": 0.3}),
 }
 
 
