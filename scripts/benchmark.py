@@ -20,16 +20,18 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from configs import UserError, build
+from configs import UserError, available, build
 from configs.registry import closest
-from degradations.base import State
+from degradations.base import Degradation, State
 from degradations.blur import Blur
+from degradations.randomness import BatchStream, Draws
 from diffusion.data.base import ImageSet
 from diffusion.metrics.base import Features, Sets
 from diffusion.metrics.intervals import grouped
@@ -105,7 +107,8 @@ def show(case: Case, rows: dict[str, dict[str, float]]) -> None:
         table.add_column(column, justify="right")
     for name, row in rows.items():
         low, middle, high = (f"{1000 * row[key]:,.3f}" for key in ("q1", "median", "q3"))
-        table.add_row(name + " *" * (name == case.baseline), middle, f"{low} .. {high}", f"{row['ratio']:,.2f}")
+        ratio = f"{row['ratio']:,.2f}" if row["ratio"] >= 0.1 else f"{row['ratio']:.2g}"
+        table.add_row(name + " *" * (name == case.baseline), middle, f"{low} .. {high}", ratio)
     Console(highlight=False).print(table)
 
 
@@ -128,6 +131,52 @@ def blur_chain(x: torch.Tensor, blur: Blur, steps: int, picks: torch.Tensor) -> 
 
 
 def degradations(device: str, quick: bool) -> Iterator[Case]:
+    """The blur of the paper in two ways, and every operator beside what it is a part of."""
+    yield from blurs(device, quick)
+    if not quick:
+        yield operators(device)
+
+
+PAPERS: dict[str, dict[str, Any]] = {
+    "blur": {"levels": 300, "kernels": "exponential", "kernels.size": 27, "collapse": True},
+    "downsample": {"levels": 6}, "snow": {"flakes": "level4"},
+    "inpaint": {"levels": 100, "kernel_std": 0.2, "initial_mask": 1, "centre": "middle"},
+}
+"""The paper's settings for 128 px, where they are not the operator's defaults."""
+
+
+def operators(device: str, size: int = 128, batch: int = 16, part: int = 2) -> Case:
+    """Every operator, its state drawn anew, and a training step of ``model=small`` on the same images.
+
+    :param part: images of the batch that the training step is measured with, to be done in a minute
+    """
+    x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
+    rng = BatchStream(0, 0, slice(0, batch), batch, device)
+    net = build("model", "small", in_channels=3).to(device)
+
+    def step() -> None:
+        net.zero_grad()
+        net(x[:part], torch.rand(part, device=device)).abs().mean().backward()
+
+    baseline = f"training step, model=small ({part} images x {batch // part})"
+    candidates: dict[str, Call] = {baseline: step}
+    for name in available("degradation"):
+        operator = build("degradation", name, **PAPERS.get(name, {}))
+        levels = operator.levels or 1000
+        mixed = torch.linspace(1, levels, batch, device=device).round() / levels
+        for when, t in (("mixed t", mixed), ("t = 1/T", torch.full_like(mixed, 1 / levels)),
+                        ("t = 1", torch.ones_like(mixed))):
+            candidates[f"{name}, T = {levels}, {when}"] = partial(degrade, operator, x, t, rng)
+    return Case(f"{size} px, 3 ch, batch {batch}: every operator, of a training step", candidates, baseline,
+                cuda_time if device == "cuda" else cpu_time, {baseline: batch / part})
+
+
+def degrade(operator: Degradation, x: torch.Tensor, t: torch.Tensor, rng: Draws) -> torch.Tensor:
+    """What a training step does with images: draw the state, degrade."""
+    return operator.forward(x, t, operator.draw(x.shape, rng))
+
+
+def blurs(device: str, quick: bool) -> Iterator[Case]:
     """The composed blur as a table, at any mixture of times, against the chain of convolutions (Cold Diffusion)."""
     for title, size, channels, batch, levels, padding, kernels, width in (
         ("MNIST", 32, 1, 32, 20, "circular", "constant", 11), ("CIFAR-10", 32, 3, 32, 50, "reflect", "linear", 11),

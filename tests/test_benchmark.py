@@ -102,10 +102,19 @@ def test_the_chain_does_the_same_job_as_the_table():
 
 
 def test_quick_leaves_the_chain_out():
-    full = [list(case.candidates) for case in benchmark.degradations("cpu", quick=False)]
+    full = [list(case.candidates) for case in benchmark.blurs("cpu", quick=False)]
     quick = [list(case.candidates) for case in benchmark.degradations("cpu", quick=True)]
     assert [names[:-1] for names in full] == quick
     assert full[-1][-1] == "chain, T = 300 (first 20 x 15)"
+
+
+def test_every_operator_beside_a_training_step():
+    case = benchmark.operators("cpu", size=64, batch=2, part=1)
+    for name in degradations.available():
+        three = [call for title, call in case.candidates.items() if title.startswith(f"{name}, ")]
+        assert len(three) == 3
+        assert three[0]().shape == (2, 3, 64, 64)
+    assert case.scale == {case.baseline: 2}
 
 
 def test_child_time_counts_children():
