@@ -6,13 +6,16 @@ import torch
 from PIL import Image
 
 import degradations
-from configs import UserError
+from configs import UserError, compose, registry
 from degradations.randomness import BatchStream, Streams
 from diffusion.data import CIFAR10, Digits, ImageSet
 from diffusion.data.base import Data, chosen
 from diffusion.data.cifar10 import CLASSES
 from diffusion.data.gallery import Gallery
 from diffusion.data.pixels import to_float
+from diffusion.fit import with_classes
+from diffusion.model import Model
+from diffusion.run import identity, plain
 
 
 class Ramp(Data):
@@ -115,3 +118,24 @@ def test_some_classes_of_cifar10(tmp_path):
 def test_classes_that_there_are_not(only):
     with pytest.raises(UserError, match="some of the classes"):
         CIFAR10("nowhere", only=only)
+
+
+ANIMALS = ["degradation=animorph", "degradation/others=cifar10_animals", "prior=others", "objective=cold", "model=nano",
+           "data.channels=3"]
+
+
+def test_a_strangers_run_may_read_images_not_fetch_them():
+    more = ["degradation.others.data.download=true", "degradation.others.data.cache=/anywhere"]
+    config = with_classes(plain(compose("train", [*ANIMALS, *more])), 10)
+    for packages, download in ((registry.trusted(), False), (None, True)):
+        morph = Model(config, packages).degradation
+        assert isinstance(morph.others, Gallery)
+        assert morph.others.data.download is download
+
+
+def test_where_the_images_lie_is_not_part_of_a_run():
+    here, there = (identity(plain(compose("train", [*ANIMALS, f"degradation.others.data.root={root}"])))
+                   for root in ("here", "there"))
+    assert here == there
+    other = identity(plain(compose("train", [*ANIMALS, "degradation.others.data.only=[cat]"])))
+    assert here["degradation"] != other["degradation"]
