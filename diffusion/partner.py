@@ -1,5 +1,6 @@
 """Other runs that take part in guidance: a weaker model, an unconditional one, a classifier of degraded images."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from configs import UserError
 from degradations.base import Estimate, State
 from diffusion.model import Model, load
+from diffusion.times import Clean
 from models.attention import AttentionHook
 from models.conditioning import Context
 from samplers.base import Step
@@ -20,19 +22,34 @@ SAME = ("degradation", "space")
 
 
 class RunPartner(Partner):
-    """What comes from a run folder. It is a checkpoint like any other: nothing in it can run code.
+    """What comes from a run folder, loaded when it is first needed. Its checkpoint is one like any other: nothing in it
+    can run code.
 
     :param run: the folder that train.py wrote
     :param weights: ``ema`` or ``raw``
     :param step: which checkpoint; None takes the newest
-    :raises UserError: if there is no such run or checkpoint
     """
 
-    def __init__(self, run: str, weights: str = "ema", step: int | None = None):
-        self.run = run
-        self.model: Model = load(run, weights=weights, step=step, device="cpu")
+    def __init__(self, run: str | None = None, weights: str = "ema", step: int | None = None):
+        self.run, self.weights, self.step = run, weights, step
+
+    @cached_property
+    def model(self) -> Model:
+        """The other model.
+
+        :raises UserError: if there is no such run or checkpoint
+        """
+        if self.run is None:
+            raise UserError(f"guidance by another run ({type(self).__name__}) without its name", "a run folder",
+                            "guidance.autoguidance.weak.run=RUN, guidance.cfg.unconditional.run=RUN or "
+                            "guidance.classifier.classifier.run=RUN")
+        return load(self.run, weights=self.weights, step=self.step, device="cpu")
 
     def check(self, config: dict[str, Any]) -> None:
+        """Refuse a run that means other images by x_t.
+
+        :raises UserError: with the difference
+        """
         mine = self.model.config
         for key in (*SAME, "shape"):
             here, there = ([c["data"]["size"], c["data"]["channels"]] if key == "shape" else c[key]
@@ -53,10 +70,9 @@ class RunRestorer(RunPartner):
     :param run: see :class:`RunPartner`
     """
 
-    def __init__(self, run: str, weights: str = "ema", step: int | None = None):
-        super().__init__(run, weights, step)
-        self.model.restorer  # noqa: B018 (refuses a classifier)
-        self.classes = self.model.num_classes
+    @property
+    def classes(self) -> int | None:
+        return self.model.num_classes
 
     def __call__(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], ctx: Context, *, state: State,
                  step: Step | None, attn: AttentionHook | None = None) -> Estimate:
@@ -70,16 +86,21 @@ class RunClassifier(RunPartner, ClassifierPartner):
     """The classifier of another run, trained with ``objective/times=uniform`` on images that are degraded alike.
 
     :param run: see :class:`RunPartner`
-    :raises UserError: if the run restores images, or its classifier has seen clean ones alone
     """
 
-    def __init__(self, run: str, weights: str = "ema", step: int | None = None):
-        super().__init__(run, weights, step)
-        self.model.classifier  # noqa: B018 (refuses a restorer)
-        self.classes = self.model.config["model"]["classes"]
-        times = self.model.config["objective"]["times"]["_target_"]
-        if times.endswith(".Clean"):
-            raise UserError(f"{run}, a classifier that has seen clean images alone, as a guide",
+    @property
+    def classes(self) -> int | None:
+        return self.model.config["model"].get("classes")
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Refuse what is no classifier of images that are degraded like the guided model's.
+
+        :raises UserError: saying what it is
+        """
+        _ = self.model.classifier
+        super().check(config)
+        if self.model.config["objective"]["times"]["_target_"] == f"{Clean.__module__}.{Clean.__name__}":
+            raise UserError(f"{self.run}, a classifier that has seen clean images alone, as a guide",
                             "one that was trained on degraded images",
                             "python train.py experiment=noisy_classifier_digits")
 

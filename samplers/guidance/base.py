@@ -96,11 +96,12 @@ Part = Term | ConditionTransform | Finish
 class Partner:
     """Another trained model, which a part evaluates. It encodes the condition by itself, from ``ctx.alt["raw"]``; where
     there is none, as in ``ctx.alt["null"]``, it is told nothing.
-
-    :ivar classes: number of classes that it tells apart, None if it knows none
     """
 
-    classes: int | None = None
+    @property
+    def classes(self) -> int | None:
+        """Number of classes that it tells apart, None if it knows none."""
+        return None
 
     def check(self, config: dict[str, Any]) -> None:
         """Refuse to work beside a model of this config.

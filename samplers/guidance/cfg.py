@@ -13,18 +13,18 @@ class CFG(Contrast):
 
     :param scale: w; 1 is off and costs nothing, 0 the unconditional estimate. (The paper's w is ours minus 1.)
     :param schedule: of ``w - 1`` over the run
-    :param null: what gives the unconditional estimate; None is the guided restorer itself, told nothing
+    :param unconditional: what gives the unconditional estimate; None is the guided restorer itself, told nothing
     :raises UserError: if the condition has no null, because the model is unconditional
     """
 
     neutral = 1.0
 
-    def __init__(self, scale: Scale = 2.0, schedule: ScaleSchedule | None = None, null: Restorer | None = None):
+    def __init__(self, scale: Scale = 2.0, schedule: ScaleSchedule | None = None, unconditional: Restorer | None = None):
         super().__init__(scale, schedule)
-        self.null = null
+        self.unconditional = unconditional
 
     def branch(self, view: View) -> Branch:
-        return Branch(null_of(view.ctx), restorer=self.null)
+        return Branch(null_of(view.ctx), restorer=self.unconditional)
 
 
 def null_of(ctx: Context) -> Context:

@@ -1,0 +1,45 @@
+"""CFG-Zero*: Fan et al. 2025, arXiv 2503.18886."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from degradations.base import Estimate
+from degradations.shapes import flat, like
+from samplers.base import Restorer
+from samplers.guidance.base import View
+from samplers.guidance.cfg import CFG
+from samplers.guidance.scales import Scale
+from samplers.guidance.schedules import ScaleSchedule
+from samplers.guidance.spaces import explained, known, seen
+
+
+class CFGZero(CFG):
+    """Classifier-free guidance from a null that is scaled to the conditional estimate:
+    ``a null + w (conditional - a null)``, ``a = <conditional, null> / |null|^2`` for each sample. In the first steps
+    the answer is zero, in the same space.
+
+    :param scale: w; 1 is off and costs nothing
+    :param zero_steps: number of the first steps that stand still
+    :param space: see :mod:`samplers.guidance.spaces`; the paper's is the velocity, ``flow``
+    :param schedule: of ``w - 1`` over the run
+    :param unconditional: see :class:`samplers.guidance.cfg.CFG`
+    """
+
+    def __init__(self, scale: Scale = 2.0, zero_steps: int = 1, space: str = "flow",
+                 schedule: ScaleSchedule | None = None, unconditional: Restorer | None = None):
+        super().__init__(scale, schedule, unconditional)
+        self.zero_steps, self.space = zero_steps, known(space)
+
+    def delta(self, base: Estimate, outs: Sequence[Estimate], view: View) -> Estimate | None:
+        if not outs:
+            return None
+        conditional, null = (seen(e, self.space, view) for e in (base, outs[0]))
+        if view.step is not None and view.step.i < self.zero_steps:
+            return explained(torch.zeros_like(conditional), self.space, view, base) - base
+        a = (flat(conditional) * flat(null)).sum(dim=1) / (flat(null).square().sum(dim=1) + 1e-8)
+        k = self.strength(view)
+        k = like(k, null) if isinstance(k, Tensor) else k
+        guided = conditional + k * (conditional - like(a, null) * null)
+        return explained(guided, self.space, view, base) - base

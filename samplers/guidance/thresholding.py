@@ -1,0 +1,28 @@
+"""Dynamic thresholding: Saharia et al. 2022 (Imagen), arXiv 2205.11487, section 2.3."""
+
+import torch
+
+from configs import UserError
+from degradations.base import Estimate
+from degradations.shapes import flat, like
+from samplers.guidance.base import Finish, View
+from samplers.guidance.spaces import explained
+
+
+class DynamicThreshold(Finish):
+    """x0 cut to [-q, q] and divided by q, the share ``percentile`` of ``|x0|`` in each sample, but at least 1: values
+    within [-1, 1] stay as they are. In x0 space, for pixel models.
+
+    :param percentile: in (0, 1]
+    :param most: q is at most this; null for no bound
+    """
+
+    def __init__(self, percentile: float = 0.995, most: float | None = None):
+        if not 0 < percentile <= 1:
+            raise UserError(f"percentile={percentile:g}", "a share in (0, 1]", "percentile=0.995")
+        self.percentile, self.most = percentile, most
+
+    def __call__(self, estimate: Estimate, base: Estimate, view: View) -> Estimate:
+        x0 = estimate.x0
+        q = like(torch.quantile(flat(x0).abs(), self.percentile, dim=1).clamp(min=1, max=self.most), x0)
+        return explained(x0.clamp(-q, q) / q, "x0", view, estimate)

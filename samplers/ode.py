@@ -1,0 +1,122 @@
+"""Solvers of the probability-flow equation, for any affine degradation.
+
+With ``y = x / alpha`` and ``rho = sigma / alpha`` the flow is ``dy / d rho = z_hat(x, t)`` (Karras et al. 2022, arXiv
+2206.00364, eq. 4). Euler's step of it is DDIM. A step from pure noise (alpha = 0, rho infinite) and the step to the
+clean image are of first order.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from configs import UserError
+from degradations.affine import Affine
+from degradations.base import Degradation, State
+from degradations.shapes import like
+from samplers.base import Frame, Restorer, Sampler, Step
+from samplers.grids import Grid
+from samplers.moves import Direct, Infer, Move
+
+
+class Euler(Sampler):
+    """``y_s = y_t + (rho_s - rho_t) z``: first order, one evaluation per step. The same as DDIM at eta 0.
+
+    :param grid: the times
+    :param num_steps: number of steps
+    """
+
+    requires = Affine
+
+    def __init__(self, grid: Grid, num_steps: int | None = 50):
+        super().__init__(grid, Infer(), Direct(), num_steps)
+
+
+class Heun(Euler):
+    """Euler's step, corrected by the slope at its end: ``y_s = y_t + (rho_s - rho_t) (z + z') / 2`` (2206.00364,
+    algorithm 1 without churn). Second order, ``2 n - 1`` evaluations; both of a step are guided as its beginning says.
+    """
+
+    def advance(self, frame: Frame, restorer: Restorer, degradation: Degradation) -> None:
+        super().advance(frame, restorer, degradation)
+        assert isinstance(degradation, Affine)
+        assert frame.x_s is not None
+        step, x_t = frame.step, frame.x_t
+        t, s = (x_t.new_full(x_t.shape[:1], time) for time in (step.t, step.s))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = degradation.schedule(t), degradation.schedule(s)
+        if step.s == 0 or bool((alpha_t == 0).any()):
+            return
+        second = restorer(frame.x_s, s, frame.ctx, state=frame.state, step=step)
+        half = ((sigma_s - alpha_s / alpha_t * sigma_t) / 2).to(x_t.dtype)
+        frame.x_s = frame.x_s + like(half, x_t) * (second.state["z"] - frame.state["z"])
+
+
+class Multistep(Move):
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): with ``lambda = ln(alpha / sigma)``,
+    ``h = lambda_s - lambda_t`` and r the ratio of the last h to this one,
+    ``x_s = D(x0, s, z) + alpha_s (1 - e^-h) (x0 - x0_last) / (2 r)``. The first and the last step are of first order.
+    """
+
+    def __call__(self, x_t: Float[Tensor, "b *rest"], x0_hat: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
+                 s: Float[Tensor, " b"], state: State, degradation: Degradation,
+                 step: Step | None = None) -> Float[Tensor, "b *rest"]:
+        assert isinstance(degradation, Affine)
+        assert step is not None
+        x_s = degradation.forward(x0_hat, s, state)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = degradation.schedule(t), degradation.schedule(s)
+        now, after = (alpha_t / sigma_t).log(), (alpha_s / sigma_s).log()
+        last = step.memory.get(self)
+        step.memory[self] = (x0_hat.detach(), now)
+        if last is None or step.s == 0:
+            return x_s
+        x0_last, before = last
+        inverse = (after - now) / (now - before)  # 1 / r; 0 after a step from pure noise
+        weight = (alpha_s - alpha_t / sigma_t * sigma_s) * inverse / 2
+        return x_s + like(weight.to(x_t.dtype), x_t) * (x0_hat - x0_last)
+
+
+class DPMSolver(Sampler):
+    """DPM-Solver++ of first order, which is DDIM, or second, multistep: one evaluation per step.
+
+    :param grid: the times
+    :param num_steps: number of steps
+    :param order: 1 or 2
+    """
+
+    requires = Affine
+
+    def __init__(self, grid: Grid, num_steps: int | None = 20, order: int = 2):
+        if order not in (1, 2):
+            raise UserError(f"order={order}", "1 or 2", "sampler.order=2")
+        super().__init__(grid, Infer(), Direct() if order == 1 else Multistep(), num_steps)
+
+
+class Inversion(Sampler):
+    """DDIM run upwards, from the clean image to the noise from which DDIM makes it again (Song et al. 2020, arXiv
+    2010.02502, section 4.3): ``x_s = alpha_s / alpha_t x_t + (sigma_s - alpha_s / alpha_t sigma_t) z``, ``s > t``, with z
+    from x_t and, as is the custom, the time s. The error of the way there and back halves as the steps double. ``start``
+    is where it ends; guidance that is random or strong has no way back.
+
+    It begins at an image, so it is no choice of ``sampler=``.
+
+    :param grid: the times, visited in rising order
+    :param num_steps: number of steps
+    """
+
+    requires = Affine
+
+    def __init__(self, grid: Grid, num_steps: int | None = 50):
+        super().__init__(grid, Infer(), Direct(), num_steps)
+
+    def times(self, degradation: Degradation, start: float = 1.0) -> list[float]:
+        return super().times(degradation, start)[::-1]
+
+    def advance(self, frame: Frame, restorer: Restorer, degradation: Degradation) -> None:
+        assert isinstance(degradation, Affine)
+        step, x_t = frame.step, frame.x_t
+        t, s = (x_t.new_full(x_t.shape[:1], time) for time in (step.t, step.s))
+        frame.estimate = restorer(x_t, s, frame.ctx, state=frame.state, step=step)
+        frame.state = self.belief(frame.estimate, frame.state, step, degradation)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = degradation.schedule(t), degradation.schedule(s)
+        keep = alpha_s / alpha_t
+        frame.x_s = torch.addcmul(like(keep.to(x_t.dtype), x_t) * x_t,
+                                  like((sigma_s - keep * sigma_t).to(x_t.dtype), x_t), frame.state["z"])

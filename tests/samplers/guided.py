@@ -1,0 +1,107 @@
+"""What the tests of guidance share: a small network, a spy, and the parts of every YAML."""
+
+from dataclasses import dataclass, field
+
+import torch
+from networks import CLASSES, context, network
+from oracles import state_of
+
+import samplers.guidance
+from configs import registry
+from degradations.base import Estimate
+from degradations.randomness import Streams
+from degradations.shapes import flat
+from diffusion.parameterization import X0, V
+from diffusion.partner import RunClassifier, RunRestorer
+from diffusion.restorer import NetworkRestorer
+from models.conditioning import Context
+from samplers.base import Restorer, Step
+from samplers.guidance.base import Guided
+from samplers.guidance.classifier import ClassifierPartner
+
+B = 3
+SHAPE = (B, 1, 8, 8)
+LABELS = [1, 4, 9]
+
+
+@dataclass(eq=False)
+class Spy:
+    """Notes the rows of every evaluation, and the contexts."""
+
+    restorer: Restorer
+    rows: list[int] = field(default_factory=list)
+    contexts: list[Context] = field(default_factory=list)
+
+    @property
+    def sites(self):
+        return self.restorer.sites
+
+    def __call__(self, x_t, t, ctx, *, state, step, attn=None):
+        self.rows.append(len(x_t))
+        self.contexts.append(ctx)
+        return self.restorer(x_t, t, ctx, state=state, step=step, attn=attn)
+
+
+class Linear(ClassifierPartner):
+    """A linear classifier of x_t, whatever the time."""
+
+    def __init__(self, size: int = 64):
+        self.weight = torch.randn(CLASSES, size, generator=torch.Generator().manual_seed(2))
+
+    def logits(self, x_t, t):
+        return flat(x_t) @ self.weight.T
+
+
+def restorer_of(degradation, seed: int = 0) -> NetworkRestorer:
+    """A small network that restores from this degradation."""
+    return NetworkRestorer(network(seed), degradation, V() if hasattr(degradation, "schedule") else X0())
+
+
+def conditioned(labels=LABELS) -> Context:
+    """The context of these classes, with its null and the classes themselves."""
+    ctx = context(labels)
+    return ctx.replace(alt={**ctx.alt, "raw": Context(extra={"label": torch.tensor(labels)})})
+
+
+def parts_of(name: str, degradation) -> list:
+    """The parts of a YAML; another network, and a linear classifier, stand for other runs."""
+    parts = samplers.guidance.build(name)
+    for part in parts:
+        for key, value in vars(part).items():
+            if isinstance(value, RunRestorer):
+                setattr(part, key, restorer_of(degradation, seed=7))
+            if isinstance(value, RunClassifier):
+                setattr(part, key, Linear())
+        if getattr(part, "space", "x0") != "x0" and not hasattr(degradation, "schedule"):
+            part.space = "x0"
+    return parts
+
+
+def step_at(t: float, i: int = 0, n: int = 10, indices=(0, 1, 2), memory=None) -> Step:
+    """A step of the loop."""
+    return Step(i, n, t, max(t - 0.1, 0.0), Streams(0, tuple(indices)).at(i), {} if memory is None else memory)
+
+
+def ask(restorer, x, ctx, degradation, t: float, step: Step | None = None, **arguments) -> Estimate:
+    """One evaluation at a time, as the loop makes it."""
+    times = torch.full((len(x),), t)
+    return restorer(x, times, ctx, state=state_of(degradation, x.shape), step=step or step_at(t), **arguments)
+
+
+def guided(parts, degradation, restorer=None) -> Guided:
+    return Guided(restorer or restorer_of(degradation), degradation, parts)
+
+
+def close(a: Estimate, b: Estimate, atol: float = 1e-5):
+    torch.testing.assert_close(a.x0, b.x0, atol=atol, rtol=1e-4)
+    assert set(a.state) == set(b.state)
+    for name in a.state:
+        torch.testing.assert_close(a.state[name], b.state[name], atol=atol, rtol=1e-4)
+
+
+def equal(a: Estimate, b: Estimate):
+    assert torch.equal(a.x0, b.x0)
+    assert all(torch.equal(a.state[name], b.state[name]) for name in a.state)
+
+
+NAMES = registry.available("guidance")

@@ -1,0 +1,102 @@
+"""What holds for every YAML of guidance, hot and cold; they are found, not listed."""
+
+import copy
+
+import pytest
+import torch
+from guided import B, LABELS, NAMES, SHAPE, Spy, ask, close, conditioned, parts_of, restorer_of, step_at
+from oracles import state_of
+
+import degradations
+import samplers
+from degradations.randomness import Streams
+from samplers.guidance import base
+from samplers.guidance.base import Guided
+
+SAMPLERS = {"gaussian": "ddim", "blur": "cold2"}
+
+
+@pytest.fixture(scope="module", params=SAMPLERS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def degradation(kind):
+    return degradations.build(kind, **({"schedule": "linear"} if kind == "gaussian" else {"levels": 10}))
+
+
+@pytest.fixture(scope="module")
+def restorer(degradation):
+    return restorer_of(degradation)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
+
+
+def run(parts, restorer, degradation, kind, x, rows=slice(None), steps=4):
+    indices = tuple(range(B))[rows]
+    state = state_of(degradation, SHAPE).rows(rows)
+    sampler = samplers.build(SAMPLERS[kind], num_steps=steps)
+    return sampler.sample(Guided(restorer, degradation, parts), degradation, x[rows], state, conditioned(LABELS)[rows],
+                          Streams(0, indices))
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestEvery:
+    def test_a_sample_does_not_depend_on_its_batch(self, name, x, kind, degradation, restorer):
+        parts = parts_of(name, degradation)
+        whole = run(parts, restorer, degradation, kind, x)
+        assert whole.isfinite().all()
+        alone = run(parts, restorer, degradation, kind, x, slice(1, 2))
+        torch.testing.assert_close(alone, whole[1:2], atol=2e-5, rtol=1e-4)
+        assert torch.equal(run(parts, restorer, degradation, kind, x), whole), "a run leaves nothing behind"
+
+    def test_split_branches_are_the_same(self, name, x, kind, degradation, restorer, monkeypatch):
+        results = []
+        for rows in (1, 1000):
+            monkeypatch.setattr(base, "ROWS", {"cpu": rows})
+            results.append(run(parts_of(name, degradation), restorer, degradation, kind, x, steps=2))
+        torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+
+    def test_the_model_is_left_as_it_was(self, name, x, kind, degradation, restorer):
+        net = restorer.network
+        before = copy.deepcopy(net.state_dict())
+        run(parts_of(name, degradation), restorer, degradation, kind, x, steps=2)
+        assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        assert not any(getattr(module, kind) for module in net.modules() for kind in hooks)
+
+    def test_a_neutral_scale_costs_nothing_and_changes_nothing(self, name, x, kind, degradation, restorer):
+        parts = [part for part in parts_of(name, degradation) if hasattr(part, "neutral")]
+        for part in parts:
+            part.scales = (part.neutral,)
+            part.schedule = None
+        spy = Spy(restorer)
+        assert torch.equal(run(parts, spy, degradation, kind, x), run([], restorer, degradation, kind, x))
+        assert spy.rows == [B] * 4
+
+    def test_gradients_flow(self, name, x, kind, degradation, restorer):
+        leaf = x.clone().requires_grad_()
+        parts = parts_of(name, degradation)
+        out = ask(Guided(restorer, degradation, parts), leaf, conditioned(), degradation, 0.5, step_at(0.5, i=1))
+        (gradient,) = torch.autograd.grad(out.x0.square().sum(), leaf)
+        assert gradient.isfinite().all()
+        assert gradient.abs().sum() > 0
+
+    def test_the_estimate_still_explains_x_t(self, name, x, kind, degradation, restorer):
+        """Image and state of a guided estimate belong together, where the state is inferred."""
+        if kind == "blur":
+            pytest.skip("the state is kept")
+        out = ask(Guided(restorer, degradation, parts_of(name, degradation)), x, conditioned(), degradation, 0.5)
+        torch.testing.assert_close(degradation.forward(out.x0, torch.full((B,), 0.5), out.state), x, atol=1e-4, rtol=0)
+
+
+def test_two_of_a_kind_add_up(x, degradation, restorer):
+    one, two = parts_of("pag", degradation), parts_of("pag", degradation)
+    two[0].scales = (1.0,)
+    both = ask(Guided(restorer, degradation, [*one, *two]), x, conditioned(), degradation, 0.5)
+    one[0].scales = (4.0,)
+    close(both, ask(Guided(restorer, degradation, one), x, conditioned(), degradation, 0.5))
