@@ -19,6 +19,10 @@ class Images(Protocol):
 
     def __call__(self, shape: Sequence[int], rng: Draws) -> Float[Tensor, "b c h w"]: ...
 
+    def fingerprint(self) -> str:
+        """A hash of the images."""
+        ...
+
 
 class Animorph(Affine):
     """``x_t = alpha_t x0 + sigma_t z`` with z an image of another set: people become animals.
@@ -35,3 +39,6 @@ class Animorph(Affine):
 
     def draw(self, shape: Sequence[int], rng: Draws) -> State:
         return State(z=self.others(shape, rng))
+
+    def fingerprint(self) -> str:
+        return self.others.fingerprint()

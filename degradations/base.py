@@ -138,6 +138,10 @@ class Degradation:
         """``D(x0 + dx, t, z) - D(x0, t, z)``: for a linear operator its linear part of ``dx``."""
         return self.forward(x0 + dx, t, state) - self.forward(x0, t, state)
 
+    def fingerprint(self) -> str:
+        """A hash of what it reads beside its settings, the images of another set; empty if that is nothing."""
+        return ""
+
     def check(self, shape: Sequence[int]) -> None:
         """Refuse images (C, H, W) that the operator cannot treat, before any work.
 

@@ -62,6 +62,9 @@ class Compose(Degradation):
             dx, x0 = part.response(x0, dx, t, mine), part.forward(x0, t, mine)
         return dx
 
+    def fingerprint(self) -> str:
+        return "".join(part.fingerprint() for part in self.parts.values())
+
     def check(self, shape: Sequence[int]) -> None:
         for part in self.parts.values():
             part.check(shape)

@@ -33,14 +33,14 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
              f", {data.classes} classes" if data.classes else "")
     config = with_classes(plain(cfg), data.classes)
     model = Model(config)
-    training = Training(model, images, data.flip, construct(cfg.optimizer), fingerprint=data.fingerprint(),
-                        batch=cfg.batch, accumulate=cfg.accumulate, max_steps=cfg.max_steps, seed=cfg.seed,
-                        decay=cfg.ema)
+    training = Training(model, images, data.flip, construct(cfg.optimizer),
+                        fingerprint=data.fingerprint() + model.degradation.fingerprint(), batch=cfg.batch,
+                        accumulate=cfg.accumulate, max_steps=cfg.max_steps, seed=cfg.seed, decay=cfg.ema)
     count = sum(p.numel() for p in model.weights.parameters())
     log.info("model: %.2f million parameters", count / 1e6)
     if content is not None:
         if content["data"] != training.fingerprint:
-            raise UserError(f"the images are not those with which {run.folder} was begun", "the same data set",
+            raise UserError(f"the images are not those with which {run.folder} was begun", "the same data sets",
                             "data.root=WHERE_THEY_WERE, or run.name=ANOTHER_NAME to begin anew")
         training.restore(content)
         log.info("resuming at step %d", training.step)

@@ -42,6 +42,10 @@ class Gallery:
             x = F.interpolate(x, tuple(shape[-2:]), mode="bilinear", antialias=True)
         return coloured(x, shape[1])
 
+    def fingerprint(self) -> str:
+        """That of the set."""
+        return self.data.fingerprint()
+
     def images(self) -> ImageSet:
         """The images of the split, on the CPU.
 

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from helpers import small, train
 from PIL import Image
 
 import degradations
 from configs import UserError, compose, registry
 from degradations.randomness import BatchStream, Streams
+from diffusion import load
 from diffusion.data import CIFAR10, Digits, ImageSet
 from diffusion.data.base import Data, chosen
 from diffusion.data.cifar10 import CLASSES
@@ -73,9 +75,22 @@ def test_too_few_images(count):
         Gallery(Few(8, 1, False))((3, 1, 8, 8), Streams(0, (0, 1, 2)))
 
 
-def test_animals_that_are_not_there_are_missed_before_the_training(tmp_path):
-    from helpers import small, train
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    (tmp_path / "others").mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((20, 20, 3), 60 * i, np.uint8)).save(tmp_path / "others" / f"{i}.png")
+    overrides = [o for o in small("generate_animorph_celeba64") if o != "degradation/others=digits"]
+    overrides += ["degradation/others=folder", f"degradation.others.data.root={tmp_path / 'others'}", "prior.count=4",
+                  "data=digits", "data.size=16", "data.channels=3", "callbacks.pictures.count=0", "run.name=one"]
+    run = train(tmp_path / "runs", *overrides)
+    model = load(run.folder, device="cpu")
+    assert model.sample(range(2), recipe=model.recipe(["sampler.num_steps=2"])).isfinite().all()
+    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(tmp_path / "others" / "0.png")
+    with pytest.raises(UserError, match="the images are not those"):
+        train(tmp_path / "runs", *overrides, "max_steps=5")
 
+
+def test_animals_that_are_not_there_are_missed_before_the_training(tmp_path):
     overrides = [o for o in small("generate_animorph_celeba64") if o != "degradation/others=digits"]
     with pytest.raises(UserError, match="no readable CIFAR-10"):
         train(tmp_path / "runs", *overrides, "data=digits", f"degradation.others.data.root={tmp_path}")
