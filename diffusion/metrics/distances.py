@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+COLUMNS = 4096
+"""Vectors that are in memory in float64 at a time."""
 BLOCK = 2**24
 """Distances that are in memory at a time."""
 ROUNDING = 1e-13
@@ -17,14 +19,15 @@ ROUNDING = 1e-13
 def blocks(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Iterator[tuple[slice, Float64[Tensor, "r m"]]]:
     """Distances of a few rows of a at a time to all of b."""
     # About their centre the squares are small, and little is lost where they are subtracted.
-    centre = b.double().mean(0)
-    b = b.double() - centre
-    squares = b.square().sum(1)
+    centre = b.mean(0, dtype=torch.float64)
+    # All of b in float64 would need more memory than everything else.
+    squares = torch.cat([(part.double() - centre).square().sum(1) for part in b.split(COLUMNS)])
     rows = max(1, BLOCK // len(b))
     for first in range(0, len(a), rows):
         some = a[first:first + rows].double() - centre
         squared = some.square().sum(1, keepdim=True) + squares
-        squared.addmm_(some, b.mT, beta=1 - ROUNDING, alpha=-2)
+        for place, part in zip(squared.split(COLUMNS, dim=1), b.split(COLUMNS), strict=True):
+            place.addmm_(some, (part.double() - centre).mT, beta=1 - ROUNDING, alpha=-2)
         yield slice(first, first + len(some)), squared.clamp_(min=0).sqrt_()
 
 

@@ -7,6 +7,8 @@ from torch import Tensor
 from diffusion.metrics.base import Metric, Sets
 from diffusion.metrics.intervals import GROUPS, Measured, leaving_out, share
 
+CHUNK = 4096
+
 
 def vendi(unit: Float[Tensor, "n d"]) -> float:
     """The Vendi score ``exp(-sum l_i ln l_i)``, l the eigenvalues of ``K / n``, K the cosine similarities: the number
@@ -14,9 +16,10 @@ def vendi(unit: Float[Tensor, "n d"]) -> float:
 
     :param unit: features of length 1
     """
-    x = unit.double()
-    n, d = x.shape
-    gram = x @ x.mT if n <= d else x.mT @ x
+    n, d = unit.shape
+    # The smaller of K and its dual; in float64, all at once, many images would need more memory than everything else.
+    gram = unit.double() @ unit.double().mT if n <= d else sum(x.mT @ x for x in map(Tensor.double, unit.split(CHUNK)))
+    assert isinstance(gram, Tensor)
     values = torch.linalg.eigvalsh(gram / n).clamp(min=0)
     return torch.special.entr(values).sum().exp().item()
 
@@ -27,11 +30,10 @@ def mean_similarity(unit: Float[Tensor, "n d"], diagonal: bool = True) -> float:
     :param unit: features of length 1
     :param diagonal: with those of each image to itself, as the definition has it; else only pairs
     """
-    x = unit.double()
-    n = len(x)
-    whole = x.sum(0).square().sum()
-    own = x.square().sum()
-    return ((whole / n**2) if diagonal else (whole - own) / (n * (n - 1))).item()
+    n = len(unit)
+    whole = unit.sum(0, dtype=torch.float64).square().sum().item()
+    own = sum(part.double().square().sum().item() for part in unit.split(CHUNK))
+    return whole / n**2 if diagonal else (whole - own) / (n * (n - 1))
 
 
 def per_condition(labels: Int64[Tensor, " n"] | None, n: int) -> list[Int64[Tensor, " m"]]:
