@@ -1,8 +1,7 @@
 """Solvers of the probability-flow equation, for any affine degradation.
 
 With ``y = x / alpha`` and ``rho = sigma / alpha`` the flow is ``dy / d rho = z_hat(x, t)`` (Karras et al. 2022, arXiv
-2206.00364, eq. 4). Euler's step of it is DDIM. A step from pure noise (alpha = 0, rho infinite) and the step to the
-clean image are of first order.
+2206.00364, eq. 4). Euler's step of it is DDIM. The step to the clean image is of first order.
 """
 
 import torch
@@ -32,28 +31,34 @@ class Euler(Sampler):
 
 
 class Heun(Euler):
-    """Euler's step, corrected by the slope at its end: ``y_s = y_t + (rho_s - rho_t) (z + z') / 2`` (2206.00364,
-    algorithm 1 without churn). Second order, ``2 n - 1`` evaluations; both of a step are guided as its beginning says.
+    """Euler's step, corrected by what is believed at its end (2206.00364, algorithm 1 without churn). Second order,
+    ``2 n - 1`` evaluations; both of a step are guided as its beginning says.
+
+    The trapezoid is that of ``d(x / sigma) / d(alpha / sigma) = x0_hat``, the same equation with the image in the place
+    of the noise, ``x_s = x_euler + (alpha_s - alpha_t sigma_s / sigma_t) (x0' - x0) / 2``: its weights stay within 1/2,
+    while those of the trapezoid over rho are unbounded for a schedule that ends in noise.
     """
 
     def advance(self, frame: Frame, restorer: Restorer, degradation: Degradation) -> None:
         super().advance(frame, restorer, degradation)
         assert isinstance(degradation, Affine)
+        assert frame.estimate is not None
         assert frame.x_s is not None
         step, x_t = frame.step, frame.x_t
+        if step.s == 0:
+            return
         t, s = (x_t.new_full(x_t.shape[:1], time) for time in (step.t, step.s))
         (alpha_t, sigma_t), (alpha_s, sigma_s) = degradation.schedule(t), degradation.schedule(s)
-        if step.s == 0 or bool((alpha_t == 0).any()):
-            return
         second = restorer(frame.x_s, s, frame.ctx, state=frame.state, step=step)
-        half = ((sigma_s - alpha_s / alpha_t * sigma_t) / 2).to(x_t.dtype)
-        frame.x_s = frame.x_s + like(half, x_t) * (second.state["z"] - frame.state["z"])
+        half = ((alpha_s - alpha_t * sigma_s / sigma_t) / 2).to(x_t.dtype)
+        frame.x_s = frame.x_s + like(half, x_t) * (second.x0 - frame.estimate.x0)
 
 
 class Multistep(Move):
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): with ``lambda = ln(alpha / sigma)``,
     ``h = lambda_s - lambda_t`` and r the ratio of the last h to this one,
-    ``x_s = D(x0, s, z) + alpha_s (1 - e^-h) (x0 - x0_last) / (2 r)``. The first and the last step are of first order.
+    ``x_s = D(x0, s, z) + alpha_s (1 - e^-h) (x0 - x0_last) / (2 r)``. The first and the last step are of first order,
+    and so is the one after a start from pure noise, where lambda is minus infinity.
     """
 
     def __call__(self, x_t: Float[Tensor, "b *rest"], x0_hat: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
@@ -92,9 +97,9 @@ class DPMSolver(Sampler):
 
 class Inversion(Sampler):
     """DDIM run upwards, from the clean image to the noise from which DDIM makes it again (Song et al. 2020, arXiv
-    2010.02502, section 4.3): ``x_s = alpha_s / alpha_t x_t + (sigma_s - alpha_s / alpha_t sigma_t) z``, ``s > t``, with z
-    from x_t and, as is the custom, the time s. The error of the way there and back halves as the steps double. ``start``
-    is where it ends; guidance that is random or strong has no way back.
+    2010.02502, section 4.3): ``x_s = alpha_s / alpha_t x_t + (sigma_s - alpha_s / alpha_t sigma_t) z``, ``s > t``, with
+    z from x_t and, as is the custom, the time s. The error of the way there and back halves as the steps double.
+    ``start`` is where it ends; guidance that is random or strong has no way back.
 
     It begins at an image, so it is no choice of ``sampler=``.
 

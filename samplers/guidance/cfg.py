@@ -19,7 +19,8 @@ class CFG(Contrast):
 
     neutral = 1.0
 
-    def __init__(self, scale: Scale = 2.0, schedule: ScaleSchedule | None = None, unconditional: Restorer | None = None):
+    def __init__(self, scale: Scale = 2.0, schedule: ScaleSchedule | None = None,
+                 unconditional: Restorer | None = None):
         super().__init__(scale, schedule)
         self.unconditional = unconditional
 

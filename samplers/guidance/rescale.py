@@ -8,8 +8,8 @@ from samplers.guidance.spaces import explained, known, seen
 
 
 class Rescale(Finish):
-    """``phi g std(base) / std(g) + (1 - phi) g``, g the guided estimate: strong guidance without its excess of contrast.
-    The standard deviation is of each sample, over all its values.
+    """``phi g std(base) / std(g) + (1 - phi) g``, g the guided estimate: strong guidance without its excess of
+    contrast. The standard deviation is of each sample, over all its values.
 
     :param phi: share of the rescaled estimate, in [0, 1]; 0 is off
     :param space: in which it is measured, see :mod:`samplers.guidance.spaces`; the paper's is the network's output

@@ -31,7 +31,8 @@ def matching(sites: Sequence[AttentionSite], patterns: Sequence[str]) -> tuple[s
         else:
             hits = [name for name in names if fnmatchcase(name, f"{pattern}.*" if pattern in PARTS else pattern)]
         if not hits:
-            raise UserError(f"an attention site {pattern!r}", f"one of {', '.join(names) or 'a network with attention'}",
+            raise UserError(f"an attention site {pattern!r}",
+                            f"one of {', '.join(names)}" if names else "a network with self-attention",
                             f"sites=[{names[len(names) // 2]}], or sites=[mid]" if names else "guidance=none")
         found |= set(hits)
     return tuple(name for name in names if name in found)

@@ -44,8 +44,8 @@ def seen(estimate: Estimate, space: str, view: View) -> Float[Tensor, "b *rest"]
 
 
 def explained(value: Float[Tensor, "b *rest"], space: str, view: View, estimate: Estimate) -> Estimate:
-    """The estimate that looks like ``value`` and explains x_t. Where ``alpha = 0``, z says nothing about x0, which stays
-    that of the given estimate."""
+    """The estimate that looks like ``value`` and explains x_t. Where ``alpha = 0``, z says nothing about x0, which
+    stays that of the given estimate."""
     x_t = view.x_t
     if space == "x0":
         x0 = value

@@ -1,0 +1,88 @@
+"""Somebody else's package, as pip installs it, with a sampler and a term of its own: no edit here, and the commands
+know both."""
+
+import sys
+
+import pytest
+from helpers import command
+
+FILES = {
+    "guest_methods/__init__.py": "",
+    "guest_methods/configs/__init__.py": "",
+    "guest_methods/slow.py": '''
+from samplers.base import Sampler
+from samplers.grids import Uniform
+from samplers.moves import Direct, Infer
+
+
+class Twice(Sampler):
+    """DDIM in twice as many steps as asked for."""
+
+    def __init__(self, num_steps: int = 2):
+        super().__init__(Uniform(), Infer(), Direct(), 2 * num_steps)
+''',
+    "guest_methods/term.py": '''
+from samplers.guidance.base import Branch
+from samplers.guidance.scales import Contrast
+
+
+class Upwards(Contrast):
+    """Away from the network without the self-attention of its way up."""
+
+    def branch(self, view):
+        return Branch(view.ctx, lambda call: 0 * call.v if call.site.name.startswith("up") else None)
+''',
+    "guest_methods/configs/sampler/twice.yaml": "# twice\n_target_: guest_methods.slow.Twice\nnum_steps: 2\n",
+    "guest_methods/configs/guidance/upwards.yaml": '''# of a guest
+defaults:
+  - cfg
+  - schedule@upwards.schedule: linear
+  - _self_
+upwards:
+  _target_: guest_methods.term.Upwards
+  scale: 1.5
+''',
+    "guest_methods-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: guest_methods\nVersion: 1\n",
+    "guest_methods-1.dist-info/entry_points.txt": "[thaw.configs]\nguest = guest_methods.configs\n",
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder in which the package lies."""
+    folder = tmp_path_factory.mktemp("site")
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+def test_the_commands_find_it(site, hot, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    done = command("sample.py", f"run={hot.folder}", "sampler=twice", "guidance=upwards", "guidance.cfg.scale=3",
+                   "guidance.upwards.scale=2", "samples=0-1", "device=cpu", f"out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    manifest = (tmp_path / "manifest.json").read_text()
+    assert "Upwards" in manifest
+    # Four steps with a null each; the guest's schedule is off at t = 1.
+    assert '"evaluations_per_sample": 11.0' in manifest
+    wrong = command("sample.py", f"run={hot.folder}", "sampler=twise", "device=cpu")
+    assert "twice" in wrong.stderr
+
+
+def test_python_and_the_runs_own_settings_find_it(site, hot, monkeypatch):
+    monkeypatch.syspath_prepend(site)
+    import samplers
+    import samplers.guidance
+    from diffusion import load
+
+    assert "twice" in samplers.available()
+    assert "upwards" in samplers.guidance.available()
+    assert samplers.build("twice", num_steps=3).num_steps == 6
+    assert type(samplers.guidance.build("upwards")[1]).__name__ == "Upwards"
+    model = load(hot.folder, device="cpu")
+    recipe = model.recipe(["sampler=twice", "guidance=upwards"])
+    assert type(recipe.parts[1]).__module__ == "guest_methods.term"
+    assert model.sample([0, 1], recipe=recipe).isfinite().all()
+    for name in [name for name in sys.modules if name.startswith("guest_methods")]:
+        del sys.modules[name]
