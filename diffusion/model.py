@@ -268,8 +268,8 @@ class Model:
         return [int(c) for c in wanted]
 
     def context(self, indices: Sequence[int], label: Label = None, recipe: Recipe | None = None) -> Context:
-        """The encoded condition of these samples; its alternates are the null, and ``raw``, which holds the condition as
-        it is, for other models in the guidance."""
+        """The encoded condition of these samples; its alternates are the null, and ``raw``, which holds the condition
+        as it is, for other models in the guidance."""
         null = self.weights.encoder.null(len(indices), self.device)
         told = self.num_classes is not None
         if label == "none" or (label is None and self.classes(recipe) is None):
@@ -293,9 +293,9 @@ class Model:
             x, state = given, self.degradation.draw(shape, streams)
         else:
             x, state = prior.sample(shape, self.degradation, streams, given, recipe.start)
-        frames = recipe.sampler.steps(restorer, self.degradation, x, state, self.context(indices, label, recipe), streams,
-                                      callbacks=callbacks, start=recipe.start)
-        return x, frames
+        ctx = self.context(indices, label, recipe)
+        return x, recipe.sampler.steps(restorer, self.degradation, x, state, ctx, streams, callbacks=callbacks,
+                                       start=recipe.start)
 
     @torch.no_grad()
     def sample(self, indices: Sequence[int], *, seed: int = 0, label: Label = None,

@@ -35,6 +35,11 @@ from degradations.randomness import BatchStream, Draws
 from diffusion.data.base import ImageSet
 from diffusion.metrics.base import Features, Sets
 from diffusion.metrics.intervals import grouped
+from diffusion.parameterization import V
+from diffusion.restorer import NetworkRestorer
+from models.attention import AttentionCall
+from models.conditioning import ConditionEncoder, Context, LabelSignal
+from samplers.guidance.base import Guided
 
 Call = Callable[[], object]
 SHORTEST = 0.02  # seconds that one measurement should last: a quicker candidate is called several times in a row
@@ -244,8 +249,43 @@ def metrics(device: str, quick: bool) -> Iterator[Case]:
                "precision, recall, density, coverage")
 
 
-SUBJECTS: dict[str, Callable[[str, bool], Iterator[Case]]] = {"degradations": degradations, "metrics": metrics,
-                                                              "startup": startup}
+def guidance(device: str, quick: bool) -> Iterator[Case]:
+    """Classifier-free and perturbed-attention guidance in one call, beside its three evaluations one by one."""
+    sizes = (("digits", 16, 1),) if quick else (("digits", 16, 1), ("tiny", 32, 1), ("small", 32, 3))
+    degradation = build("degradation", "gaussian")
+    for name, size, channels in sizes:
+        net = build("model", name, in_channels=channels).eval().requires_grad_(False).to(device)
+        restorer = NetworkRestorer(net, degradation, V())
+        encoder = ConditionEncoder({"label": LabelSignal(10, net.emb_dim)}, net.emb_dim).requires_grad_(False)
+        guided = Guided(restorer, degradation, build("guidance", "cfg_pag").values())
+        for batch in (1, 16) if quick else (1, 2, 4, 8, 16, 64):
+            z = torch.randn(batch, channels, size, size, device=device)
+            times = torch.full((batch,), 0.5, device=device)
+            ctx = encoder.with_null({"label": torch.arange(batch) % 10}).to(device)
+            evaluate = partial(restorer, z, times, state=State(z=z), step=None)
+
+            @torch.no_grad()
+            def apart(ctx: Context = ctx, evaluate: Callable[..., Any] = evaluate) -> object:
+                base, null, perturbed = evaluate(ctx), evaluate(ctx.alt["null"]), evaluate(ctx, attn=unmixed)
+                return base + 1.0 * (base - null) + 3.0 * (base - perturbed)
+
+            @torch.no_grad()
+            def together(ctx: Context = ctx, z: torch.Tensor = z, times: torch.Tensor = times,
+                         guided: Guided = guided) -> object:
+                return guided(z, times, ctx, state=State(z=z), step=None)
+
+            yield Case(f"{name}, {size} px, batch {batch}: one step of CFG and PAG",
+                       {"three evaluations": apart, "guided": together}, "three evaluations",
+                       cuda_time if device == "cuda" else cpu_time)
+
+
+def unmixed(call: AttentionCall) -> torch.Tensor | None:
+    """The perturbation of PAG by hand."""
+    return call.v if call.site.name.startswith("mid") else None
+
+
+SUBJECTS: dict[str, Callable[[str, bool], Iterator[Case]]] = {"degradations": degradations, "guidance": guidance,
+                                                              "metrics": metrics, "startup": startup}
 
 
 def run(names: Sequence[str], rounds: int, device: str, quick: bool) -> dict:

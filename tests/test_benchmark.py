@@ -121,3 +121,9 @@ def test_child_time_counts_children():
     assert benchmark.child_time(partial(benchmark.python, "-c", "sum(range(10**6))"), 1) > 0
     with pytest.raises(benchmark.UserError, match="ended with 3"):
         benchmark.python("-c", "raise SystemExit(3)")
+
+
+def test_guidance_in_one_call_is_the_three_evaluations():
+    for case in benchmark.guidance("cpu", quick=True):
+        apart, together = (call() for call in case.candidates.values())
+        torch.testing.assert_close(together.x0, apart.x0, atol=1e-4, rtol=1e-4)

@@ -1,12 +1,14 @@
 """Scripts as they are called, on small runs."""
 
+import json
 import math
+from itertools import product
 
 import pytest
 from helpers import command
 from PIL import Image
 
-from scripts import plot_metrics
+from scripts import plot_metrics, plot_sweep
 
 
 def test_curves(hot, cold, tmp_path):
@@ -36,3 +38,52 @@ def test_curves_of_what_is_not_there(hot, arguments, words):
     assert result.returncode == 2
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+class TestSweep:
+    """Curves of evaluations over a setting."""
+
+    @pytest.fixture
+    def runs(self, tmp_path):
+        """Two runs, each measured at three scales, one of them on a schedule too."""
+        for run, schedules in (("a", ["None", "Linear"]), ("b", ["None"])):
+            for schedule, (i, scale) in product(schedules, enumerate((10, 1, 2.5))):
+                folder = tmp_path / run / "evaluations" / f"{schedule}{scale}"
+                folder.mkdir(parents=True)
+                guidance = f"CFG (scale {scale}, schedule {schedule}), PAG (scale 3.0, sites ['mid', 'up'])"
+                protocol = {"sampler": "DDIM (grid Leading (offset 0), num_steps 5)", "guidance": guidance, "run": run}
+                number = {"value": i, "low": i - 0.5, "high": math.inf, "how": ""}
+                (folder / "evaluation.json").write_text(json.dumps(
+                    {"rows": {"samples": {"fd@70": number, "recall": number}, "training images": {"fd@70": number}},
+                     "subject": ["samples"], "protocol": protocol}))
+        return tmp_path
+
+    def test_settings_in_words(self):
+        words = "CFG (scale 2, schedule Interval (low 0.2, high 0.8)), PAG (sites ['mid', 'up'], scale 3)"
+        assert plot_sweep.settings(words) == {
+            "CFG.scale": "2", "CFG.schedule": "Interval", "Interval.low": "0.2", "Interval.high": "0.8",
+            "PAG.sites": "['mid', 'up']", "PAG.scale": "3"}
+        assert plot_sweep.settings("none") == {}
+
+    def test_points_in_the_order_of_the_axis(self, runs):
+        found = plot_sweep.curves(plot_sweep.read([runs], None), "CFG.scale", ["fd*"])
+        assert set(found) == {"fd@70"}
+        lines = found["fd@70"]
+        assert set(lines) == {"run a, CFG.schedule None", "run a, CFG.schedule Linear", "run b, CFG.schedule None"}
+        assert [(value, number["value"]) for value, number in lines["run b, CFG.schedule None"]] == [
+            ("1", 1), ("2.5", 2), ("10", 0)]
+
+    @pytest.mark.parametrize("over", ["CFG.scale", "CFG.schedule"])
+    def test_a_picture(self, runs, over, tmp_path):
+        out = plot_sweep.plot([runs], over, ["*"], tmp_path / "deep" / "sweep.png")
+        with Image.open(out) as picture:
+            assert picture.width > 2 * picture.height
+
+    @pytest.mark.parametrize(("arguments", "words"), [
+        (["--over", "CFG.scael"], "--over CFG.scale"), (["--over", "CFG.scale", "--numbers", "recal"], "recall"),
+        (["--over", "CFG.scale", "--of", "nothing"], "no evaluation of nothing")])
+    def test_what_is_not_there(self, runs, arguments, words):
+        result = command("scripts/plot_sweep.py", str(runs), *arguments)
+        assert result.returncode == 2
+        assert words in result.stderr
+        assert "Traceback" not in result.stderr
