@@ -19,8 +19,8 @@ ROUNDING = 1e-13
 def blocks(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Iterator[tuple[slice, Float64[Tensor, "r m"]]]:
     """Distances of a few rows of a at a time to all of b."""
     # About their centre the squares are small, and little is lost where they are subtracted.
-    centre = b.mean(0, dtype=torch.float64)
-    # All of b in float64 would need more memory than everything else.
+    # (All of b in float64 would need more memory than everything else.)
+    centre = torch.stack([part.double().sum(0) for part in b.split(COLUMNS)]).sum(0) / len(b)
     squares = torch.cat([(part.double() - centre).square().sum(1) for part in b.split(COLUMNS)])
     rows = max(1, BLOCK // len(b))
     for first in range(0, len(a), rows):

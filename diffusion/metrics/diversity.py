@@ -31,8 +31,9 @@ def mean_similarity(unit: Float[Tensor, "n d"], diagonal: bool = True) -> float:
     :param diagonal: with those of each image to itself, as the definition has it; else only pairs
     """
     n = len(unit)
-    whole = unit.sum(0, dtype=torch.float64).square().sum().item()
-    own = sum(part.double().square().sum().item() for part in unit.split(CHUNK))
+    parts = unit.split(CHUNK)
+    whole = torch.stack([part.double().sum(0) for part in parts]).sum(0).square().sum().item()
+    own = sum(part.double().square().sum().item() for part in parts)
     return whole / n**2 if diagonal else (whole - own) / (n * (n - 1))
 
 

@@ -46,7 +46,8 @@ class KID(Metric):
 
 
 def _own(x: Float[Tensor, "n d"]) -> Float64[Tensor, " n"]:
-    return (x.double().square().sum(1) / x.shape[1] + 1) ** 3
+    squares = torch.cat([part.double().square().sum(1) for part in x.split(CHUNK)])
+    return (squares / x.shape[1] + 1) ** 3
 
 
 def _sums(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], groups: Int64[Tensor, " n"], count: int,
