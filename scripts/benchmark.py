@@ -241,7 +241,7 @@ def metrics(device: str, quick: bool) -> Iterator[Case]:
         from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
         def fid() -> object:
-            return fid_statistics_to_metric(*map(fid_features_to_statistics, (x, y)), False)
+            return fid_statistics_to_metric(fid_features_to_statistics(x), fid_features_to_statistics(y), False)
 
         candidates["prdc's four"] = partial(compute_prdc, x.double().numpy(), y.double().numpy(), 5)
         candidates["torch-fidelity's FID"] = fid
