@@ -33,10 +33,12 @@ def folder_name(settings: dict[str, Any], checkpoint: dict[str, Any]) -> str:
 
 
 def words(node: dict[str, Any] | None) -> str:
-    """A composed config in short: ``DDIM (grid Uniform, num_steps 50, eta 0.0)``; parts without a name are listed."""
+    """A composed config in short: ``DDIM (grid Uniform, num_steps 50, eta 0.0)``; parts without a name are listed, what
+    is null is left out."""
     if not node:
         return "none"
-    parts = {key: words(value) if isinstance(value, dict) else value for key, value in node.items()}
+    parts = {key: words(value) if isinstance(value, dict) else value for key, value in node.items()
+             if value is not None}
     name = str(parts.pop("_target_", "")).split(".")[-1]
     if not name:
         return ", ".join(map(str, parts.values()))

@@ -85,7 +85,10 @@ def curves(found: list[tuple[dict[str, str], dict[str, Any]]], over: str,
     keys = sorted({key for chosen, _ in found for key in chosen if "." in key})
     if over not in keys:
         raise UserError(f"--over {over}", f"one of {', '.join(keys)}", f"--over {closest(over, keys)}")
-    found = [(chosen, numbers) for chosen, numbers in found if over in chosen]
+    part = over.split(".")[0]
+    named = [(chosen, numbers) for chosen, numbers in found
+             if over in chosen or part in ", ".join(chosen[key] for key in PARTS).split(", ")]
+    found = [({over: "none", **chosen}, numbers) for chosen, numbers in named]  # a setting that is null has no words
     names = list(dict.fromkeys(name for _, numbers in found for name in numbers))
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names):

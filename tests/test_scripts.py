@@ -46,11 +46,11 @@ class TestSweep:
     @pytest.fixture
     def runs(self, tmp_path):
         """Two runs, each measured at three scales, one of them on a schedule too."""
-        for run, schedules in (("a", ["None", "Linear"]), ("b", ["None"])):
+        for run, schedules in (("a", ["", ", schedule Linear"]), ("b", [""])):
             for schedule, (i, scale) in product(schedules, enumerate((10, 1, 2.5))):
                 folder = tmp_path / run / "evaluations" / f"{schedule}{scale}"
                 folder.mkdir(parents=True)
-                guidance = f"CFG (scale {scale}, schedule {schedule}), PAG (scale 3.0, sites ['mid', 'up'])"
+                guidance = f"CFG (scale {scale}{schedule}), PAG (scale 3.0, sites ['mid', 'up'])"
                 protocol = {"sampler": "DDIM (grid Leading (offset 0), num_steps 5)", "guidance": guidance, "run": run}
                 number = {"value": i, "low": i - 0.5, "high": math.inf, "how": ""}
                 (folder / "evaluation.json").write_text(json.dumps(
@@ -69,9 +69,10 @@ class TestSweep:
         found = plot_sweep.curves(plot_sweep.read([runs], None), "CFG.scale", ["fd*"])
         assert set(found) == {"fd@70"}
         lines = found["fd@70"]
-        assert set(lines) == {"run a, CFG.schedule None", "run a, CFG.schedule Linear", "run b, CFG.schedule None"}
-        assert [(value, number["value"]) for value, number in lines["run b, CFG.schedule None"]] == [
-            ("1", 1), ("2.5", 2), ("10", 0)]
+        assert set(lines) == {"run a", "run a, CFG.schedule Linear", "run b"}
+        assert [(value, number["value"]) for value, number in lines["run b"]] == [("1", 1), ("2.5", 2), ("10", 0)]
+        points = plot_sweep.curves(plot_sweep.read([runs], None), "CFG.schedule", ["fd*"])["fd@70"]
+        assert [value for value, _ in points["run a, CFG.scale 1"]] == ["Linear", "none"]
 
     @pytest.mark.parametrize("over", ["CFG.scale", "CFG.schedule"])
     def test_a_picture(self, runs, over, tmp_path):
