@@ -184,7 +184,7 @@ class Reduce:
 
 COMMAND = ["os.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "degradations.base.torch.save",
            "models.unet.torch.hub.load", "diffusion.run.subprocess.run", "diffusion.run.Run", "diffusion.run.write",
-           "diffusion.checkpoint.save", "configs.registry.locate", "diffusion.data.folder.Folder",
+           "diffusion.checkpoint.save", "configs.registry.locate", "diffusion.optimization.AdamW",
            "models.unet.torch.nn.Linear", "models.blocks.zero", "", "os", "..", "diffusion.objective."]
 """Targets that a stranger may try. Some of them exist, none is a part of a model."""
 
@@ -208,6 +208,14 @@ class TestStrangers:
         assert not marker.exists()
         torch.load(tmp_path / "weights.pt", weights_only=False)
         assert marker.exists(), "the attack works where nothing stops it"
+
+    @pytest.mark.parametrize("place", ["model", "condition", "degradation", "objective", "space", "prior"])
+    def test_a_data_set_is_a_part_of_a_degradation_only(self, hot, tmp_path, place):
+        """Animorphosis names one; see tests/data/test_gallery.py for what it may do."""
+        config = checkpoint.read(newest(hot))["config"] | {place: {"_target_": "diffusion.data.folder.Folder",
+                                                                   "root": str(tmp_path)}}
+        with pytest.raises(UserError, match="_target_"):
+            Model(config, registry.trusted())
 
     @pytest.mark.parametrize("target", COMMAND)
     def test_a_config_that_calls(self, hot, marker, target):
