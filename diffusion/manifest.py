@@ -98,7 +98,7 @@ class Manifest:
         """Write the file, with what other commands may have added to it meanwhile."""
         there = {sample["file"]: sample for sample in self._read().get("samples", ())}
         self.samples = dict(sorted((there | self._mine).items(), key=lambda item: (item[1]["index"], item[0])))
-        head = json.dumps(self.record | {"seconds": round(self.seconds, 1), "pictures": self.pictures}, indent=2)
+        head = json.dumps(self.record | {"seconds": round(self.seconds, 3), "pictures": self.pictures}, indent=2)
         lines = ",\n    ".join(map(json.dumps, self.samples.values()))
         write(self.path, f'{head[:-2]},\n  "samples": [\n    {lines}\n  ]\n}}\n')
         self._written = time.monotonic()
