@@ -46,7 +46,7 @@ from samplers.guidance.schedules import ScaleSchedule
 FOLDER = Path(configs.__file__).parent
 FILES = sorted(path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.yaml"))
 OPTIONS = [(str(path.parent), path.name) for path in FILES if len(path.parts) > 1 and path.parts[0] not in (
-    "hydra", "experiment", "debug", "trainer", "extractor", "metrics")]
+    "hydra", "experiment", "debug", "trainer", "extractor", "metrics", "table", "budget")]
 EXPERIMENTS = registry.available("experiment")
 NESTED = {"guidance/schedule": ("cfg", "guidance.cfg.schedule"),
           "guidance/perturbation": ("pag", "guidance.pag.perturbation")}

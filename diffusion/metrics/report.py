@@ -53,18 +53,22 @@ class Report:
         write(folder / "evaluation.json", json.dumps(self.plain(), indent=2))
 
     @classmethod
+    def load(cls, folder: Path) -> "Report":
+        """The report in a folder."""
+        content = json.loads((folder / "evaluation.json").read_text())
+        parts = torch.load(folder / "parts.pt", weights_only=True)
+        sets = {name: {key: Measured(**number, parts=parts[name][key]) for key, number in numbers.items()}
+                for name, numbers in content["rows"].items()}
+        return cls(content["protocol"], content["subject"], sets, content["skipped"], content["cost"])
+
+    @classmethod
     def read(cls, folder: Path, protocol: dict[str, Any]) -> "Report | None":
         """The report in a folder, None if there is none of this protocol."""
         try:
-            content = json.loads((folder / "evaluation.json").read_text())
-            if content["protocol"] != protocol:
-                return None
-            parts = torch.load(folder / "parts.pt", weights_only=True)
-            sets = {name: {key: Measured(**number, parts=parts[name][key]) for key, number in numbers.items()}
-                    for name, numbers in content["rows"].items()}
-            return cls(protocol, content["subject"], sets, content["skipped"], content["cost"])
+            report = cls.load(folder)
         except Exception:  # damaged bytes fail in many ways, and all of them mean the same
             return None
+        return report if report.protocol == protocol else None
 
     def show(self, title: str) -> None:
         """Print a table, a column for each set of images; below it what was left out and what it cost."""
@@ -137,15 +141,24 @@ def compare(a: Report, b: Report) -> dict[str, dict[str, dict[str, Any]]]:
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for name in a.subject:
         other = b.sets.get(name) or (b.sets[b.subject[0]] if len(a.subject) == len(b.subject) == 1 else {})
-        for key, number in a.sets[name].items():
-            if key not in other:
-                continue
-            paired = pairs and len(number.parts) == len(other[key].parts)
-            step = difference(number, other[key], paired)
-            result.setdefault(name, {})[key] = {
-                "a": number.value, "b": other[key].value, "difference": step.value, "low": step.low, "high": step.high,
-                "exceeds": step.low > 0 or step.high < 0, "paired": paired}
+        if rows := contrast(a.sets[name], other, pairs):
+            result[name] = rows
     return result
+
+
+def contrast(a: Numbers, b: Numbers, pairs: bool) -> dict[str, dict[str, Any]]:
+    """The numbers that two sets of images share, as :func:`compare` gives them.
+
+    :param pairs: both are restorations of the same images, or samples of the same draws
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for key in [key for key in a if key in b]:
+        x, y = a[key], b[key]
+        paired = pairs and len(x.parts) == len(y.parts)
+        step = difference(x, y, paired)
+        rows[key] = {"a": x.value, "b": y.value, "difference": step.value, "low": step.low, "high": step.high,
+                     "exceeds": step.low > 0 or step.high < 0, "paired": paired}
+    return rows
 
 
 def show_comparison(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], a: str, b: str) -> None:
