@@ -1,6 +1,8 @@
-"""Figures of the documentation: ``python scripts/figures.py [degradations hot_and_cold samplers]``.
+"""Figures of the documentation: ``python scripts/figures.py [degradations hot_and_cold samplers restorations steps]``.
 
 ``degradations`` draws a picture and destroys it; the others show runs, by default those that ``make demo`` leaves.
+``restorations`` puts any runs that restore one below the other (``--runs``), ``steps`` shows the first of them with
+fewer and fewer steps.
 """
 
 import argparse
@@ -13,15 +15,20 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 import degradations
+from configs import UserError, registry
+from configs.cli import stop
 from degradations.randomness import Streams
 from diffusion import load
 from diffusion.data.digits import Digits
 from diffusion.data.pixels import to_float
 from diffusion.model import Model
 from diffusion.pictures import save_grid
+from diffusion.sampling import data_of, restore
+from diffusion.subjects import spread
 
 COLUMNS = 10
 TIMES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+STEPS = (1, 2, 5, 10, 20, 50)
 MILD = {"kernels.std": 1.5}
 DESTROYED: dict[str, tuple[str, dict[str, Any]]] = {
     "noise, cosine": ("gaussian", {}),
@@ -112,7 +119,42 @@ def samplers(hot: Model, cold: Model, images: Tensor, path: Path) -> Path:
     return save_grid(torch.cat(list(rows.values())), path, columns=COLUMNS, rows=list(rows))
 
 
-FIGURES = ("degradations", "hot_and_cold", "samplers")
+def held_out(model: Model) -> Tensor:
+    """``COLUMNS`` held-out images of the run's data, spread over the set."""
+    images = data_of(model, None, registry.trusted()).split("test")
+    return to_float(images.batch(spread(len(images), COLUMNS))[0])
+
+
+def attempts(model: Model, images: Tensor, *overrides: str) -> tuple[Tensor, Tensor, Tensor]:
+    """``(x_T, direct, restored)``."""
+    return restore(model, model.recipe(overrides), images, range(len(images)))
+
+
+def restorations(models: list[Model], path: Path) -> Path:
+    """Five rows for each run: degraded, direct, Algorithm 1, Algorithm 2, original."""
+    rows = {}
+    for model in models:
+        images = held_out(model)
+        (x_T, direct, one), (_, _, two) = (attempts(model, images, f"sampler={name}") for name in ("cold1", "cold2"))
+        block = {"degraded": x_T, "direct": direct, "Algorithm 1": one, "Algorithm 2": two, "original": images}
+        rows |= {(len(rows), name): tensor for name, tensor in block.items()}
+    return save_grid(torch.cat(list(rows.values())), path, columns=COLUMNS, rows=[name for _, name in rows])
+
+
+def steps(model: Model, path: Path) -> Path:
+    """Both algorithms with one step, two, and so on up to a step for each level."""
+    images, levels = held_out(model), model.degradation.levels
+    if levels is None:
+        raise UserError(f"{type(model.degradation).__name__} has no levels to step through", "a run that restores",
+                        "--runs runs/cold_blur_digits/first")
+    counts = [n for n in STEPS if n < levels] + [levels]
+    rows = {f"{title}, n = {n}": attempts(model, images, f"sampler={name}", f"sampler.num_steps={n}")[2]
+            for title, name in (("Algorithm 1", "cold1"), ("Algorithm 2", "cold2")) for n in counts}
+    rows = {"degraded": attempts(model, images)[0], **rows, "original": images}
+    return save_grid(torch.cat(list(rows.values())), path, columns=COLUMNS, rows=list(rows))
+
+
+FIGURES = ("degradations", "hot_and_cold", "samplers", "restorations", "steps")
 
 
 def main() -> None:
@@ -120,6 +162,8 @@ def main() -> None:
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES) + " (default: all)")
     parser.add_argument("--hot", default="runs/demo/ddpm_digits/hot", help="a run that makes digits from noise")
     parser.add_argument("--cold", default="runs/demo/cold_blur_digits/cold", help="a run that restores digits")
+    parser.add_argument("--runs", nargs="+", default=["runs/demo/cold_blur_digits/cold"], metavar="RUN",
+                        help="runs that restore, for restorations and steps")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"), help="the folder of the PNG files")
     arguments = parser.parse_args()
     wanted = arguments.figures or FIGURES
@@ -127,6 +171,12 @@ def main() -> None:
         parser.error(f"{strange.pop()}: wanted one of {', '.join(FIGURES)}")
     if "degradations" in wanted:
         print(destroyed(arguments.out / "degradations.png"))
+    if {"restorations", "steps"} & set(wanted):
+        models = [load(run) for run in arguments.runs]
+        if "restorations" in wanted:
+            print(restorations(models, arguments.out / "restorations.png"))
+        if "steps" in wanted:
+            print(steps(models[0], arguments.out / "steps.png"))
     shown = [draw for draw in (hot_and_cold, samplers) if draw.__name__ in wanted]
     if shown:
         hot, cold = load(arguments.hot), load(arguments.cold)
@@ -136,4 +186,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        stop(str(error), 2)

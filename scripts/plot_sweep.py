@@ -1,10 +1,12 @@
 """Curves of what ``evaluate.py`` measured over a setting: ``python scripts/plot_sweep.py RUN --over CFG.scale``.
 
 One panel per number, one line for each way in which the evaluations differ otherwise, bars for the 95 % intervals. The
-setting is one of the sampler or of a guidance part, by the class that the protocol names: ``CFG.scale``,
-``DDIM.num_steps``, ``CFG.schedule`` (names become places on the axis), ``Interval.low``. A sweep is measured by
+setting is the sampler's, ``sampler.num_steps``, or one of a guidance part, by the class that the protocol names:
+``CFG.scale``, ``CFG.schedule`` (names become places on the axis), ``Interval.low``. ``--where CFG.scale=2`` leaves out
+evaluations with another value. A sweep is measured by
 
     python evaluate.py -m run=RUN guidance=cfg guidance.cfg.scale=1,1.5,2,3,5
+    python evaluate.py -m run=RUN sampler.num_steps=1,2,5,10,20 'samplers=[cold1,cold2]'
 
 Needs matplotlib (the extra ``plots``).
 """
@@ -13,6 +15,7 @@ import argparse
 import json
 import math
 import re
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -21,8 +24,6 @@ from configs import UserError
 from configs.cli import stop
 from configs.registry import closest
 
-PARTS = ("sampler", "guidance")
-"""Entries of the protocol that hold settings in words."""
 OTHERS = ("run", "checkpoint", "weights", "start", "label", "seed", "count")
 """Entries in which evaluations may differ besides."""
 
@@ -53,6 +54,11 @@ def settings(text: str) -> dict[str, str]:
     return found
 
 
+def kinds(text: str) -> str:
+    """The classes that a protocol's words name."""
+    return ", ".join(item.split(" (")[0] for item in items(text))
+
+
 def read(folders: list[Path], which: str | None) -> list[tuple[dict[str, str], dict[str, Any]]]:
     """Settings and numbers of every evaluation below these folders.
 
@@ -63,31 +69,42 @@ def read(folders: list[Path], which: str | None) -> list[tuple[dict[str, str], d
     for path in sorted({path for folder in folders for path in folder.rglob("evaluations/*/evaluation.json")}):
         content = json.loads(path.read_text())
         protocol = content["protocol"]
-        chosen = {key: str(protocol[key]) for key in OTHERS if key in protocol}
-        for part in PARTS:
-            text = str(protocol.get(part, "none"))
-            chosen |= settings(text) | {part: ", ".join(item.split(" (")[0] for item in items(text))}
+        others = {key: str(protocol[key]) for key in OTHERS if key in protocol}
+        guidance = str(protocol.get("guidance", "none"))
+        others |= settings(guidance) | {"guidance": kinds(guidance)}
         for name in [which] if which else content["subject"]:
+            sampler = str(protocol.get("samplers", {}).get(name) or protocol.get("sampler", "none"))
+            own = {f"sampler{key.removeprefix(kinds(sampler))}" if key.startswith(f"{kinds(sampler)}.") else key: value
+                   for key, value in settings(sampler).items()}
             if name in content["rows"]:
-                found.append((chosen | {"of": name}, content["rows"][name]))
+                found.append((others | own | {"sampler": kinds(sampler), "of": name}, content["rows"][name]))
     if not found:
         raise UserError(f"no evaluation{f' of {which}' if which else ''} in {', '.join(map(str, folders))}",
                         "runs that were measured", "python evaluate.py run=RUN")
     return found
 
 
-def curves(found: list[tuple[dict[str, str], dict[str, Any]]], over: str,
-           patterns: list[str]) -> dict[str, dict[str, list[tuple[str, dict[str, Any]]]]]:
+def curves(found: list[tuple[dict[str, str], dict[str, Any]]], over: str, patterns: list[str],
+           where: Sequence[str] = ()) -> dict[str, dict[str, list[tuple[str, dict[str, Any]]]]]:
     """By number and by line, the points (value of the setting, number), in the order of the axis.
 
+    :param where: ``KEY=VALUE`` of the evaluations that are taken
     :raises UserError: for a setting or a number that no evaluation has
     """
     keys = sorted({key for chosen, _ in found for key in chosen if "." in key})
     if over not in keys:
         raise UserError(f"--over {over}", f"one of {', '.join(keys)}", f"--over {closest(over, keys)}")
+    for key, _, value in (condition.partition("=") for condition in where):
+        there = sorted({chosen[key] for chosen, _ in found if key in chosen})
+        found = [(chosen, numbers) for chosen, numbers in found if chosen.get(key) == value]
+        if not found:
+            raise UserError(f"--where {key}={value}", f"a value that was measured: {', '.join(there) or 'none'}",
+                            f"--where {key}={there[0]}" if there else f"--where {closest(key, keys)}=...")
     part = over.split(".")[0]
+    # The images that no sampler has made, such as the degraded ones, have no place on the axis.
     named = [(chosen, numbers) for chosen, numbers in found
-             if over in chosen or part in ", ".join(chosen[key] for key in PARTS).split(", ")]
+             if over in chosen or (part in chosen["guidance"].split(", ") if part != "sampler" else
+                                   chosen["sampler"] != "none")]
     found = [({over: "none", **chosen}, numbers) for chosen, numbers in named]  # a setting that is null has no words
     names = list(dict.fromkeys(name for _, numbers in found for name in numbers))
     for pattern in patterns:
@@ -116,9 +133,10 @@ def place(value: str) -> float:
         return math.inf
 
 
-def plot(folders: list[Path], over: str, patterns: list[str], out: Path, which: str | None = None) -> Path:
+def plot(folders: list[Path], over: str, patterns: list[str], out: Path, which: str | None = None,
+         where: Sequence[str] = ()) -> Path:
     """Draw the curves into a PNG file."""
-    panels = curves(read(folders, which), over, patterns)
+    panels = curves(read(folders, which), over, patterns, where)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * len(panels), 3.4), layout="constrained")
@@ -147,13 +165,15 @@ def plot(folders: list[Path], over: str, patterns: list[str], out: Path, which: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of such")
-    parser.add_argument("--over", required=True, help="the setting on the axis, such as CFG.scale")
+    parser.add_argument("--over", required=True, help="the setting on the axis, such as CFG.scale or sampler.num_steps")
     parser.add_argument("--numbers", nargs="+", default=["*"], help="what is drawn; patterns such as 'fd*'")
+    parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE", help="take these evaluations alone")
     parser.add_argument("--of", help="a set of images of the evaluation, such as samples (default: what it is about)")
     parser.add_argument("--out", type=Path, default=Path("sweep.png"), help="the PNG file to write")
     arguments = parser.parse_args()
     try:
-        print(plot(arguments.runs, arguments.over, arguments.numbers, arguments.out, arguments.of))
+        print(plot(arguments.runs, arguments.over, arguments.numbers, arguments.out, arguments.of,
+                   arguments.where))
     except UserError as error:
         stop(str(error), 2)
     except ModuleNotFoundError:

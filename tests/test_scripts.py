@@ -74,6 +74,26 @@ class TestSweep:
         points = plot_sweep.curves(plot_sweep.read([runs], None), "CFG.schedule", ["fd*"])["fd@70"]
         assert [value for value, _ in points["run a, CFG.scale 1"]] == ["Linear", "none"]
 
+    def test_some_of_the_evaluations(self, runs):
+        lines = plot_sweep.curves(plot_sweep.read([runs], None), "CFG.schedule", ["fd*"], ["CFG.scale=1"])["fd@70"]
+        assert {line: [value for value, _ in points] for line, points in lines.items()} == {
+            "run a": ["Linear", "none"], "run b": ["none"]}
+
+    def test_steps_of_restorations(self, tmp_path):
+        """A line for each sampler, none for what no sampler has made."""
+        for n in (2, 5):
+            folder = tmp_path / "evaluations" / str(n)
+            folder.mkdir(parents=True)
+            rows = {name: {"rmse": {"value": n, "low": n, "high": n, "how": ""}}
+                    for name in ("degraded", "direct", "cold1", "cold2")}
+            protocol = {"guidance": "none", "run": "a",
+                        "samplers": {f"cold{i}": f"Algorithm{i} (grid Levels, num_steps {n})" for i in (1, 2)}}
+            (folder / "evaluation.json").write_text(json.dumps(
+                {"rows": rows, "subject": list(rows), "protocol": protocol}))
+        lines = plot_sweep.curves(plot_sweep.read([tmp_path], None), "sampler.num_steps", ["rmse"])["rmse"]
+        assert {line: [value for value, _ in points] for line, points in lines.items()} == {
+            "sampler Algorithm1, of cold1": ["2", "5"], "sampler Algorithm2, of cold2": ["2", "5"]}
+
     @pytest.mark.parametrize("over", ["CFG.scale", "CFG.schedule"])
     def test_a_picture(self, runs, over, tmp_path):
         out = plot_sweep.plot([runs], over, ["*"], tmp_path / "deep" / "sweep.png")
@@ -81,6 +101,7 @@ class TestSweep:
             assert picture.width > 2 * picture.height
 
     @pytest.mark.parametrize(("arguments", "words"), [
+        (["--over", "CFG.scale", "--where", "CFG.schedule=Sine"], "Linear"),
         (["--over", "CFG.scael"], "--over CFG.scale"), (["--over", "CFG.scale", "--numbers", "recal"], "recall"),
         (["--over", "CFG.scale", "--of", "nothing"], "no evaluation of nothing")])
     def test_what_is_not_there(self, runs, arguments, words):
