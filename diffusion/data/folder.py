@@ -13,7 +13,6 @@ from torch import Tensor
 
 from configs.errors import UserError
 from diffusion.data import index as indexing
-from diffusion.data.archive import check_root
 from diffusion.data.base import Data, ImageSet, Split
 from diffusion.data.decode import Decoder, resampling
 from diffusion.data.layout import Labels, Layout, layout
@@ -40,8 +39,8 @@ class Folder(Data):
         ignores the folders
     :param cache: the folder to keep decoded pixels in; None for ``thaw`` in the user's cache folder, False for no cache
     :param flip: whether training may mirror the images
-    :raises UserError: ``root`` is not there, or an argument is out of range; at the first use of the content, no image
-        in it can be read
+    :raises UserError: an argument is out of range; at the first use of the content, ``root`` is not there, or no image in
+        it can be read
     """
 
     def __init__(self, root: str | Path, size: int = 64, channels: int = 3, crop: float = 1.0, held_out: float = 0.1,
@@ -56,7 +55,6 @@ class Folder(Data):
             raise UserError(f"data.labels={labels}", "auto, true or false", "data.labels=auto")
         resampling(resample)
         self.root = Path(root).expanduser()
-        check_root(self.root)
         self.held_out = held_out
         self.labels: Labels = labels
         self.cache = None if cache is False else Path(cache or indexing.default_cache()).expanduser()

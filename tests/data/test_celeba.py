@@ -108,4 +108,4 @@ def test_damaged_partition(tmp_path, line):
 def test_partition_without_photos(tmp_path):
     (tmp_path / "list_eval_partition.txt").write_text("000001.jpg 0\n")
     with pytest.raises(UserError, match="there is nothing at"):
-        CelebA(tmp_path)
+        CelebA(tmp_path).split("train")

@@ -114,18 +114,18 @@ def test_empty_folder_and_empty_zip(tmp_path):
 def test_wrong_path_names_the_nearest(tmp_path):
     fill(tmp_path / "flowers", FLAT)
     with pytest.raises(UserError, match=r"data\.root=.*/flowers$"):
-        Folder(tmp_path / "flower")
+        Folder(tmp_path / "flower").split("train")
     (tmp_path / "flowers" / "deep").mkdir()
     with pytest.raises(UserError, match=r"data\.root=.*/flowers/deep$"):
-        Folder(tmp_path / "flowerz" / "deep")
+        Folder(tmp_path / "flowerz" / "deep").split("train")
     with pytest.raises(UserError, match=r"data\.root=/path/to/images$"):
-        Folder(tmp_path / "something entirely different")
+        Folder(tmp_path / "something entirely different").split("train")
 
 
 def test_file_that_is_no_zip(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match="no zip archive"):
-        Folder(tmp_path / "notes.txt")
+        Folder(tmp_path / "notes.txt").split("train")
 
 
 def test_zip_with_a_password(tmp_path):

@@ -84,16 +84,25 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
                   "data=digits", "data.size=16", "data.channels=3", "callbacks.pictures.count=0", "run.name=one"]
     run = train(tmp_path / "runs", *overrides)
     model = load(run.folder, device="cpu")
-    assert model.sample(range(2), recipe=model.recipe(["sampler.num_steps=2"])).isfinite().all()
+    drawn = model.sample(range(2), recipe=model.recipe(["sampler.num_steps=2"]))
+    (tmp_path / "others").rename(tmp_path / "elsewhere")
+    model = load(run.folder, device="cpu")  # the prior has kept what it needs
+    assert torch.equal(model.sample(range(2), recipe=model.recipe(["sampler.num_steps=2"])), drawn)
+    with pytest.raises(UserError, match="there is nothing at"):
+        model.sample(range(2), recipe=model.recipe(["prior=noise"]))
+    (tmp_path / "elsewhere").rename(tmp_path / "others")
     Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(tmp_path / "others" / "0.png")
     with pytest.raises(UserError, match="the images are not those"):
         train(tmp_path / "runs", *overrides, "max_steps=5")
 
 
-def test_animals_that_are_not_there_are_missed_before_the_training(tmp_path):
+@pytest.mark.parametrize(("others", "words"), [("cifar10_animals", "no readable CIFAR-10"),
+                                               ("folder", "there is nothing at")])
+def test_animals_that_are_not_there_are_missed_before_the_training(tmp_path, others, words):
     overrides = [o for o in small("generate_animorph_celeba64") if o != "degradation/others=digits"]
-    with pytest.raises(UserError, match="no readable CIFAR-10"):
-        train(tmp_path / "runs", *overrides, "data=digits", f"degradation.others.data.root={tmp_path}")
+    with pytest.raises(UserError, match=words):
+        train(tmp_path / "runs", *overrides, "data=digits", f"degradation/others={others}",
+              f"degradation.others.data.root={tmp_path / 'animals'}")
     assert not (tmp_path / "runs").exists()
 
 
