@@ -11,7 +11,7 @@ from diffusion.run import diff, short, write
 
 FREE = ("run", "out", "batch", "device", "data", "samples", "label", "allow", "overwrite", "animate", "animation")
 """Settings of ``sample.py`` in which samples of one folder may differ: they say which ones, or where, or how fast."""
-COSTS = ("evaluations_per_sample", "peak_memory_gb")
+COSTS = ("evaluations_per_sample", "evaluations_of_other_runs", "peak_memory_gb")
 """What a record says of the drawing; a command that draws nothing leaves it as it is."""
 SECONDS_BETWEEN_WRITES = 10.0
 

@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from configs import UserError, construct, registry
 from diffusion import checkpoint
@@ -25,11 +27,13 @@ from diffusion.inputs import Inputs, held_out, photos, tell
 from diffusion.manifest import Manifest, Sample, folder_name, words
 from diffusion.memory import peak
 from diffusion.model import Model, Recipe, load
+from diffusion.partner import RunPartner
 from diffusion.pictures import by_class, save_each, save_grid
 from diffusion.run import Run, environment, plain, whole, without
 from diffusion.selection import samples
 from diffusion.trajectory import Trajectory
 from samplers.base import Callback, Frame
+from samplers.guidance.base import partners
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +145,7 @@ def draw(job: Job, asked: Sequence[Sample], manifest: Manifest, classes: Sequenc
     bar, rows = Bar(job.model, job.recipe, len(order), cfg.batch), {}
     begin = time.monotonic()
     try:
-        with evaluations(job.model.weights.net) as counts, peak(job.model.device) as memory:
+        with evaluations(job.model, job.recipe) as counts, peak(job.model.device) as memory:
             for first in range(0, len(order), cfg.batch):
                 some = order[first:first + cfg.batch]
                 images = job.batch(some, [bar, film] if film else [bar])
@@ -152,7 +156,8 @@ def draw(job: Job, asked: Sequence[Sample], manifest: Manifest, classes: Sequenc
                     for caption, row in images.items():
                         rows.setdefault(caption, []).append(row[:ROW - first].clone())
         if order:
-            manifest.record["evaluations_per_sample"] = round(sum(counts) / len(order), 2)
+            manifest.record["evaluations_per_sample"] = round(counts["own"] / len(order), 2)
+            manifest.record["evaluations_of_other_runs"] = round(counts["others"] / len(order), 2)
             manifest.record["peak_memory_gb"] = round(memory.bytes / 1e9, 2) if memory.bytes else None
     except KeyboardInterrupt:
         log.info("what is done is in %s; the same command goes on", manifest.folder)
@@ -194,14 +199,21 @@ def _load(path: Path) -> Tensor:
 
 
 @contextmanager
-def evaluations(net: nn.Module) -> Iterator[list[int]]:
-    """Counts: the rows of each call of the network in the meantime."""
-    counts: list[int] = []
-    hook = net.register_forward_pre_hook(lambda net, inputs: counts.append(len(inputs[0])))
+def evaluations(model: Model, recipe: Recipe) -> Iterator[Counter[str]]:
+    """Counts: how many images the network (``own``), and those of other runs that guide it (``others``), have seen in
+    the meantime."""
+    counts: Counter[str] = Counter()
+
+    def watch(net: nn.Module, whose: str) -> RemovableHandle:
+        return net.register_forward_pre_hook(lambda net, inputs: counts.update({whose: len(inputs[0])}))
+
+    others = [partner.model for partner in partners(recipe.parts) if isinstance(partner, RunPartner)]
+    hooks = [watch(model.weights.net, "own"), *(watch(other.weights.net, "others") for other in others)]
     try:
         yield counts
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 class Bar(Callback):

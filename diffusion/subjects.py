@@ -128,7 +128,9 @@ class Samples(Pictures):
         entries = [s for s in manifest["samples"] if s["index"] < bench.cfg.count]
         count = len(manifest["samples"])
         each = manifest.get("evaluations_per_sample")
-        cost = {"evaluations/sample": each, "seconds/sample": round(manifest["seconds"] / count, 3),
+        others = manifest.get("evaluations_of_other_runs") or None
+        cost = {"evaluations/sample": each, "of other runs": others,
+                "seconds/sample": round(manifest["seconds"] / count, 3),
                 "GB at the peak": manifest.get("peak_memory_gb"), "device": str(bench.model.device)}
         if each is not None:
             cost["GFLOP/sample"] = round(each * flops(bench.model) / 1e9, 3)
@@ -178,7 +180,7 @@ class Restorations(Subject):
         first = name == cfg.samplers[0]
         labels = originals.labels if model.num_classes is not None else None
         begin = time.monotonic()
-        with sampling.evaluations(model.weights.net) as counts, peak(model.device) as memory:
+        with sampling.evaluations(model, recipe) as counts, peak(model.device) as memory:
             for rows in torch.arange(len(originals)).split(cfg.batch):
                 label = labels[rows].tolist() if labels is not None else None
                 x_T, direct, restored = sampling.restore(
@@ -188,8 +190,9 @@ class Restorations(Subject):
                 if first:  # the same for every sampler
                     outcome["degraded"].add(x_T, rows)
                     outcome["direct"].add(direct, rows)
-        each = sum(counts) / len(originals)
-        return {"evaluations/sample": round(each, 2), "GFLOP/sample": round(each * flops(model) / 1e9, 3),
+        each, others = counts["own"] / len(originals), counts["others"] / len(originals)
+        return {"evaluations/sample": round(each, 2), **({"of other runs": round(others, 2)} if others else {}),
+                "GFLOP/sample": round(each * flops(model) / 1e9, 3),
                 "seconds/sample": round((time.monotonic() - begin) / len(originals), 3),
                 **({"GB at the peak": round(memory.bytes / 1e9, 2)} if memory.bytes else {}),
                 "device": str(model.device)}

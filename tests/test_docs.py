@@ -148,6 +148,8 @@ def small(arguments: list[str]) -> list[str]:
             return [*arguments, "sampler.num_steps=2", *(["samples=0-3"] if many else [])]
         case "evaluate.py":
             return [*arguments, "sampler.num_steps=2", "count=70"]
+        case "scripts/reproduce.py":
+            return [*arguments, "budget=smoke", "run.root=tables"]
         case _:
             return arguments
 

@@ -39,8 +39,8 @@ class Folder(Data):
         ignores the folders
     :param cache: the folder to keep decoded pixels in; None for ``thaw`` in the user's cache folder, False for no cache
     :param flip: whether training may mirror the images
-    :raises UserError: an argument is out of range; at the first use of the content, ``root`` is not there, or no image in
-        it can be read
+    :raises UserError: an argument is out of range; at the first use of the content, ``root`` is not there, or no image
+        in it can be read
     """
 
     def __init__(self, root: str | Path, size: int = 64, channels: int = 3, crop: float = 1.0, held_out: float = 0.1,

@@ -8,6 +8,7 @@ from configs import UserError, registry
 from degradations.randomness import Streams
 from diffusion import load
 from diffusion.model import Model
+from diffusion.sampling import evaluations
 from samplers.guidance.base import partners
 
 WEAK = "guidance.autoguidance.weak"
@@ -46,6 +47,15 @@ def test_an_earlier_checkpoint_is_a_weaker_model(hot, model):
     torch.testing.assert_close(drawn(model, *run, "guidance.autoguidance.scale=3"), plain, atol=1e-4, rtol=1e-3)
     early = drawn(model, *run, f"{WEAK}.step=6", "guidance.autoguidance.scale=3")
     assert (early - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("scale", "others"), [(3, 9), (1, 0)])
+def test_its_evaluations_are_counted_apart(hot, model, scale, others):
+    recipe = model.recipe(["sampler=ddim", "sampler.num_steps=3", "guidance=autoguidance", f"{WEAK}.run={hot.folder}",
+                           f"{WEAK}.step=6", f"guidance.autoguidance.scale={scale}"])
+    with evaluations(model, recipe) as counts:
+        model.sample(range(3), recipe=recipe)
+    assert (counts["own"], counts["others"]) == (9, others)
 
 
 def test_the_weak_model_reads_the_condition_and_the_null_itself(hot, model):
