@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers import command
+from helpers import ROOT, command
 from omegaconf import OmegaConf
 
 from configs import UserError, compose, registry
@@ -54,6 +54,13 @@ def test_settings_come_in_the_order_of_their_reach():
     [row] = Plan.of(cfg, "mnist").rows
     assert [o for o in row.train if o.startswith("seed=")] == [f"seed={i}" for i in (1, 2, 3, 4, 9)]
     assert row.train.index("max_steps=1200") < row.train.index("seed=1")
+
+
+def test_the_help_names_all():
+    text = (ROOT / "configs" / "hydra" / "help" / "reproduce.yaml").read_text()
+    for group, names in (("table", TABLES), ("budget", BUDGETS)):
+        listed = next(line for line in text.splitlines() if line.strip().startswith(f"{group}: "))
+        assert sorted(listed.split(": ")[1].split(", ")) == names
 
 
 def test_rows_of_another_table():
