@@ -94,13 +94,15 @@ class Plan:
         common = [f"run.root={root}", f"run.name={budget['name']}", *data]
 
         def settings(kind: str, *places: Mapping[str, Any]) -> list[str]:
-            """Of the budget, then of the table and the row: always, and in this budget."""
-            levels = [one for place in places for one in (place, place.get(budget["name"], {}))]
-            return [*budget[kind], *(override for level in levels for override in level.get(kind) or ())]
+            """Of the budget, then of the table and the row, always and in this budget, then typed; of two settings of
+            one key the last."""
+            levels = [budget, *(one for place in places for one in (place, place.get(budget["name"], {}))), config]
+            found = [override for level in levels for override in level.get(kind) or ()]
+            return list({override.split("=")[0]: override for override in found}.values())
 
         rows = [Row(row, node["experiment"], Path(root) / node["experiment"] / budget["name"],
-                    [*common, *settings("train", table, node), *config["train"]],
-                    [*data, *settings("evaluate", table, node), *config["evaluate"]], node.get("paper", {}))
+                    [*common, *settings("train", table, node)], [*data, *settings("evaluate", table, node)],
+                    node.get("paper", {}))
                 for row, node in table["rows"].items() if not config["rows"] or row in config["rows"]]
         judge = table["judge"]
         command = ["train.py", f"experiment={judge}", *common, *budget["judge"]] if judge else None
@@ -236,7 +238,7 @@ def markdown(plan: Plan, outcome: Outcome) -> str:
 
 def measure(outcome: Outcome) -> str:
     """What the numbers are of, in words: they are the same in all rows but for the data."""
-    kinds = {f"{r.protocol['count']} {r.protocol['what']} of the {r.protocol['reference']['what']}, features: "
+    kinds = {f"{r.protocol['count']} {r.protocol['what']}; reference: {r.protocol['reference']['what']}; features: "
              f"{r.protocol['extractor']['name']}" for r in outcome.reports.values()}
     return "; ".join(sorted(kinds)) + "." if kinds else ""
 

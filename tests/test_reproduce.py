@@ -46,14 +46,18 @@ def test_tables_are_whole(table):
 
 
 def test_settings_come_in_the_order_of_their_reach():
-    """Budget, table, row, command line: later ones win, as for Hydra."""
-    cfg = compose("reproduce", ["table=mnist", "budget=small", 'train=["seed=9"]', "rows=[snow]"])
-    OmegaConf.update(cfg, "table", {"train": ["seed=1"], "small": {"train": ["seed=2"]}}, force_add=True)
-    OmegaConf.update(cfg, "table.rows.snow", {"train": ["seed=3"], "small": {"train": ["seed=4"]}, "full": {
-        "train": ["seed=5"]}}, force_add=True)
-    [row] = Plan.of(cfg, "mnist").rows
-    assert [o for o in row.train if o.startswith("seed=")] == [f"seed={i}" for i in (1, 2, 3, 4, 9)]
-    assert row.train.index("max_steps=1200") < row.train.index("seed=1")
+    """Budget, table, row, command line: the last one wins."""
+    for depth, wanted in enumerate(("1200", "1", "2", "3", "4", "9")):
+        typed = ['train=["max_steps=9"]'] if depth == 5 else []
+        cfg = compose("reproduce", ["table=mnist", "budget=small", "rows=[snow]", *typed])
+        layers = ({"train": ["max_steps=1"]}, {"small": {"train": ["max_steps=2"]}, "full": {"train": ["max_steps=7"]}})
+        for layer in layers[:depth]:
+            OmegaConf.update(cfg, "table", layer, force_add=True)
+        layers = ({"train": ["max_steps=3"]}, {"small": {"train": ["max_steps=4"]}})
+        for layer in layers[:max(0, depth - 2)]:
+            OmegaConf.update(cfg, "table.rows.snow", layer, force_add=True)
+        [row] = Plan.of(cfg, "mnist").rows
+        assert [o for o in row.train if o.startswith("max_steps=")] == [f"max_steps={wanted}"]
 
 
 def test_the_help_names_all():
