@@ -2,17 +2,22 @@
 
 import logging
 import os
+import shlex
+import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import NoReturn
 
 from omegaconf import DictConfig
 
 from configs.errors import UserError
 from configs.registry import plugins, searchpath
+
+ROOT = Path(__file__).parents[1]
 
 
 def command(config: str, task: Callable[[DictConfig, str | None], object],
@@ -80,6 +85,27 @@ def job() -> list[str] | None:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     return list(HydraConfig.get().overrides.task)
+
+
+def child(arguments: Sequence[str]) -> int:
+    """Print a command such as ``["train.py", "experiment=ddpm_digits"]``, run it, and give its exit code. Ctrl-C
+    reaches the command, which may take its time to save.
+
+    :raises KeyboardInterrupt: once the command has ended after Ctrl-C
+    """
+    script, *overrides = arguments
+    path = os.path.relpath(ROOT / script)
+    print(f"\n$ python {shlex.join([path, *overrides])}", flush=True)
+    interrupted = False
+    with subprocess.Popen([sys.executable, path, *overrides]) as process:
+        while process.returncode is None:
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                interrupted = True
+    if interrupted or process.returncode == 130:
+        raise KeyboardInterrupt
+    return process.returncode
 
 
 def stop(message: str, code: int) -> NoReturn:

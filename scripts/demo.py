@@ -7,7 +7,6 @@ number misses its mark.
 
 import json
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,9 +14,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from configs.cli import child, stop
 from diffusion.run import Run
 
-ROOT = Path(__file__).parents[1]
 RUNS = Path("runs/demo")
 HOT, COLD = RUNS / "ddpm_digits" / "hot", RUNS / "cold_blur_digits" / "cold"
 JUDGE = RUNS / "classifier_digits" / "judge"
@@ -26,16 +25,15 @@ console = Console(highlight=False)
 
 
 def call(command: str) -> None:
-    """Print a command, run it in the repository, stop the demo if it fails."""
-    console.print(f"\n$ python {command}", style="bold", soft_wrap=True)
-    code = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT).returncode
+    """Run a command, stop the demo if it fails."""
+    code = child(shlex.split(command))
     if code:
         sys.exit(code)
 
 
 def measured(run: Path) -> dict[str, dict[str, float]]:
     """The numbers of a run's newest evaluation, by set of images and name."""
-    rows = json.loads(Run(ROOT / run).evaluations[-1].read_text())["rows"]
+    rows = json.loads(Run(run).evaluations[-1].read_text())["rows"]
     return {images: {name: number["value"] for name, number in numbers.items()} for images, numbers in rows.items()}
 
 
@@ -79,4 +77,7 @@ Pictures, in {RUNS}:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        stop("interrupted; the same command goes on", 130)

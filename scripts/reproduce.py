@@ -10,11 +10,8 @@ on after Ctrl-C; a row that fails does not stop the others (exit code 2 then). `
 """
 
 import json
-import os
 import platform
 import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -26,11 +23,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from configs import UserError
-from configs.cli import command
+from configs.cli import child, command
 from configs.registry import closest
 from diffusion.run import Run, missing, plain, write
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -121,27 +116,16 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def call(arguments: Sequence[str]) -> bool:
-    """Print a command and run it; whether it has worked."""
-    script, *overrides = arguments
-    path = os.path.relpath(ROOT / script)
-    print(f"\n$ python {shlex.join([path, *overrides])}", flush=True)
-    code = subprocess.run([sys.executable, path, *overrides]).returncode
-    if code == 130:
-        raise KeyboardInterrupt
-    return code == 0
-
-
 def reproduce(plan: Plan) -> Outcome:
     """Run what is missing, row by row, and write the table after each."""
     from diffusion.metrics.report import Report
 
     outcome = Outcome()
-    if plan.judge and not call(plan.judge):
+    if plan.judge and child(plan.judge):
         raise UserError("no classifier, whose features the table is measured by", "a command that works",
                         shlex.join(["python", *plan.judge]))
     for row in plan.rows:
-        broken = next((arguments for arguments in row.commands if not call(arguments)), None)
+        broken = next((arguments for arguments in row.commands if child(arguments)), None)
         if broken is None:
             outcome.reports[row.name] = Report.load(Run(row.run).evaluations[-1].parent)
         else:
