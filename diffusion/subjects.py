@@ -77,7 +77,7 @@ class Pictures(Subject):
         bench, (images, cost) = self.bench, self.found()
         equal_sizes(images, self.reference, self.what)
         reference = features(self.reference, bench.extractor, "the reference", self.protocol["reference"]["hash"])
-        more = self._real() if bench.run is not None else {}
+        more = self._real(reference) if bench.run is not None else {}
         sets = bench.sets(images, self.what, reference, images.labels, **more)
         report = Report(self.protocol, [self.what], cost=cost)
         report.sets[self.what] = bench.numbers(sets, self.what, report.skipped)
@@ -92,13 +92,19 @@ class Pictures(Subject):
         assert self.bench.files is not None
         return self.bench.files, {}
 
-    def _real(self) -> dict[str, Features]:
+    def _real(self, reference: Features) -> dict[str, Features]:
         """Features of the images of the training and of the held-out ones, for the metrics that look at them."""
-        if not any(getattr(metric, "of_train", False) for metric in self.bench.metrics.values()):
+        bench = self.bench
+        if not any(getattr(metric, "of_train", False) for metric in bench.metrics.values()):
             return {}
-        return {key: features(split, self.bench.extractor, what, fingerprint(split))
-                for key, what, split in (("train", "the training images", self.bench.data.split("train")),
-                                         ("held_out", "the held-out images", self.bench.data.split("test")))}
+        found = {}
+        for key, name, what in (("train", "train", "the training images"), ("held_out", "test", "the held-out images")):
+            if bench.cfg.reference == "data" and bench.cfg.split == name:
+                found[key] = reference
+            else:
+                images = bench.data.split(name)
+                found[key] = features(images, bench.extractor, what, fingerprint(images))
+        return found
 
     def _baseline(self, report: Report, reference: Features, count: int) -> None:
         """As many real images of the other split: what a perfect model would have."""

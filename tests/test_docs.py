@@ -178,6 +178,8 @@ def test_a_long_command_composes(page, arguments, monkeypatch, capsys):
         experiment = next(a.split("/")[1] for a in overrides if a.startswith("run=runs/"))
         defaults = compose("train", [f"experiment={experiment}"]).sampling
         assert compose(script[:-3], on_top(defaults, overrides)).run
+    elif script == "scripts/reproduce.py":
+        assert compose("reproduce", rest).table.rows
     else:
         assert run([script, "--help"], monkeypatch)[0] == 0
         offered = capsys.readouterr().out
