@@ -58,7 +58,7 @@ class Row:
 class Plan:
     """What a table needs.
 
-    :ivar name: of the files, such as ``mnist-small``
+    :ivar name: of the files, such as ``mnist-small``, with the rows if they were chosen
     :ivar table: the table's config, plain
     :ivar judge: the command that trains the judge, if the table has one
     :ivar rows: in order
@@ -101,7 +101,7 @@ class Plan:
                 for row, node in table["rows"].items() if not config["rows"] or row in config["rows"]]
         judge = table["judge"]
         command = ["train.py", f"experiment={judge}", *common, *budget["judge"]] if judge else None
-        return cls(f"{name}-{budget['name']}", table, command, rows, Path(root) / "tables")
+        return cls("-".join([name, budget["name"], *(config["rows"] or ())]), table, command, rows, Path(root) / "tables")
 
 
 @dataclass

@@ -58,6 +58,7 @@ def test_settings_come_in_the_order_of_their_reach():
             OmegaConf.update(cfg, "table.rows.snow", layer, force_add=True)
         [row] = Plan.of(cfg, "mnist").rows
         assert [o for o in row.train if o.startswith("max_steps=")] == [f"max_steps={wanted}"]
+    assert Plan.of(cfg, "mnist").name == "mnist-small-snow"
 
 
 def test_the_help_names_all():
