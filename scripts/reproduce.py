@@ -101,7 +101,8 @@ class Plan:
                 for row, node in table["rows"].items() if not config["rows"] or row in config["rows"]]
         judge = table["judge"]
         command = ["train.py", f"experiment={judge}", *common, *budget["judge"]] if judge else None
-        return cls("-".join([name, budget["name"], *(config["rows"] or ())]), table, command, rows, Path(root) / "tables")
+        title = "-".join([name, budget["name"], *(config["rows"] or ())])
+        return cls(title, table, command, rows, Path(root) / "tables")
 
 
 @dataclass
