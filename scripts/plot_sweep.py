@@ -48,6 +48,8 @@ def settings(text: str) -> dict[str, str]:
         own = re.fullmatch(r"(\w+) \((.*)\)", item)
         for part in items(own[2]) if own else ():
             key, _, value = part.partition(" ")
+            if value == "None":  # as if nothing were said
+                continue
             nested = settings(value)
             # Of two parts of a kind the first gives the value.
             found = {f"{own[1] if own else ''}.{key}": value.split(" (")[0], **nested, **found}
@@ -115,7 +117,8 @@ def curves(found: list[tuple[dict[str, str], dict[str, Any]]], over: str, patter
               if key != over and len({chosen.get(key) for chosen, _ in found}) > 1]
     result: dict[str, dict[str, list[tuple[str, dict[str, Any]]]]] = {}
     for chosen, numbers in found:
-        line = ", ".join(f"{key} {chosen[key]}" for key in differ if key in chosen)
+        line = ", ".join(f"{key} {chosen[key]}" for key in differ if key in chosen) or ", ".join(
+            f"no {key}" for key in differ)
         for name, number in numbers.items():
             if any(fnmatch(name, pattern) for pattern in patterns):
                 result.setdefault(name, {}).setdefault(line, []).append((chosen[over], number))

@@ -74,6 +74,10 @@ class TestSweep:
         points = plot_sweep.curves(plot_sweep.read([runs], None), "CFG.schedule", ["fd*"])["fd@70"]
         assert [value for value, _ in points["run a, CFG.scale 1"]] == ["Linear", "none"]
 
+    def test_a_line_without_a_setting_has_a_name(self, runs):
+        lines = plot_sweep.curves(plot_sweep.read([runs / "a"], None), "CFG.scale", ["fd*"])["fd@70"]
+        assert set(lines) == {"CFG.schedule Linear", "no CFG.schedule"}
+
     def test_some_of_the_evaluations(self, runs):
         lines = plot_sweep.curves(plot_sweep.read([runs], None), "CFG.schedule", ["fd*"], ["CFG.scale=1"])["fd@70"]
         assert {line: [value for value, _ in points] for line, points in lines.items()} == {
