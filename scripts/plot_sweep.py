@@ -137,15 +137,21 @@ def place(value: str) -> float:
 
 
 def plot(folders: list[Path], over: str, patterns: list[str], out: Path, which: str | None = None,
-         where: Sequence[str] = ()) -> Path:
-    """Draw the curves into a PNG file."""
+         where: Sequence[str] = (), log: bool = False) -> Path:
+    """Draw the curves into a PNG file. Where all values but ``none`` are numbers, the axis is one of numbers, and
+    ``none`` has no place on it.
+
+    :param log: a logarithmic axis
+    """
     panels = curves(read(folders, which), over, patterns, where)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * len(panels), 3.4), layout="constrained")
     for axis, (name, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         values = sorted({value for points in lines.values() for value, _ in points}, key=lambda v: (place(v), v))
-        numeric = all(math.isfinite(place(value)) for value in values)
+        numeric = {value for value in values if not math.isfinite(place(value))} <= {"none"} < set(values) | {"none"}
+        if numeric:
+            lines = {line: [point for point in points if point[0] != "none"] for line, points in lines.items()}
         for i, (line, points) in enumerate(lines.items()):
             x = [place(value) if numeric else values.index(value) + 0.08 * i for value, _ in points]
             y = [number["value"] for _, number in points]
@@ -153,6 +159,8 @@ def plot(folders: list[Path], over: str, patterns: list[str], out: Path, which: 
                      for _, number in points] for end in ("low", "high")]
             axis.errorbar(x, y, bars, label=line or None, marker="o", markersize=3, linewidth=1, capsize=2,
                           linestyle="-" if numeric else "none")
+        if numeric and log:
+            axis.set_xscale("log")
         if not numeric:
             axis.set_xticks(range(len(values)), values, rotation=30, ha="right")
         axis.set(xlabel=over, title=name)
@@ -172,11 +180,12 @@ def main() -> None:
     parser.add_argument("--numbers", nargs="+", default=["*"], help="what is drawn; patterns such as 'fd*'")
     parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE", help="take these evaluations alone")
     parser.add_argument("--of", help="a set of images of the evaluation, such as samples (default: what it is about)")
+    parser.add_argument("--log", action="store_true", help="a logarithmic axis, for numbers")
     parser.add_argument("--out", type=Path, default=Path("sweep.png"), help="the PNG file to write")
     arguments = parser.parse_args()
     try:
         print(plot(arguments.runs, arguments.over, arguments.numbers, arguments.out, arguments.of,
-                   arguments.where))
+                   arguments.where, arguments.log))
     except UserError as error:
         stop(str(error), 2)
     except ModuleNotFoundError:
