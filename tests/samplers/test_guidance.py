@@ -1,9 +1,10 @@
 """Guidance: what it costs, what it adds, and what it leaves alone."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 import torch
+from guided import Spy
 from networks import context, network
 from oracles import AnalyticGaussian, state_of
 from torch import Tensor
@@ -64,24 +65,6 @@ def close(a: Estimate, b: Estimate, atol: float = 1e-5):
 def equal(a: Estimate, b: Estimate):
     assert torch.equal(a.x0, b.x0)
     assert all(torch.equal(a.state[name], b.state[name]) for name in a.state)
-
-
-@dataclass
-class Spy:
-    """Notes the rows of every evaluation, and the contexts."""
-
-    restorer: guidance.Restorer
-    rows: list[int] = field(default_factory=list)
-    contexts: list[Context] = field(default_factory=list)
-
-    @property
-    def sites(self):
-        return self.restorer.sites
-
-    def __call__(self, x_t, t, ctx, *, state, step, attn=None):
-        self.rows.append(len(x_t))
-        self.contexts.append(ctx)
-        return self.restorer(x_t, t, ctx, state=state, step=step, attn=attn)
 
 
 @dataclass
