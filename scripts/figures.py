@@ -132,13 +132,12 @@ def attempts(model: Model, images: Tensor, *overrides: str) -> tuple[Tensor, Ten
 
 def restorations(models: list[Model], path: Path) -> Path:
     """Five rows for each run: degraded, direct, Algorithm 1, Algorithm 2, original."""
-    rows = {}
+    titles, rows = ["degraded", "direct", "Algorithm 1", "Algorithm 2", "original"], []
     for model in models:
         images = held_out(model)
         (x_T, direct, one), (_, _, two) = (attempts(model, images, f"sampler={name}") for name in ("cold1", "cold2"))
-        block = {"degraded": x_T, "direct": direct, "Algorithm 1": one, "Algorithm 2": two, "original": images}
-        rows |= {(len(rows), name): tensor for name, tensor in block.items()}
-    return save_grid(torch.cat(list(rows.values())), path, columns=COLUMNS, rows=[name for _, name in rows])
+        rows += [x_T, direct, one, two, images]
+    return save_grid(torch.cat(rows), path, columns=COLUMNS, rows=titles * len(models))
 
 
 def steps(model: Model, path: Path) -> Path:
@@ -148,9 +147,12 @@ def steps(model: Model, path: Path) -> Path:
         raise UserError(f"{type(model.degradation).__name__} has no levels to step through", "a run that restores",
                         "--runs runs/cold_blur_digits/first")
     counts = [n for n in STEPS if n < levels] + [levels]
-    rows = {f"{title}, n = {n}": attempts(model, images, f"sampler={name}", f"sampler.num_steps={n}")[2]
-            for title, name in (("Algorithm 1", "cold1"), ("Algorithm 2", "cold2")) for n in counts}
-    rows = {"degraded": attempts(model, images)[0], **rows, "original": images}
+    rows = {}
+    for title, name in (("Algorithm 1", "cold1"), ("Algorithm 2", "cold2")):
+        for n in counts:
+            x_T, _, restored = attempts(model, images, f"sampler={name}", f"sampler.num_steps={n}")
+            rows |= {"degraded": x_T, f"{title}, n = {n}": restored}
+    rows["original"] = images
     return save_grid(torch.cat(list(rows.values())), path, columns=COLUMNS, rows=list(rows))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from configs import UserError
 from configs.cli import stop
 from configs.registry import closest
+from diffusion.pages import save_figure
 from diffusion.run import Run
 
 LOGARITHMIC = ("loss", "lr")
@@ -56,9 +57,7 @@ def plot(runs: list[Path], patterns: list[str], out: Path) -> Path:
         axis.set(xlabel="step", title=column, yscale="log" if column.startswith(LOGARITHMIC) else "linear")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=100)
-    return out
+    return save_figure(figure, out, dpi=100)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from configs import UserError
 from configs.cli import stop
 from configs.registry import closest
+from diffusion.pages import save_figure
 
 OTHERS = ("run", "checkpoint", "weights", "start", "label", "seed", "count")
 """Entries in which evaluations may differ besides."""
@@ -168,9 +169,7 @@ def plot(folders: list[Path], over: str, patterns: list[str], out: Path, which: 
     entries = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels())}
     if entries:
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", fontsize="x-small")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
-    return out
+    return save_figure(figure, out, dpi=120)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 from configs import UserError
 from configs.cli import child, command
 from configs.registry import closest
+from diffusion import pages
 from diffusion.run import Run, missing, plain, write
 
 
@@ -187,12 +188,6 @@ def digits(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
 
 
-def lines(rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the first row is its head."""
-    head, *body = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *body])
-
-
 def markdown(plan: Plan, outcome: Outcome) -> str:
     """The page: the table in the paper's layout, the orders, and how it was made."""
     columns, numbers = plan.table["columns"], plan.table["numbers"]
@@ -211,11 +206,11 @@ def markdown(plan: Plan, outcome: Outcome) -> str:
             rows.append(["", "paper", *(" / ".join(map(digits, row.paper[c])) if c in row.paper else "-"
                                         for c in columns)])
     parts = [f"# {plan.table['title']}", f"{date.today()}, {plan.name}; torch {version('torch')}, Python "
-             f"{platform.python_version()}. " + measure(outcome), lines(rows)]
+             f"{platform.python_version()}. " + measure(outcome), pages.table(rows)]
     differences = orders(plan, outcome)
     if differences:
         parts += ["The differences, image by image or draw by draw, with their 95 % intervals; bold where they exceed "
-                  "the noise.", lines([["", "", *numbers], *(
+                  "the noise.", pages.table([["", "", *numbers], *(
                       [title(d["row"]), f"{columns.get(d['a'], title(d['a']))} - {columns.get(d['b'], title(d['b']))}",
                        *(step(d["numbers"].get(head)) for head in numbers)] for d in differences)])]
     return "\n\n".join([*parts, "```bash\n" + "\n".join(commands(plan)) + "\n```"]) + "\n"
@@ -243,7 +238,7 @@ def main(cfg: DictConfig, experiment: str | None = None) -> None:
     plan = Plan.of(cfg, HydraConfig.get().runtime.choices["table"])
     outcome = reproduce(plan)
     page = plan.folder / f"{plan.name}.md"
-    print("\n" + markdown(plan, outcome) + f"\nwritten: {page}, {page.with_suffix('.json')}")
+    print("\n" + page.read_text() + f"\nwritten: {page}, {page.with_suffix('.json')}")
     if outcome.failed:
         raise UserError("rows that failed:\n    " + "\n    ".join(outcome.failed.values()), "commands that work",
                         "the errors above; then the same command again goes on")

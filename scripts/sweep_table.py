@@ -20,6 +20,7 @@ from rich.table import Table
 from configs import UserError
 from configs.cli import stop
 from configs.registry import closest
+from diffusion import pages
 from diffusion.run import IDENTITY, Run
 
 
@@ -122,8 +123,7 @@ def show(rows: list[dict[str, Any]], form: str | None) -> None:
         writer.writeheader()
         writer.writerows(rows)
     elif form == "markdown":
-        lines = [list(rows[0]), ["---"] * len(rows[0]), *([text(value) for value in row.values()] for row in rows)]
-        print("\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines))
+        print(pages.table([list(rows[0]), *([text(value) for value in row.values()] for row in rows)]))
     else:
         console, lines = Console(), [list(rows[0]), *([text(value) for value in row.values()] for row in rows)]
         if sum(max(map(len, column)) + 1 for column in zip(*lines)) >= console.width:

@@ -25,16 +25,16 @@ def _own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def hot(tmp_path_factory):
     """A small hot run that has learned enough for its weights, averages and classes to differ."""
-    from helpers import DIGITS, train
+    from helpers import DIGITS, LEARNED, train
 
-    return train(tmp_path_factory.mktemp("runs"), *DIGITS, "run.name=hot", "max_steps=12", "optimizer.lr=0.01",
-                 "ema=0.5", "callbacks.pictures.count=0", "callbacks.checkpoint.every=6", experiment="ddpm_digits")
+    return train(tmp_path_factory.mktemp("runs"), *DIGITS, "run.name=hot", *LEARNED,
+                 "callbacks.checkpoint.every=6", experiment="ddpm_digits")
 
 
 @pytest.fixture(scope="session")
 def cold(tmp_path_factory):
     """A small cold run."""
-    from helpers import COLD, train
+    from helpers import COLD, LEARNED, train
 
-    return train(tmp_path_factory.mktemp("runs"), *COLD, "run.name=cold", "max_steps=12", "optimizer.lr=0.01",
-                 "ema=0.5", "callbacks.pictures.count=0", "callbacks.checkpoint.every=6", experiment="cold_blur_digits")
+    return train(tmp_path_factory.mktemp("runs"), *COLD, "run.name=cold", *LEARNED,
+                 "callbacks.checkpoint.every=6", experiment="cold_blur_digits")

@@ -13,6 +13,8 @@ NANO = ["debug=fast", "model=nano", "trainer.threads=1", "trainer.accelerator=cp
 DIGITS = ["experiment=ddpm_digits", *NANO, "model.base=8", "model.emb_dim=32"]
 COLD = ["experiment=cold_blur_digits", *NANO, "model.base=8", "model.emb_dim=32"]
 
+LEARNED = ["max_steps=12", "optimizer.lr=0.01", "ema=0.5", "callbacks.pictures.count=0"]
+"""Steps after which weights, averages and classes differ."""
 CLASSIFIER = ["experiment=classifier_digits", "debug=fast", "model.base=8", "model.emb_dim=32", "trainer.threads=1",
               "trainer.accelerator=cpu"]
 

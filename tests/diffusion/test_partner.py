@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import CLASSIFIER, DIGITS, train
+from helpers import CLASSIFIER, DIGITS, LEARNED, train
 
 from configs import UserError, registry
 from degradations.randomness import Streams
@@ -23,8 +23,8 @@ def model(hot) -> Model:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """An unconditional run."""
-    return train(tmp_path_factory.mktemp("runs"), *DIGITS, "condition=none", "run.name=plain", "max_steps=12",
-                 "optimizer.lr=0.01", "ema=0.5", "callbacks.pictures.count=0", experiment="ddpm_digits")
+    return train(tmp_path_factory.mktemp("runs"), *DIGITS, "condition=none", "run.name=plain", *LEARNED,
+                 experiment="ddpm_digits")
 
 
 @pytest.fixture(scope="module")
