@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from configs import compose
 from configs.cli import command
-from diffusion.run import with_defaults
+from diffusion.runs.defaults import add_run_defaults
 
 typed = sys.argv[1:]
 
@@ -22,8 +22,8 @@ def rival(place: str) -> DictConfig:
     """The config of ``against``: what was typed, with the other run, and that one's own way of sampling."""
     mine = [a for a in typed if a.split("=")[0] not in ("run", "images", "against") and not a.startswith("-")]
     key = "run" if (Path(place) / "config.yaml").is_file() else "images"
-    return compose("evaluate", with_defaults([f"{key}={place}", *mine]))
+    return compose("evaluate", add_run_defaults([f"{key}={place}", *mine]))
 
 
 if __name__ == "__main__":
-    command("evaluate", evaluate, with_defaults)
+    command("evaluate", evaluate, add_run_defaults)

@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from configs.cli import command
-from diffusion.run import with_defaults
+from diffusion.runs.defaults import add_run_defaults
 
 
 def sample(cfg: DictConfig, experiment: str | None) -> None:
@@ -13,4 +13,4 @@ def sample(cfg: DictConfig, experiment: str | None) -> None:
 
 
 if __name__ == "__main__":
-    command("sample", sample, with_defaults)
+    command("sample", sample, add_run_defaults)

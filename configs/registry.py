@@ -3,12 +3,12 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -119,6 +119,10 @@ def build(group: str, name: str, **overrides: Any) -> Any:
     return construct(node(group, name, **plain), **made)
 
 
+MOVED: dict[str, str] = {}
+"""{old: new} ``_target_`` of the classes that have moved since runs of format 2 were first written."""
+
+
 def locate(target: str, packages: Sequence[str] | None = None, role: type | tuple[type, ...] = object) -> Any:
     """The object that a ``_target_`` names.
 
@@ -127,6 +131,7 @@ def locate(target: str, packages: Sequence[str] | None = None, role: type | tupl
         count, and nothing outside the packages is imported.
     :raises UserError: if it does not exist or is not allowed
     """
+    target = MOVED.get(target, target)
     module, _, name = target.rpartition(".")
     if packages is not None and target.split(".")[0] not in packages:
         raise UserError(f"_target_: {target}", f"a class of {', '.join(packages)}",
@@ -136,51 +141,79 @@ def locate(target: str, packages: Sequence[str] | None = None, role: type | tupl
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"_target_: {target} ({error})", "an importable class",
                         "check the spelling, or install the package") from error
-    if packages is not None:
-        ours = isinstance(found, type) and found.__module__.split(".")[0] in packages
-        if not ours or not issubclass(found, role):
-            roles = role if isinstance(role, tuple) else (role,)
-            wanted = " or ".join(r.__name__ for r in roles)
-            raise UserError(f"_target_: {target}", f"a class that {', '.join(packages)} define, a {wanted}",
-                            "do not load files from people whom you do not trust")
+    roles = role if isinstance(role, tuple) else (role,)
+    ours = packages is None or (isinstance(found, type) and found.__module__.split(".")[0] in packages)
+    if not ours or (isinstance(found, type) and not any(has_role(found, each) for each in roles)):
+        wanted = " or ".join(each.__name__ for each in roles)
+        who = f" that {', '.join(packages)} define" if packages is not None else ""
+        raise UserError(f"_target_: {target}", f"a class{who}, a {wanted}",
+                        "do not load files from people whom you do not trust" if packages is not None else
+                        "a class of this kind, or another annotation of the argument")
     return found
 
 
+def has_role(found: type, role: type) -> bool:
+    """Whether a class derives from ``role``, or has all the members of a protocol."""
+    if not getattr(role, "_is_protocol", False):
+        return issubclass(found, role)
+    members = [name for name in vars(role) if not name.startswith("_") or name == "__call__"]
+    return all(hasattr(found, name) for name in members)
+
+
 def construct(cfg: Any, *, packages: Sequence[str] | None = None, role: type | tuple[type, ...] = object,
-              parts: tuple[type, ...] = (object,), **made: Any) -> Any:
+              **made: Any) -> Any:
     """Build the objects that a config describes: every mapping with a ``_target_`` becomes a call of it.
+
+    The role of a nested object is the annotation of the argument that it is for: a class, also inside ``X | None``,
+    ``Sequence[X]`` or ``Mapping[str, X]``. An argument without an annotation takes plain values.
 
     :param packages: see :func:`locate`; None trusts the config
     :param role: what the outermost object must be
-    :param parts: what objects nested in its arguments may be
     :param made: arguments that are already built
-    :raises UserError: for an unknown target or arguments that it does not take
+    :raises UserError: for an unknown target, one of another role, or arguments that it does not take
     """
     if isinstance(cfg, DictConfig):
         cfg = OmegaConf.to_container(cfg, resolve=True)
     if isinstance(cfg, list):
-        return [construct(item, packages=packages, role=parts, parts=parts) for item in cfg]
+        return [construct(item, packages=packages, role=role) for item in cfg]
     if not isinstance(cfg, dict):
         return cfg
-    arguments = {key: construct(value, packages=packages, role=parts, parts=parts)
-                 for key, value in cfg.items() if key != "_target_"}
     if "_target_" not in cfg:
-        return arguments
+        return {key: construct(value, packages=packages, role=role) for key, value in cfg.items()}
+    if role == ():
+        raise UserError(f"_target_: {cfg['_target_']} for an argument that takes plain values",
+                        "an argument whose annotation is a class", "annotate the argument with the class of its role")
     target = locate(cfg["_target_"], packages, role)
-    arguments |= made
-    signature = inspect.signature(target)
-    parameters = signature.parameters
+    parameters, hints = inspect.signature(target).parameters, annotations(target)
+    arguments = {key: construct(value, packages=packages, role=classes_in(hints.get(key)))
+                 for key, value in cfg.items() if key != "_target_"} | made
     try:
-        signature.bind(**arguments)
+        inspect.signature(target).bind(**arguments)
     except TypeError as error:
         raise UserError(f"{cfg['_target_']}: {error}", f"arguments among {', '.join(parameters)}",
                         "check the names in the config") from error
     for name, value in arguments.items():
-        if name in parameters and not fits(value, parameters[name].annotation):
-            kind = parameters[name].annotation
+        if name in hints and not fits(value, hints[name]):
+            kind = hints[name]
             raise UserError(f"{cfg['_target_']}: {name}={value}", f"a value of type {getattr(kind, '__name__', kind)}",
                             f"another value for ...{name}")
     return target(**arguments)
+
+
+def annotations(target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a callable's arguments, by name; none of one that has none, such as a C function."""
+    try:
+        return get_type_hints(target.__init__ if isinstance(target, type) else target)
+    except TypeError:
+        return {}
+
+
+def classes_in(annotation: Any) -> tuple[type, ...]:
+    """The classes in an annotation that an object can be of; plain types do not count."""
+    if get_args(annotation):
+        return tuple(found for each in get_args(annotation) for found in classes_in(each))
+    plain = (int, float, bool, str, bytes, type(None), object)
+    return (annotation,) if isinstance(annotation, type) and annotation not in plain else ()
 
 
 def fits(value: Any, annotation: Any) -> bool:

@@ -15,7 +15,7 @@ from degradations.schedules import Schedule
 @runtime_checkable
 class Images(Protocol):
     """A source of images: ``images(shape, rng)`` gives (B, C, H, W) in [-1, 1], each row a function of ``rng`` alone.
-    Data sets are above this package: ``diffusion.data.gallery.Gallery`` makes one of them."""
+    Data sets are above this package: ``diffusion.data.sets.gallery.Gallery`` makes one of them."""
 
     def __call__(self, shape: Sequence[int], rng: Draws) -> Float[Tensor, "b c h w"]: ...
 

@@ -5,8 +5,12 @@
 
 
 def __getattr__(name: str):
-    if name in ("load", "Model"):
-        from diffusion import model
+    if name == "load":
+        from diffusion.loading import load
 
-        return getattr(model, name)
+        return load
+    if name == "Model":
+        from diffusion.model import Model
+
+        return Model
     raise AttributeError(name)

@@ -6,48 +6,33 @@
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from configs import UserError, compose, construct, registry
+from configs import UserError, construct
+from configs.overrides import merge_overrides
+from configs.values import drop_keys
 from degradations.base import Degradation, State
-from degradations.blur import Kernels
 from degradations.randomness import Streams, key
-from degradations.schedules import Schedule
-from degradations.snow import Flakes
-from diffusion import checkpoint
-from diffusion.classification import Answer, NetworkClassifier
 from diffusion.data.augment import Augmentation
-from diffusion.data.base import CHUNK, Data, ImageSet
-from diffusion.data.gallery import Gallery
+from diffusion.data.base import CHUNK, ImageSet
 from diffusion.data.pixels import to_float
-from diffusion.objective import Criterion
-from diffusion.parameterization import Parameterization
+from diffusion.objectives.base import Criterion
+from diffusion.objectives.classification import Answer, NetworkClassifier
+from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.priors import Prior
-from diffusion.restorer import NetworkRestorer
-from diffusion.run import Run, on_top, sampling, without
-from diffusion.space import Space
-from diffusion.times import Times
-from diffusion.weighting import Weighting
+from diffusion.recipe import Recipe
+from diffusion.spaces.base import Space
 from models.conditioning import AugmentSignal, Condition, ConditionEncoder, Context
-from samplers.base import Callback, Frame, Restorer, Sampler
-from samplers.grids import Grid
-from samplers.guidance.base import ConditionTransform, Finish, Guided, Partner, Term, partners
-from samplers.guidance.pag import Perturbation
-from samplers.guidance.schedules import ScaleSchedule
-from samplers.moves import Belief, Move
+from samplers.guidance.base import Guided, list_models
+from samplers.protocol import Callback, LoopState, Restorer
 
 ROLES: dict[str, type] = {"model": nn.Module, "condition": ConditionEncoder, "degradation": Degradation,
                           "objective": Criterion, "space": Space, "prior": Prior, "augment": Augmentation}
-GUIDANCE = (Term, ConditionTransform, Finish)
-PARTS = (nn.Module, Degradation, Schedule, Kernels, Flakes, Gallery, Data, Space, Prior, Parameterization, Times,
-         Weighting, Grid, Belief, Move, Sampler, *GUIDANCE, Partner, Perturbation, ScaleSchedule)
-"""What a config that came with a checkpoint may build."""
 
 
 Label = int | Sequence[int] | str | None
@@ -60,40 +45,6 @@ class Weights(nn.Module):
     def __init__(self, net: nn.Module, encoder: ConditionEncoder):
         super().__init__()
         self.net, self.encoder = net, encoder
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to sample: what ``sample.py`` composes, and what a run's ``sampling`` list stands for."""
-
-    sampler: Sampler
-    parts: list[Any] = field(default_factory=list)
-    prior: Prior | None = None
-    start: float = 1.0
-
-    @classmethod
-    def build(cls, cfg: Any, packages: Sequence[str] | None = None) -> "Recipe":
-        """From a config with ``sampler``, ``guidance``, ``prior``, ``start``."""
-        parts = [construct(part, packages=packages, role=GUIDANCE, parts=PARTS)
-                 for part in (cfg["guidance"] or {}).values()]
-        prior = construct(cfg["prior"], packages=packages, role=Prior, parts=PARTS) if cfg["prior"] else None
-        sampler = construct(cfg["sampler"], packages=packages, role=Sampler, parts=PARTS)
-        strange = [part for part in parts if not isinstance(part, GUIDANCE)]
-        if strange:
-            raise UserError(f"guidance: {strange[0]}", "mappings with a _target_, each a guidance part", "guidance=cfg")
-        if type(cfg["start"]) not in (int, float):
-            raise UserError(f"start={cfg['start']}", "a time in (0, 1]", "start=1.0")
-        return cls(sampler, parts, prior, cfg["start"])
-
-    @classmethod
-    def compose(cls, overrides: Sequence[str], packages: Sequence[str] | None = None) -> "Recipe":
-        """From overrides of ``sample.py``, e.g. ``["sampler=ddim", "guidance=cfg"]``."""
-        return cls.build(compose("sample", ["run=none", *sampling(overrides)]), packages)
-
-    @property
-    def classes(self) -> int | None:
-        """Number of classes that another model in the guidance tells apart, None if there is no such."""
-        return max((partner.classes or 0 for partner in partners(self.parts)), default=0) or None
 
 
 class Model:
@@ -110,8 +61,8 @@ class Model:
 
         def part(name: str) -> Any:
             # A stranger's config may say what to read, not what to write or to fetch.
-            node = config[name] if packages is None else without(config[name], ("cache", "download"))
-            return construct(node, packages=packages, role=ROLES[name], parts=PARTS)
+            node = config[name] if packages is None else drop_keys(config[name], ("cache", "download"))
+            return construct(node, packages=packages, role=ROLES[name])
 
         self.degradation: Degradation = part("degradation")
         self.objective: Criterion = part("objective")
@@ -238,14 +189,20 @@ class Model:
 
     def recipe(self, overrides: Sequence[str] = ()) -> Recipe:
         """The run's own way of sampling, with overrides of ``sample.py`` on top."""
-        return Recipe.compose(on_top(self.config["sampling"], overrides), self.packages)
+        if not overrides:
+            return self._own_recipe
+        return Recipe.compose(merge_overrides(self.config["sampling"], overrides), self.packages)
+
+    @cached_property
+    def _own_recipe(self) -> Recipe:
+        return Recipe.compose(self.config["sampling"], self.packages)
 
     def guided(self, parts: Sequence[Any]) -> Restorer:
         """The restorer under these guidance parts.
 
         :raises UserError: if they hold another model, and it does not fit this one
         """
-        for partner in partners(parts):
+        for partner in list_models(parts):
             partner.check(self.config)
         return Guided(self.restorer, self.degradation, parts) if parts else self.restorer
 
@@ -280,7 +237,7 @@ class Model:
 
     def trajectory(self, indices: Sequence[int], *, seed: int = 0, label: Label = None,
                    recipe: Recipe | None = None, images: Tensor | None = None, degraded: bool = False,
-                   callbacks: Sequence[Callback] = ()) -> tuple[Tensor, Iterator[Frame]]:
+                   callbacks: Sequence[Callback] = ()) -> tuple[Tensor, Iterator[LoopState]]:
         """``x_T`` and the loop of one batch, frame by frame, in the model's space; arguments as for :meth:`sample`."""
         recipe = recipe or self.recipe()
         restorer = self.guided(recipe.parts)
@@ -331,37 +288,3 @@ class Model:
         state = state or self.degradation.draw(x_t.shape, Streams(seed, tuple(map(int, indices)), self.device))
         times = torch.full((len(x_t),), t, device=self.device)
         return self.restorer(x_t.to(self.device), times, self.context(indices, label), state=state, step=None).x0
-
-
-def load(run: str | Path, *, weights: str = "ema", step: int | None = None, device: str | None = None,
-         allow: Sequence[str] = ()) -> Model:
-    """A trained model from its run folder.
-
-    :param run: the folder that train.py wrote
-    :param weights: ``ema`` or ``raw``
-    :param step: which checkpoint; None takes the newest
-    :param device: where to put it; None takes the GPU if there is one
-    :param allow: packages of other people whose classes the checkpoint may name
-    :raises UserError: if there is no such run or checkpoint
-    """
-    folder = Run.open(run)
-    if weights not in ("ema", "raw"):
-        raise UserError(f"weights={weights}", "ema or raw", "weights=ema")
-    files = checkpoint.found(folder.checkpoints)
-    if step is not None and step not in files:
-        raise UserError(f"no checkpoint of step {step} in {folder.folder}",
-                        f"one of {', '.join(map(str, files)) or 'none yet'}", "drop step=... for the newest")
-    content = checkpoint.latest(folder.checkpoints) if step is None else checkpoint.read(files[step])
-    if content is None:
-        raise UserError(f"no checkpoint in {folder.folder} yet", "a run that has saved once",
-                        "wait, or train on: callbacks.checkpoint.every=100")
-    model = Model(content["config"], packages=(*registry.trusted(), *allow))
-    model.weights.load_state_dict(content[weights])
-    model.prior.restore(content["prior"])
-    model.step = content["step"]
-    model.weights.eval().requires_grad_(False)
-    try:
-        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device={device}: {reason}", "a device that this machine has", "device=cpu") from error

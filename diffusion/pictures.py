@@ -1,6 +1,5 @@
 """Images to files: one PNG each, and grids with words beside them."""
 
-import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from diffusion.data.pixels import to_uint8
+from diffusion.runs.files import write_whole
 
 COLUMNS = 20
 """Classes that are still shown side by side."""
@@ -93,6 +93,5 @@ def save_each(images: Float[Tensor, "n c h w"], folder: Path, names: Sequence[st
     folder.mkdir(parents=True, exist_ok=True)
     for image, name in zip(to_uint8(images), names, strict=True):
         array = image.permute(1, 2, 0).numpy()
-        partial = folder / f".{name}.{os.getpid()}.partial"
-        Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(partial, "PNG")
-        partial.replace(folder / name)
+        picture = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+        write_whole(folder / name, lambda file, picture=picture: picture.save(file, "PNG"))

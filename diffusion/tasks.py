@@ -7,7 +7,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from configs.cli import job
-from diffusion.run import Run, missing, sampling, whole
+from configs.overrides import check_recipe, refuse_unknown
+from configs.values import require_ints, require_values
+from diffusion.runs.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -19,9 +21,9 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
     :param cfg: the composed ``train`` config
     :param experiment: name of the experiment, for the folder
     """
-    missing(cfg)
-    whole(cfg, batch=1, accumulate=1, max_steps=1, seed=0)
-    sampling(cfg.sampling)
+    require_values(cfg)
+    require_ints(cfg, batch=1, accumulate=1, max_steps=1, seed=0)
+    check_recipe(cfg.sampling, Path(cfg.run.root))
     with Run.start(cfg, experiment, job()) as run:
         log.info("run folder: %s", run.folder)
         step = run.complete(cfg.max_steps)
@@ -32,8 +34,8 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
 
         import torch
 
-        from diffusion import checkpoint
-        from diffusion.fit import fit
+        from diffusion.runs import checkpoint
+        from diffusion.training.fit import fit
 
         if cfg.trainer.threads:
             torch.set_num_threads(cfg.trainer.threads)
@@ -46,11 +48,12 @@ def sample(cfg: DictConfig) -> Path:
 
     :param cfg: the composed ``sample`` config
     """
-    missing(cfg)
-    whole(cfg, batch=1, seed=0)
+    refuse_unknown(cfg, "sample")
+    require_values(cfg)
+    require_ints(cfg, batch=1, seed=0)
     Run.open(cfg.run)
 
-    from diffusion import sampling
+    from diffusion.sampling import command as sampling
 
     return sampling.sample(cfg)
 
@@ -61,12 +64,13 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]
     :param cfg: the composed ``evaluate`` config
     :param other: that of ``against``, the run or folder that the first is compared with
     """
-    missing(cfg)
-    whole(cfg, count=2, batch=1, seed=0)
+    refuse_unknown(cfg, "evaluate")
+    require_values(cfg)
+    require_ints(cfg, count=2, batch=1, seed=0)
     for each in (cfg, other):
         if each is not None and each.run:
             Run.open(each.run)
 
-    from diffusion import evaluation
+    from diffusion.evaluation import command as evaluation
 
     return evaluation.evaluate(cfg, other)

@@ -1,83 +1,20 @@
-"""The sampler loop, written once, and the protocols around it."""
+"""The sampler loop, written once."""
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from configs import UserError, registry
-from degradations.base import Degradation, Estimate, State
+from degradations.base import Degradation, State
 from degradations.randomness import Streams
-from models.attention import AttentionHook
 from models.conditioning import Context
 from samplers.grids import Grid
-
-if TYPE_CHECKING:
-    from samplers.moves import Belief, Move
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the loop, from time ``t`` to ``s``; the loop makes it, everybody reads it.
-
-    :ivar i: index of the step, 0 .. n - 1
-    :ivar n: number of steps
-    :ivar t: time of x_t
-    :ivar s: time of x_s
-    :ivar streams: random numbers of this step, per sample
-    :ivar memory: what a method must remember during one run; empty at the start of each run
-    """
-
-    i: int
-    n: int
-    t: float
-    s: float
-    streams: Streams
-    memory: dict[Any, Any] = field(default_factory=dict)
-
-
-@runtime_checkable
-class Restorer(Protocol):
-    """``restorer(x_t, t, ctx, *, state, step, attn) -> Estimate``: what was the clean image, and which state.
-
-    A network with a parameterization is one, and so is guidance around one. It knows nothing about samplers, draws
-    only from ``step.streams``, and lets gradients with respect to ``x_t`` flow.
-    """
-
-    def __call__(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], ctx: Context, *, state: State,
-                 step: Step | None, attn: AttentionHook | None = None) -> Estimate: ...
-
-
-@dataclass
-class Frame:
-    """What one step of the loop knows. A callback may replace ``x_t``, ``ctx`` (in ``before``) and ``x_s`` (in
-    ``after``)."""
-
-    step: Step
-    x_t: Tensor
-    ctx: Context
-    state: State
-    estimate: Estimate | None = None
-    x_s: Tensor | None = None
-
-
-class Callback:
-    """A look into, or a hand in, the loop.
-
-    :cvar needs_grad: run the restorer with gradients, ``frame.x_t`` a leaf, so that ``after`` can differentiate
-    """
-
-    needs_grad: bool = False
-
-    def before(self, frame: Frame) -> None:
-        """Called before the restorer."""
-
-    def after(self, frame: Frame) -> None:
-        """Called after the move."""
+from samplers.moves import Belief, Move
+from samplers.protocol import Callback, LoopState, Restorer, Step
 
 
 class Sampler:
@@ -92,7 +29,7 @@ class Sampler:
 
     requires: type[Degradation] = Degradation
 
-    def __init__(self, grid: Grid, belief: "Belief", move: "Move", num_steps: int | None = None):
+    def __init__(self, grid: Grid, belief: Belief, move: Move, num_steps: int | None = None):
         self.grid, self.belief, self.move, self.num_steps = grid, belief, move, num_steps
         if not issubclass(self.requires, belief.requires):
             self.requires = belief.requires
@@ -118,8 +55,8 @@ class Sampler:
 
     def steps(self, restorer: Restorer, degradation: Degradation, x_T: Float[Tensor, "b *rest"], state: State,
               ctx: Context, streams: Streams, *, callbacks: Sequence[Callback] = (),
-              start: float = 1.0) -> Iterator[Frame]:
-        """The loop, one :class:`Frame` per step.
+              start: float = 1.0) -> Iterator[LoopState]:
+        """The loop, one :class:`LoopState` per step.
 
         :param x_T: the degraded images at time ``start``
         :param state: the state that comes with them
@@ -131,7 +68,7 @@ class Sampler:
         x_t = x_T.float()
         for i, (t, s) in enumerate(itertools.pairwise(times)):
             step = Step(i, len(times) - 1, t, s, streams.at(i), memory)
-            frame = Frame(step, x_t, ctx, state)
+            frame = LoopState(step, x_t, ctx, state)
             for callback in callbacks:
                 callback.before(frame)
             if grad:
@@ -144,7 +81,7 @@ class Sampler:
             assert frame.x_s is not None
             x_t, state, ctx = frame.x_s.detach(), frame.state.map(Tensor.detach), frame.ctx
 
-    def advance(self, frame: Frame, restorer: Restorer, degradation: Degradation) -> None:
+    def advance(self, frame: LoopState, restorer: Restorer, degradation: Degradation) -> None:
         """One step: restore, believe, move. Fills in ``frame.estimate``, ``frame.state`` and ``frame.x_s``. A solver
         that evaluates more than once per step replaces it; one that looks back remembers in ``step.memory``."""
         x_t, step = frame.x_t, frame.step

@@ -23,7 +23,7 @@ from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Degradation, Estimate, State
 from degradations.gaussian import Gaussian
-from samplers.base import Step
+from samplers.protocol import Step
 
 
 class Belief:

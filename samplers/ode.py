@@ -12,9 +12,10 @@ from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Degradation, State
 from degradations.shapes import like
-from samplers.base import Frame, Restorer, Sampler, Step
+from samplers.base import Sampler
 from samplers.grids import Grid
 from samplers.moves import Direct, Infer, Move
+from samplers.protocol import LoopState, Restorer, Step
 
 
 class Euler(Sampler):
@@ -39,7 +40,7 @@ class Heun(Euler):
     while those of the trapezoid over rho are unbounded for a schedule that ends in noise.
     """
 
-    def advance(self, frame: Frame, restorer: Restorer, degradation: Degradation) -> None:
+    def advance(self, frame: LoopState, restorer: Restorer, degradation: Degradation) -> None:
         super().advance(frame, restorer, degradation)
         assert isinstance(degradation, Affine)
         assert frame.estimate is not None
@@ -115,7 +116,7 @@ class Inversion(Sampler):
     def times(self, degradation: Degradation, start: float = 1.0) -> list[float]:
         return super().times(degradation, start)[::-1]
 
-    def advance(self, frame: Frame, restorer: Restorer, degradation: Degradation) -> None:
+    def advance(self, frame: LoopState, restorer: Restorer, degradation: Degradation) -> None:
         assert isinstance(degradation, Affine)
         step, x_t = frame.step, frame.x_t
         t, s = (x_t.new_full(x_t.shape[:1], time) for time in (step.t, step.s))

@@ -35,8 +35,8 @@ from degradations.randomness import BatchStream, Draws
 from diffusion.data.base import ImageSet
 from diffusion.metrics.base import Features, Sets
 from diffusion.metrics.intervals import grouped
-from diffusion.parameterization import V
-from diffusion.restorer import NetworkRestorer
+from diffusion.objectives.evaluator import NetworkRestorer
+from diffusion.objectives.parameterization import V
 from models.attention import AttentionCall
 from models.conditioning import ConditionEncoder, Context, LabelSignal
 from samplers.guidance.base import Guided

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.cli import child, stop
-from diffusion.run import Run
+from diffusion.runs.run import Run
 
 RUNS = Path("runs/demo")
 HOT, COLD = RUNS / "ddpm_digits" / "hot", RUNS / "cold_blur_digits" / "cold"

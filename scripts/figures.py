@@ -19,12 +19,12 @@ from configs import UserError, registry
 from configs.cli import stop
 from degradations.randomness import Streams
 from diffusion import load
-from diffusion.data.digits import Digits
 from diffusion.data.pixels import to_float
+from diffusion.data.sets.digits import Digits
+from diffusion.evaluation.subjects import spread
 from diffusion.model import Model
 from diffusion.pictures import save_grid
-from diffusion.sampling import data_of, restore
-from diffusion.subjects import spread
+from diffusion.sampling.command import data_of, restore
 
 COLUMNS = 10
 TIMES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)

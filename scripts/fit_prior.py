@@ -11,7 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs import UserError, construct, registry
 from configs.cli import command
-from diffusion.run import Run, missing, plain, write
+from configs.values import require_values, to_plain
+from diffusion.runs.files import write_whole
+from diffusion.runs.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -22,18 +24,18 @@ def fit_prior(cfg: DictConfig, experiment: str | None = None) -> None:
     :param cfg: the composed ``sample`` config: run, prior, data.root, device, allow
     :raises UserError: for a prior that has nothing to fit, or does not suit the run's degradation
     """
-    missing(cfg)
+    require_values(cfg)
     run = Run.open(cfg.run)
 
-    from diffusion import checkpoint, load
-    from diffusion.model import PARTS
+    from diffusion.loading import load
     from diffusion.priors import Prior
-    from diffusion.sampling import data_of
+    from diffusion.runs import checkpoint
+    from diffusion.sampling.command import data_of
 
     packages = (*registry.trusted(), *cfg.allow)
     model = load(cfg.run, device=cfg.device, allow=cfg.allow)
-    chosen = plain(cfg.prior) if cfg.prior else model.config["prior"]
-    model.prior = prior = construct(chosen, packages=packages, role=Prior, parts=PARTS)
+    chosen = to_plain(cfg.prior) if cfg.prior else model.config["prior"]
+    model.prior = prior = construct(chosen, packages=packages, role=Prior)
     prior.check(model.degradation)
     if not prior.count:
         raise UserError(f"the prior {type(prior).__name__}, which has nothing to fit", "one that learns from images",
@@ -45,7 +47,7 @@ def fit_prior(cfg: DictConfig, experiment: str | None = None) -> None:
         content = checkpoint.read(path)
         content["config"]["prior"] = chosen
         checkpoint.save(run.checkpoints, step, content | {"prior": prior.state()})
-    write(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run.config | {"prior": chosen})))
+    write_whole(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run.config | {"prior": chosen})))
     log.info("sample: python sample.py run=%s", run.folder)
 
 

@@ -8,11 +8,12 @@ import csv
 from fnmatch import fnmatch
 from pathlib import Path
 
+from pages import save_figure
+
 from configs import UserError
 from configs.cli import stop
 from configs.registry import closest
-from diffusion.pages import save_figure
-from diffusion.run import Run
+from diffusion.runs.run import Run
 
 LOGARITHMIC = ("loss", "lr")
 

@@ -20,10 +20,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from pages import save_figure
+
 from configs import UserError
 from configs.cli import stop
 from configs.registry import closest
-from diffusion.pages import save_figure
 
 OTHERS = ("run", "checkpoint", "weights", "start", "label", "seed", "count")
 """Entries in which evaluations may differ besides."""

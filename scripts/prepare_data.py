@@ -22,12 +22,12 @@ from typing import IO, Any
 from PIL import Image, ImageOps
 
 from configs.errors import UserError
-from diffusion.data.archive import opened
-from diffusion.data.decode import DEEP_GREY, eight_bit
-from diffusion.data.index import write_whole
-from diffusion.data.layout import layout
-from diffusion.data.progress import progress
-from diffusion.data.threads import in_order
+from diffusion.data.files.archive import opened
+from diffusion.data.files.decode import DEEP_GREY, eight_bit
+from diffusion.data.files.layout import layout
+from diffusion.data.files.progress import progress
+from diffusion.data.files.threads import in_order
+from diffusion.runs.files import write_whole
 
 INDEX = "index.json"
 SHOWN = 10

@@ -20,13 +20,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pages
 from omegaconf import DictConfig
 
 from configs import UserError
 from configs.cli import child, command
 from configs.registry import closest
-from diffusion import pages
-from diffusion.run import Run, missing, plain, write
+from configs.values import require_values, to_plain
+from diffusion.runs.files import write_whole
+from diffusion.runs.run import Run
 
 
 @dataclass
@@ -79,7 +81,7 @@ class Plan:
         :param name: of the table
         :raises UserError: for a row that the table does not have
         """
-        config = plain(cfg)
+        config = to_plain(cfg)
         table, budget = config["table"], config["budget"]
         names = list(table["rows"])
         for row in config["rows"] or ():
@@ -120,7 +122,7 @@ class Outcome:
 
 def reproduce(plan: Plan) -> Outcome:
     """Run what is missing, row by row, and write the table after each."""
-    from diffusion.metrics.report import Report
+    from diffusion.evaluation.report import Report
 
     outcome = Outcome()
     if plan.judge and child(plan.judge):
@@ -142,8 +144,8 @@ def save(plan: Plan, outcome: Outcome) -> None:
     content = {"table": plan.name, "rows": {name: report.plain() for name, report in outcome.reports.items()},
                "paper": {row.name: row.paper for row in plan.rows}, "orders": orders(plan, outcome),
                "failed": outcome.failed, "commands": commands(plan)}
-    write(plan.folder / f"{plan.name}.json", json.dumps(content, indent=2))
-    write(plan.folder / f"{plan.name}.md", markdown(plan, outcome))
+    write_whole(plan.folder / f"{plan.name}.json", json.dumps(content, indent=2))
+    write_whole(plan.folder / f"{plan.name}.md", markdown(plan, outcome))
 
 
 def commands(plan: Plan) -> list[str]:
@@ -159,7 +161,7 @@ def chosen(numbers: Mapping[str, Any], patterns: Sequence[str]) -> str | None:
 
 def orders(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
     """For each order that the paper's table suggests, the difference of its two sides by number, with its interval."""
-    from diffusion.metrics.report import compare, contrast
+    from diffusion.evaluation.report import compare, contrast
 
     found = []
     for a, b in plan.table["orders"]:
@@ -234,7 +236,7 @@ def step(difference: Mapping[str, Any] | None) -> str:
 def main(cfg: DictConfig, experiment: str | None = None) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    missing(cfg)
+    require_values(cfg)
     plan = Plan.of(cfg, HydraConfig.get().runtime.choices["table"])
     outcome = reproduce(plan)
     page = plan.folder / f"{plan.name}.md"

@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pages
 from rich.console import Console
 from rich.table import Table
 
 from configs import UserError
 from configs.cli import stop
 from configs.registry import closest
-from diffusion import pages
-from diffusion.run import IDENTITY, Run
+from diffusion.runs.identity import IDENTITY
+from diffusion.runs.run import Run
 
 
 def flat(node: Any, path: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from configs import compose
-from diffusion.run import Run
+from diffusion.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 NANO = ["debug=fast", "model=nano", "trainer.threads=1", "trainer.accelerator=cpu"]

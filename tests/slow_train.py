@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-import diffusion.module as module
+import diffusion.training.module as module
 from configs import compose
 from configs.cli import stop
 from diffusion import tasks

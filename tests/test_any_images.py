@@ -9,8 +9,9 @@ from helpers import small, train
 from PIL import Image
 
 from configs import UserError, compose, registry
-from diffusion import checkpoint, tasks
-from diffusion.run import with_defaults
+from diffusion import tasks
+from diffusion.runs import checkpoint
+from diffusion.runs.defaults import add_run_defaults
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")
 SIZES = ((5, 5), (200, 3), (3, 200), (64, 48), (33, 77))
@@ -69,7 +70,7 @@ def test_it_goes_on_and_samples_by_the_plain_command(name, photos, tmp_path):
     run = train(tmp_path, *overrides)
     train(tmp_path, *overrides, "max_steps=2")
     assert list(checkpoint.found(run.checkpoints)) == [1, 2]
-    made = tasks.sample(compose("sample", with_defaults([f"run={run.folder}", "samples=0", "sampler.num_steps=2"])))
+    made = tasks.sample(compose("sample", add_run_defaults([f"run={run.folder}", "samples=0", "sampler.num_steps=2"])))
     with Image.open(made / "000000.png") as picture:
         assert (picture.size, picture.mode) == ((16, 16), "RGB")
 

@@ -13,10 +13,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from configs import UserError, compose, construct, registry
-from diffusion import checkpoint, load, tasks
+from diffusion import load, tasks
 from diffusion.model import Model
-from diffusion.run import Run, with_defaults
-from diffusion.sampling import data_of
+from diffusion.runs import checkpoint
+from diffusion.runs.defaults import add_run_defaults
+from diffusion.runs.run import Run
+from diffusion.sampling.command import data_of
 
 
 @pytest.fixture
@@ -183,9 +185,10 @@ class Reduce:
 
 
 COMMAND = ["os.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "degradations.base.torch.save",
-           "models.unet.torch.hub.load", "diffusion.run.subprocess.run", "diffusion.run.Run", "diffusion.run.write",
-           "diffusion.checkpoint.save", "configs.registry.locate", "diffusion.optimization.AdamW",
-           "models.unet.torch.nn.Linear", "models.blocks.zero", "", "os", "..", "diffusion.objective."]
+           "models.unet.torch.hub.load", "diffusion.runs.run.subprocess.run", "diffusion.runs.run.Run",
+           "diffusion.runs.files.write_whole",
+           "diffusion.runs.checkpoint.save", "configs.registry.locate", "diffusion.training.optimization.AdamW",
+           "models.unet.torch.nn.Linear", "models.blocks.zero", "", "os", "..", "diffusion.objectives.restoration."]
 """Targets that a stranger may try. Some of them exist, none is a part of a model."""
 
 
@@ -212,7 +215,7 @@ class TestStrangers:
     @pytest.mark.parametrize("place", ["model", "condition", "degradation", "objective", "space", "prior"])
     def test_a_data_set_is_a_part_of_a_degradation_only(self, hot, tmp_path, place):
         """Animorphosis names one; see tests/data/test_gallery.py for what it may do."""
-        config = checkpoint.read(newest(hot))["config"] | {place: {"_target_": "diffusion.data.folder.Folder",
+        config = checkpoint.read(newest(hot))["config"] | {place: {"_target_": "diffusion.data.sets.folder.Folder",
                                                                    "root": str(tmp_path)}}
         with pytest.raises(UserError, match="_target_"):
             Model(config, registry.trusted())
@@ -251,32 +254,32 @@ class TestStrangers:
     @pytest.mark.parametrize("override", ["sampler._target_=os.system", "+sampler.command=x",
                                           "guidance._target_=os.system",
                                           "guidance.cfg._target_=subprocess.Popen", "prior={_target_:os.system}",
-                                          "sampler.grid._target_=os.system", "sampler={_target_:diffusion.run.Run}",
-                                          "guidance={_target_:diffusion.run.Run,folder:x}",
-                                          "guidance={a:{_target_:diffusion.run.Run,folder:x}}", "guidance={a:b}",
+                                          "sampler.grid._target_=os.system",
+                                          "sampler={_target_:diffusion.runs.run.Run}",
+                                          "guidance={_target_:diffusion.runs.run.Run,folder:x}",
+                                          "guidance={a:{_target_:diffusion.runs.run.Run,folder:x}}", "guidance={a:b}",
                                           "hydra.searchpath=[x]", "run=x", "sampler@hydra.launcher=ddim"])
     def test_a_recipe_that_calls(self, run, override):
         """In the checkpoint, for Python; in the run folder's config, for ``sample.py``."""
         rewrite(run, lambda content: content["config"]["sampling"].append(override))
-        model = load(run.folder)
-        with pytest.raises(UserError):
-            model.recipe()
+        with pytest.raises(UserError, match="sampling"):
+            load(run.folder)
         config = OmegaConf.load(run.folder / "config.yaml")
         config.sampling.append(override)
         OmegaConf.save(config, run.folder / "config.yaml")
         with pytest.raises(UserError):
-            tasks.sample(compose("sample", with_defaults([f"run={run.folder}", "samples=0", "device=cpu"])))
+            tasks.sample(compose("sample", add_run_defaults([f"run={run.folder}", "samples=0", "device=cpu"])))
         assert not (run.folder / "samples").exists()
 
     def test_data_that_calls(self, cold, tmp_path):
         """Restoration builds the data set that the checkpoint names."""
         run = Run(Path(shutil.copytree(cold.folder, tmp_path / "cold")))
         for evil in ({"_target_": "os.system", "command": "x", "size": 16, "channels": 1},
-                     {"_target_": "diffusion.data.digits.Digits", "size": 16, "channels": 1,
-                      "flip": {"_target_": "diffusion.run.Run", "folder": "x"}}):
+                     {"_target_": "diffusion.data.sets.digits.Digits", "size": 16, "channels": 1,
+                      "flip": {"_target_": "diffusion.runs.run.Run", "folder": "x"}}):
             rewrite(run, lambda content, evil=evil: content["config"].update(data=evil))
             with pytest.raises(UserError):
-                tasks.sample(compose("sample", with_defaults([f"run={run.folder}", "samples=0", "device=cpu"])))
+                tasks.sample(compose("sample", add_run_defaults([f"run={run.folder}", "samples=0", "device=cpu"])))
 
     def test_data_that_writes(self, cold, tmp_path):
         """Its config says what to read; where to keep a cache and what to fetch is for the user to say."""
@@ -284,7 +287,7 @@ class TestStrangers:
             (tmp_path / "photos").mkdir(exist_ok=True)
             Image.new("L", (16, 16), 50 * i).save(tmp_path / "photos" / f"{i}.png")
         model, secret = load(cold.folder, device="cpu"), tmp_path / "somewhere"
-        model.config["data"] = {"_target_": "diffusion.data.folder.Folder", "root": str(tmp_path / "photos"),
+        model.config["data"] = {"_target_": "diffusion.data.sets.folder.Folder", "root": str(tmp_path / "photos"),
                                 "size": 16, "channels": 1, "held_out": 0.5, "cache": str(secret)}
         assert data_of(model, None, registry.trusted()).split("test").images.shape[1:] == (1, 16, 16)
         assert not secret.exists()

@@ -9,7 +9,7 @@ from PIL import Image
 
 from configs import compose
 from diffusion import tasks
-from diffusion.run import with_defaults
+from diffusion.runs.defaults import add_run_defaults
 
 WATCH = """
 import runpy, sys
@@ -115,7 +115,7 @@ class TestSamples:
     def draw(self, hot, tmp_path):
         def draw(*overrides):
             folder = tmp_path / "-".join(overrides)
-            arguments = with_defaults([f"run={hot.folder}", "sampler.num_steps=3", "device=cpu", f"out='{folder}'",
+            arguments = add_run_defaults([f"run={hot.folder}", "sampler.num_steps=3", "device=cpu", f"out='{folder}'",
                                        *overrides])
             tasks.sample(compose("sample", arguments))
             return {int(path.stem): np.asarray(Image.open(path)).astype(int) for path in folder.glob("0*.png")}
@@ -133,7 +133,7 @@ class TestSamples:
 
     def test_every_set_of_samples_has_its_own_folder(self, hot):
         def folder(*overrides):
-            arguments = with_defaults([f"run={hot.folder}", "sampler.num_steps=2", "device=cpu", "samples=0",
+            arguments = add_run_defaults([f"run={hot.folder}", "sampler.num_steps=2", "device=cpu", "samples=0",
                                        *overrides])
             return tasks.sample(compose("sample", arguments))
 

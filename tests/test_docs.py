@@ -26,9 +26,9 @@ from PIL import Image
 import configs
 import degradations
 from configs import compose, construct, registry
+from configs.overrides import merge_overrides
 from degradations.randomness import BatchStream, Streams
-from diffusion.data.cifar10 import CLASSES
-from diffusion.run import on_top
+from diffusion.data.sets.cifar10 import CLASSES
 from models.conditioning import ConditionEncoder, Context, LabelSignal
 from models.unet import UNet
 from samplers.guidance.base import Guided
@@ -177,7 +177,7 @@ def test_a_long_command_composes(page, arguments, monkeypatch, capsys):
     elif script in ("sample.py", "evaluate.py"):
         experiment = next(a.split("/")[1] for a in overrides if a.startswith("run=runs/"))
         defaults = compose("train", [f"experiment={experiment}"]).sampling
-        assert compose(script[:-3], on_top(defaults, overrides)).run
+        assert compose(script[:-3], merge_overrides(defaults, overrides)).run
     elif script == "scripts/reproduce.py":
         assert compose("reproduce", rest).table.rows
     else:
@@ -242,8 +242,8 @@ def test_own_sampler(extending):
 
 
 def test_own_guidance_and_network(extending):
-    from diffusion.parameterization import V
-    from diffusion.restorer import NetworkRestorer
+    from diffusion.objectives.evaluator import NetworkRestorer
+    from diffusion.objectives.parameterization import V
 
     d = degradations.build("gaussian")
     x, t = torch.randn(2, 1, 8, 8), torch.full((2,), 0.5)

@@ -15,15 +15,16 @@ import samplers
 from degradations.base import Degradation, Estimate, State
 from degradations.randomness import Streams
 from degradations.shapes import like
-from diffusion.parameterization import X0, V
-from diffusion.restorer import NetworkRestorer
+from diffusion.objectives.evaluator import NetworkRestorer
+from diffusion.objectives.parameterization import X0, V
 from models.attention import attend, chain
 from models.conditioning import Context
-from samplers.base import Callback, Sampler
+from samplers.base import Sampler
 from samplers.grids import Uniform
 from samplers.guidance.base import Branch, Guided, Term
 from samplers.guidance.cfg import CFG
 from samplers.moves import Direct, Keep, Move, Residual
+from samplers.protocol import Callback
 
 B = 3
 SHAPE = (B, 1, 8, 8)

@@ -42,6 +42,49 @@ upwards:
   _target_: guest_methods.term.Upwards
   scale: 1.5
 ''',
+    "guest_methods/fog.py": '''
+import torch
+from torch import Tensor
+
+from degradations.base import Degradation
+from degradations.shapes import like
+
+
+class Density:
+    """A helper of the degradation's own."""
+
+    def __init__(self, rate: float = 3.0):
+        self.rate = rate
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return self.rate * t
+
+
+class Fog(Degradation):
+    """White fog that grows denser."""
+
+    levels = 10
+
+    def __init__(self, density: Density):
+        self.density = density
+
+    def degrade(self, x0, t, state):
+        through = like(torch.exp(-self.density(t)), x0)
+        return through * x0 + (1 - through)
+
+
+class Loose(Fog):
+    """Does not say what its helper is."""
+
+    def __init__(self, density):
+        super().__init__(density)
+''',
+    "guest_methods/configs/degradation/fog.yaml": '''# fog
+_target_: guest_methods.fog.Fog
+density:
+  _target_: guest_methods.fog.Density
+  rate: 3.0
+''',
     "guest_methods-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: guest_methods\nVersion: 1\n",
     "guest_methods-1.dist-info/entry_points.txt": "[thaw.configs]\nguest = guest_methods.configs\n",
 }
@@ -86,3 +129,36 @@ def test_python_and_the_runs_own_settings_find_it(site, hot, monkeypatch):
     assert model.sample([0, 1], recipe=recipe).isfinite().all()
     for name in [name for name in sys.modules if name.startswith("guest_methods")]:
         del sys.modules[name]
+
+
+FOG = ["degradation=fog", "degradation.density.rate=2", "objective=cold", "prior=degraded",
+       'sampling=["sampler=cold2"]', "debug=fast", "model=nano",
+       "model.base=8", "model.emb_dim=32", "trainer.threads=1", "trainer.accelerator=cpu", "max_steps=4",
+       "callbacks.pictures.count=0", "run.name=fog"]
+
+
+def test_a_degradation_with_a_helper_of_its_own_goes_all_the_way(site, tmp_path, monkeypatch):
+    """It trains, samples and evaluates: the role of the helper is the annotation of the argument that takes it."""
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    run = tmp_path / "custom" / "fog"
+    for arguments in (["train.py", *FOG, f"run.root={tmp_path}"],
+                      ["sample.py", f"run={run}", "samples=0-1", "device=cpu"],
+                      ["evaluate.py", f"run={run}", "count=4", "samplers=[cold2]", "metrics=quick", "device=cpu"]):
+        done = command(*arguments)
+        assert done.returncode == 0, done.stderr
+    assert len(list(run.glob("samples/*/*.png"))) == 3
+
+
+@pytest.mark.parametrize(("target", "helper", "words"), [
+    ("Fog", "degradations.blur.Constant", "a Density"), ("Loose", "guest_methods.fog.Density", "plain values"),
+    ("Fog", "os.system", "a class of")])
+def test_a_helper_of_another_role_is_refused(site, target, helper, words, monkeypatch):
+    """Also for one's own config, so that what trains can be sampled."""
+    monkeypatch.syspath_prepend(site)
+    from configs import UserError, construct, registry
+    from degradations.base import Degradation
+
+    config = {"_target_": f"guest_methods.fog.{target}", "density": {"_target_": helper}}
+    for packages in (None, registry.trusted()) if helper != "os.system" else (registry.trusted(),):
+        with pytest.raises(UserError, match=words):
+            construct(config, packages=packages, role=Degradation)

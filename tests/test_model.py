@@ -9,10 +9,11 @@ from torch import nn
 
 from configs import UserError, build
 from degradations.base import State
-from diffusion import checkpoint, load
+from diffusion import load
 from diffusion.data.pixels import to_float
-from diffusion.ema import EMA
 from diffusion.model import Model
+from diffusion.runs import checkpoint
+from diffusion.training.ema import EMA
 
 QUICK = ["sampler.num_steps=4"]
 

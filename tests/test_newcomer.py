@@ -9,9 +9,14 @@ from helpers import COLD, DIGITS, train
 from PIL import Image
 
 from configs import UserError, build, compose
+from configs.overrides import drop_label_guidance
+from configs.values import require_ints, to_plain
 from degradations.blur import Blur, Constant
-from diffusion import checkpoint, load, tasks
-from diffusion.run import Run, plain, suited, whole, with_defaults, write
+from diffusion import load, tasks
+from diffusion.runs import checkpoint
+from diffusion.runs.defaults import add_run_defaults
+from diffusion.runs.files import write_whole
+from diffusion.runs.run import Run
 
 
 @pytest.mark.parametrize(("group", "name", "values"), [
@@ -41,7 +46,7 @@ def test_the_least_that_is_possible():
 
 def test_the_number_that_was_meant_is_proposed():
     with pytest.raises(UserError, match="batch=16"):
-        whole(compose("train", ["batch=16.0"]), batch=1)
+        require_ints(compose("train", ["batch=16.0"]), batch=1)
 
 
 def test_an_experiment_without_its_condition(tmp_path):
@@ -53,9 +58,9 @@ def test_an_experiment_without_its_condition(tmp_path):
 
 def test_guidance_stays_where_there_is_a_condition():
     overrides = ["guidance=cfg", "guidance.cfg.scale=2", "sampler=ddim"]
-    assert suited(overrides, {"signals": {"label": {}}}) == overrides
-    assert suited(overrides, {"_target_": "somebody.Encoder"}) == overrides
-    assert suited(overrides, {"signals": {}}) == ["sampler=ddim"]
+    assert drop_label_guidance(overrides, {"signals": {"label": {}}}) == overrides
+    assert drop_label_guidance(overrides, {"_target_": "somebody.Encoder"}) == overrides
+    assert drop_label_guidance(overrides, {"signals": {}}) == ["sampler=ddim"]
 
 
 @pytest.mark.parametrize(("sampling", "words"), [("sampler=ddim", "sampler=cold1 or sampler=cold2"),
@@ -71,7 +76,7 @@ def test_sampling_that_does_not_fit_is_refused_before_the_training(tmp_path, sam
                                        ["out=/dev/null/x"]])
 def test_impossible_samples_settings(hot, overrides):
     with pytest.raises(UserError):
-        tasks.sample(compose("sample", with_defaults([f"run={hot.folder}", "samples=0", "sampler.num_steps=1",
+        tasks.sample(compose("sample", add_run_defaults([f"run={hot.folder}", "samples=0", "sampler.num_steps=1",
                                                       *overrides])))
 
 
@@ -82,13 +87,13 @@ def test_impossible_evaluations(hot, overrides):
 
 
 def test_the_sampler_is_refused_before_its_number_of_steps(cold):
-    cfg = compose("sample", with_defaults([f"run={cold.folder}", "sampler=ddim"]))
+    cfg = compose("sample", add_run_defaults([f"run={cold.folder}", "sampler=ddim"]))
     with pytest.raises(UserError, match="sampler=cold1 or sampler=cold2"):
         tasks.sample(cfg)
 
 
 def test_images_that_are_not_there(cold, tmp_path):
-    cfg = compose("sample", with_defaults([f"run={cold.folder}", f"input={tmp_path / 'photos'}"]))
+    cfg = compose("sample", add_run_defaults([f"run={cold.folder}", f"input={tmp_path / 'photos'}"]))
     with pytest.raises(UserError, match="input="):
         tasks.sample(cfg)
 
@@ -96,19 +101,19 @@ def test_images_that_are_not_there(cold, tmp_path):
 def test_a_run_in_quotes(tmp_path):
     cfg = compose("train", [f"run.root={tmp_path}", "run.name='mein läuf'"])
     run = Run.start(cfg, "x")
-    run.record(plain(cfg))
-    assert with_defaults([f"run='{run.folder}'"])[0] == "sampler=ddim"
+    run.record(to_plain(cfg))
+    assert add_run_defaults([f"run='{run.folder}'"])[0] == "sampler=ddim"
 
 
 def test_flags_stay_in_front(hot):
-    arguments = with_defaults(["-m", f"run={hot.folder}", "seed=0,1"])
+    arguments = add_run_defaults(["-m", f"run={hot.folder}", "seed=0,1"])
     assert arguments[:2] == ["-m", "sampler=ddim"]
     assert arguments[-2:] == [f"run={hot.folder}", "seed=0,1"]
 
 
 def test_a_sweep_over_runs():
     with pytest.raises(UserError, match="one command for each run"):
-        with_defaults(["-m", "run=runs/a,runs/b"])
+        add_run_defaults(["-m", "run=runs/a,runs/b"])
 
 
 def test_a_prior_that_does_not_fit(cold):
@@ -124,7 +129,7 @@ def test_a_folder_that_cannot_be_written():
 
 def _write_often(path: Path) -> None:
     for _ in range(200):
-        write(path, "whole")
+        write_whole(path, "whole")
 
 
 def test_processes_write_one_file_at_once(tmp_path):
@@ -142,5 +147,27 @@ def test_restoring_fewer_held_out_images_than_the_default(tmp_path):
         Image.fromarray(np.full((16, 16), 12 * i, np.uint8)).save(photos / f"{i:02d}.png")
     run = train(tmp_path, *COLD, "data=folder", f"data.root={photos}", "data.size=16", "data.channels=1",
                 "callbacks.pictures.count=0", "run.name=few")
-    folder = tasks.sample(compose("sample", with_defaults([f"run={run.folder}", "sampler.num_steps=2"])))
+    folder = tasks.sample(compose("sample", add_run_defaults([f"run={run.folder}", "sampler.num_steps=2"])))
     assert sorted(path.name for path in folder.glob("0*.png")) == ["000000.png", "000001.png"]
+
+
+@pytest.mark.parametrize(("script", "setting", "words"), [
+    ("sample", "+w=2", "+w: a setting"), ("sample", "+callbacks.inpaint._target_=no.such.Class", "+callbacks"),
+    ("sample", "+input.dgraded=true", "input.degraded"), ("evaluate", "+w=2", "+w: a setting"),
+    ("sample", "samples=[0,0]", "twice")])
+def test_settings_that_nothing_would_read(hot, script, setting, words, tmp_path):
+    """They would be accepted in silence: the pictures look as if they had been made with them."""
+    cfg = compose(script, add_run_defaults([f"run={hot.folder}", setting, "device=cpu"]))
+    with pytest.raises(UserError) as error:
+        getattr(tasks, script)(cfg)
+    assert words in str(error.value)
+
+
+def test_a_wrong_run_lists_its_neighbors_alone(tmp_path):
+    for name in ("a/b/c/d", "near"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text("format: 2\n")
+    with pytest.raises(UserError) as error:
+        Run.open(tmp_path / "nowhere")
+    assert str(tmp_path / "near") in str(error.value)
+    assert "a/b/c/d" not in str(error.value)

@@ -7,9 +7,10 @@ from helpers import ROOT, command
 from omegaconf import OmegaConf
 
 from configs import UserError, compose, registry
+from configs.overrides import check_recipe
+from configs.values import require_values
+from diffusion.evaluation.report import Report
 from diffusion.metrics.intervals import bootstrap
-from diffusion.metrics.report import Report
-from diffusion.run import missing, sampling
 from scripts import reproduce
 from scripts.reproduce import Outcome, Plan
 
@@ -28,10 +29,10 @@ def test_every_command_composes(table):
             tuple(p.judge) for p in plans if p.judge}:
         script, *overrides = command_
         cfg = compose(script.removesuffix(".py"), overrides)
-        missing(cfg)
+        require_values(cfg)
         assert table == "digits" or cfg.data.root == "/photos"
         if script == "train.py":
-            sampling(cfg.sampling)
+            check_recipe(cfg.sampling)
 
 
 @pytest.mark.parametrize("table", TABLES)

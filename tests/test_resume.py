@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import COLD, DIGITS, ROOT, process, train
 
-from diffusion import checkpoint
-from diffusion.callbacks import log as log_module
+from diffusion.runs import checkpoint
+from diffusion.training.callbacks import log as log_module
 
 
 def content(run):

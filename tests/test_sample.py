@@ -15,12 +15,13 @@ from PIL import Image
 
 from configs import UserError, compose, registry
 from degradations.base import State
-from diffusion import load, sampling, tasks
-from diffusion.data.decode import Decoder
+from diffusion import load, tasks
+from diffusion.data.files.decode import Decoder
 from diffusion.data.pixels import to_float, to_uint8
-from diffusion.inputs import flat
-from diffusion.manifest import words
-from diffusion.run import with_defaults
+from diffusion.runs.defaults import add_run_defaults
+from diffusion.sampling import command as sampling
+from diffusion.sampling.inputs import flat
+from diffusion.sampling.manifest import words
 
 STEPS = 3
 
@@ -33,7 +34,8 @@ def composed(groups):
 def draw(run, *overrides, out=None):
     """As the command does. Composing takes longer than sampling here, so values are set in a config that is kept."""
     arguments = [f"run='{run.folder}'", f"sampler.num_steps={STEPS}", "device=cpu", *overrides]
-    parsed = OverridesParser.create().parse_overrides(with_defaults([*arguments, f"out='{out}'"] if out else arguments))
+    arguments = [*arguments, f"out='{out}'"] if out else arguments
+    parsed = OverridesParser.create().parse_overrides(add_run_defaults(arguments))
     groups = {o.key_or_group for o in parsed} & {"sampler", "guidance", "prior"}
     cfg = composed(tuple(o.input_line for o in parsed if o.key_or_group in groups)).copy()
     for o in parsed:
@@ -315,11 +317,11 @@ class TestSettings:
     def test_names_of_classes_without_their_images(self, hot, tmp_path):
         model = load(hot.folder, device="cpu")
         assert sampling.class_names(model, None, registry.trusted()) == [str(digit) for digit in range(10)]
-        model.config["data"] = {"_target_": "diffusion.data.cifar10.CIFAR10", "root": str(tmp_path)}
+        model.config["data"] = {"_target_": "diffusion.data.sets.cifar10.CIFAR10", "root": str(tmp_path)}
         assert sampling.class_names(model, None, registry.trusted())[:2] == ["airplane", "automobile"]
         photo(tmp_path / "a" / "0.png")
         photo(tmp_path / "b" / "1.png")
-        model.config["data"] = {"_target_": "diffusion.data.folder.Folder", "root": str(tmp_path)}
+        model.config["data"] = {"_target_": "diffusion.data.sets.folder.Folder", "root": str(tmp_path)}
         assert sampling.class_names(model, None, registry.trusted()) is None
 
     def test_the_grid_goes_through_the_classes(self, hot, tmp_path):

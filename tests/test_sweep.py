@@ -16,9 +16,12 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from configs import UserError, compose
-from diffusion import checkpoint
-from diffusion.module import Training
-from diffusion.run import Run, job_name, plain, with_defaults
+from configs.values import to_plain
+from diffusion.runs import checkpoint
+from diffusion.runs.defaults import add_run_defaults
+from diffusion.runs.identity import name_job
+from diffusion.runs.run import Run
+from diffusion.training.module import Training
 from scripts import sweep_table
 
 SETTINGS = [*DIGITS, "callbacks.pictures.count=0"]
@@ -49,7 +52,7 @@ def sweep(monkeypatch, tmp_path, capfd):
 
 def folders(root: Path) -> dict[str, list[int]]:
     """The saved steps of every run in ``runs/debug/ddpm_digits``, by the name of its folder without what all share."""
-    shared = job_name(SETTINGS)
+    shared = name_job(SETTINGS)
     found = {path.name: list(checkpoint.found(path / "checkpoints")) for path in root.glob("runs/debug/ddpm_digits/*")}
     return {name.removeprefix(shared + ","): steps for name, steps in found.items()}
 
@@ -66,11 +69,11 @@ class TestNames:
         (["max_steps=9"], ""),
     ])
     def test_they_are_the_jobs_own_settings(self, overrides, name):
-        assert job_name(overrides) == name
+        assert name_job(overrides) == name
 
     def test_odd_values_are_made_safe_and_stay_apart(self):
         values = ["/a/b c", "/a/b-c", "/x/b c", "b c", "b-c", "[1,2]", "[1,-2]", "'ü/é'", "..", "a\nb", ""]
-        names = [job_name([f"data.root={value}"]) for value in values]
+        names = [name_job([f"data.root={value}"]) for value in values]
         assert len(set(names)) == len(values)
         for name in names:
             assert not set(name.removeprefix("data.root=")) & set("/ ,[]'\n=")
@@ -79,7 +82,7 @@ class TestNames:
 
     def test_long_ones_are_cut_and_stay_apart(self):
         many = [f"model.setting_{i}={i}" for i in range(40)]
-        names = {job_name([*many, f"seed={seed}"]) for seed in range(3)}
+        names = {name_job([*many, f"seed={seed}"]) for seed in range(3)}
         assert len(names) == 3
         assert all(len(name) == 120 for name in names)
 
@@ -94,7 +97,7 @@ class TestRuns:
         assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
         report = said[said.index("jobs of the sweep that failed: 2"):]
         assert "optimizer.lr=-1\n  wanted" in report
-        assert f"in runs/debug/ddpm_digits/{job_name(SETTINGS)},{names['1e+30']}\nthe loss is" in report
+        assert f"in runs/debug/ddpm_digits/{name_job(SETTINGS)},{names['1e+30']}\nthe loss is" in report
         assert "Traceback" not in said
 
         files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")
@@ -106,7 +109,7 @@ class TestRuns:
         assert said.count("this run is complete") == 1
 
         folder = str(next(path.parent for path in files if path.name == "config.yaml"))
-        assert compose("sample", with_defaults([f"run={folder}"])).run == folder, "no quotes needed"
+        assert compose("sample", add_run_defaults([f"run={folder}"])).run == folder, "no quotes needed"
 
     def test_an_error_that_nobody_foresaw_is_shown_and_the_others_run(self, sweep, tmp_path, monkeypatch):
         whole, jobs = Training.configure_optimizers, []
@@ -142,7 +145,7 @@ class TestRuns:
 
     def test_a_name_comes_before_the_jobs_own(self, sweep, tmp_path):
         sweep("seed=1", "max_steps=1", "run.name=study")
-        assert set(folders(tmp_path)) == {f"study,{job_name(SETTINGS)},seed=1"}
+        assert set(folders(tmp_path)) == {f"study,{name_job(SETTINGS)},seed=1"}
 
     def test_without_a_sweep_the_name_is_the_hash(self, sweep, tmp_path):
         sweep("max_steps=1", mode=())
@@ -161,7 +164,7 @@ def made(folder: Path, *overrides: str, steps: int, losses: list[float], rows: d
     """A run as train.py and evaluate.py leave it, without the training."""
     run = Run(folder)
     run.checkpoints.mkdir(parents=True)
-    run.record(plain(compose("train", ["experiment=ddpm_digits", "max_steps=30", *overrides])))
+    run.record(to_plain(compose("train", ["experiment=ddpm_digits", "max_steps=30", *overrides])))
     (run.checkpoints / f"step-{steps:08d}.0.pt").touch()
     table = [f"{10 * i},{loss},{speed}" for i, (loss, speed) in enumerate(zip(losses, (5.0, 100.0, 7.0)), 1)]
     run.metrics.write_text("\n".join(["step,loss,images_per_s", *table]))
@@ -225,8 +228,8 @@ class TestTable:
         assert all(row["state"] in said() for row in rows)
 
     def test_no_runs_and_no_torch(self, tmp_path):
-        script = "import sys, runpy; sys.argv = sys.argv[1:]; sys.modules['torch'] = None; " \
-                 "runpy.run_path(sys.argv[0], run_name='__main__')"
+        script = "import sys, runpy; sys.argv = sys.argv[1:]; sys.path.append('scripts'); " \
+                 "sys.modules['torch'] = None; runpy.run_path(sys.argv[0], run_name='__main__')"
         result = command("-c", script, "scripts/sweep_table.py", str(tmp_path))
         assert result.returncode == 2, result.stderr
         assert "no runs below" in result.stderr

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diffusion.data.base import Data, ImageSet
-    from diffusion.data.celeba import CelebA
-    from diffusion.data.cifar10 import CIFAR10
-    from diffusion.data.digits import Digits
-    from diffusion.data.folder import Folder
     from diffusion.data.loader import Batch, Batches
-    from diffusion.data.mnist import MNIST
     from diffusion.data.pixels import to_float, to_uint8
+    from diffusion.data.sets.celeba import CelebA
+    from diffusion.data.sets.cifar10 import CIFAR10
+    from diffusion.data.sets.digits import Digits
+    from diffusion.data.sets.folder import Folder
+    from diffusion.data.sets.mnist import MNIST
 
 __all__ = ["CIFAR10", "MNIST", "Batch", "Batches", "CelebA", "Data", "Digits", "Folder", "ImageSet", "to_float",
            "to_uint8"]
@@ -26,13 +26,13 @@ __all__ = ["CIFAR10", "MNIST", "Batch", "Batches", "CelebA", "Data", "Digits", "
 _HOMES = {
     "Batch": "loader",
     "Batches": "loader",
-    "CIFAR10": "cifar10",
-    "CelebA": "celeba",
+    "CIFAR10": "sets.cifar10",
+    "CelebA": "sets.celeba",
     "Data": "base",
-    "Digits": "digits",
-    "Folder": "folder",
+    "Digits": "sets.digits",
+    "Folder": "sets.folder",
     "ImageSet": "base",
-    "MNIST": "mnist",
+    "MNIST": "sets.mnist",
     "to_float": "pixels",
     "to_uint8": "pixels",
 }

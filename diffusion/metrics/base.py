@@ -32,7 +32,7 @@ class Features:
 
 @runtime_checkable
 class Images(Protocol):
-    """A set of images of one size, in memory or not: an ``ImageSet`` or :class:`diffusion.data.files.Files`."""
+    """A set of images of one size, in memory or not: an ``ImageSet`` or :class:`diffusion.data.files.images.Files`."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]: ...

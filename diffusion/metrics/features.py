@@ -11,10 +11,11 @@ from torch import Tensor
 
 from configs import UserError
 from diffusion.data.base import CHUNK
-from diffusion.data.index import default_cache, write_whole
-from diffusion.data.progress import progress
+from diffusion.data.files.index import default_cache
+from diffusion.data.files.progress import progress
 from diffusion.metrics.base import Features, Images
 from diffusion.metrics.extractors.base import Extractor
+from diffusion.runs.files import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from degradations.base import Estimate
 from degradations.shapes import flat, like
-from samplers.base import Restorer
-from samplers.guidance.base import View
+from samplers.guidance.base import GuidanceInput
 from samplers.guidance.cfg import CFG
 from samplers.guidance.scales import Scale
 from samplers.guidance.schedules import ScaleSchedule
 from samplers.guidance.spaces import explained, known, seen
+from samplers.protocol import Restorer
 
 
 class APG(CFG):
@@ -36,7 +36,7 @@ class APG(CFG):
         super().__init__(scale, schedule, unconditional)
         self.eta, self.norm, self.momentum, self.space = eta, norm, momentum, known(space)
 
-    def delta(self, base: Estimate, outs: Sequence[Estimate], view: View) -> Estimate | None:
+    def delta(self, base: Estimate, outs: Sequence[Estimate], view: GuidanceInput) -> Estimate | None:
         if not outs:
             return None
         plain = seen(base, self.space, view)
@@ -50,7 +50,7 @@ class APG(CFG):
         k = like(k, plain) if isinstance(k, Tensor) else k
         return explained(plain + k * change, self.space, view, base) - base
 
-    def remembered(self, d: Float[Tensor, "b *rest"], view: View) -> Float[Tensor, "b *rest"]:
+    def remembered(self, d: Float[Tensor, "b *rest"], view: GuidanceInput) -> Float[Tensor, "b *rest"]:
         """d with the momentum of the steps before; a second evaluation within a step does not count as one."""
         if self.momentum == 0 or view.step is None:
             return d

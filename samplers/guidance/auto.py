@@ -1,9 +1,9 @@
 """Autoguidance: Karras et al. 2024, arXiv 2406.02507."""
 
-from samplers.base import Restorer
-from samplers.guidance.base import Branch, View
+from samplers.guidance.base import Branch, GuidanceInput
 from samplers.guidance.scales import Contrast, Scale
 from samplers.guidance.schedules import ScaleSchedule
+from samplers.protocol import Restorer
 
 
 class Autoguidance(Contrast):
@@ -21,5 +21,5 @@ class Autoguidance(Contrast):
         super().__init__(scale, schedule)
         self.weak = weak
 
-    def branch(self, view: View) -> Branch:
+    def branch(self, view: GuidanceInput) -> Branch:
         return Branch(view.ctx, restorer=self.weak)

@@ -4,9 +4,9 @@ Three kinds of part, in any number and order:
 
 * :class:`Term`: extra evaluations (another context, attention hook or network) and what they add to the estimate;
 * :class:`ConditionTransform`: changes the encoded condition before the network sees it;
-* :class:`Finish`: a non-linear last step.
+* :class:`EstimateTransform`: a non-linear last step.
 
-A part may hold a :class:`Partner`, another trained model.
+A part may hold a :class:`GuidingModel`, another trained model.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ from torch import Tensor
 from degradations.base import Degradation, Estimate, State
 from models.attention import AttentionHook, AttentionSite, chain, rows
 from models.conditioning import Context
-from samplers.base import Restorer, Step
+from samplers.protocol import Restorer, Step
 
 ROWS = {"cpu": 8}
 """Rows of a batched evaluation up to which branches run together; more rows only cost cache on a CPU. Measured by
@@ -39,7 +39,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class View:
+class GuidanceInput:
     """What a term may look at, and evaluate again.
 
     :ivar ctx: the condition, transformed; ``ctx.alt`` holds ``null``, without condition, and ``raw``, whose ``extra``
@@ -64,16 +64,16 @@ class Term:
     """Adds ``delta`` to the estimate, computed from its own branches. Linear terms add ``k (base - branch)`` to x0 and
     state alike; a neutral one (k = 0 at this step) declares no branch and costs nothing."""
 
-    def branches(self, view: View) -> Sequence[Branch]:
+    def branches(self, view: GuidanceInput) -> Sequence[Branch]:
         """The extra evaluations at this step."""
         return ()
 
-    def watch(self, view: View) -> AttentionHook | None:
+    def watch(self, view: GuidanceInput) -> AttentionHook | None:
         """A hook that looks at the attention of the base, and answers None; what it sees it puts where ``delta`` finds
         it, into ``view.step.memory``."""
         return None
 
-    def delta(self, base: Estimate, outs: Sequence[Estimate], view: View) -> Estimate | None:
+    def delta(self, base: Estimate, outs: Sequence[Estimate], view: GuidanceInput) -> Estimate | None:
         """What is added to ``base``, given the estimates of the branches in their order; None adds nothing."""
         raise NotImplementedError
 
@@ -85,17 +85,17 @@ class ConditionTransform:
         raise NotImplementedError
 
 
-class Finish:
+class EstimateTransform:
     """``finish(estimate, base, view) -> Estimate``: names the space that it works in, re-infers the state."""
 
-    def __call__(self, estimate: Estimate, base: Estimate, view: View) -> Estimate:
+    def __call__(self, estimate: Estimate, base: Estimate, view: GuidanceInput) -> Estimate:
         raise NotImplementedError
 
 
-Part = Term | ConditionTransform | Finish
+Part = Term | ConditionTransform | EstimateTransform
 
 
-class Partner:
+class GuidingModel:
     """Another trained model, which a part evaluates. It encodes the condition by itself, from ``ctx.alt["raw"]``; where
     there is none, as in ``ctx.alt["null"]``, it is told nothing.
     """
@@ -112,9 +112,9 @@ class Partner:
         """
 
 
-def partners(parts: Iterable[Part]) -> list[Partner]:
+def list_models(parts: Iterable[Part]) -> list[GuidingModel]:
     """The other models that these parts hold, as their arguments."""
-    return [value for part in parts for value in vars(part).values() if isinstance(value, Partner)]
+    return [value for part in parts for value in vars(part).values() if isinstance(value, GuidingModel)]
 
 
 class Guided:
@@ -122,7 +122,7 @@ class Guided:
 
     :param restorer: what is guided
     :param degradation: what is undone
-    :param parts: terms, transforms and finishes, in the order in which they act
+    :param parts: terms, transforms of the condition and of the estimate, in the order in which they act
     """
 
     def __init__(self, restorer: Restorer, degradation: Degradation, parts: Iterable[Part]):
@@ -130,7 +130,7 @@ class Guided:
         self.restorer, self.degradation = restorer, degradation
         self.terms = [part for part in parts if isinstance(part, Term)]
         self.transforms = [part for part in parts if isinstance(part, ConditionTransform)]
-        self.finishes = [part for part in parts if isinstance(part, Finish)]
+        self.estimate_transforms = [part for part in parts if isinstance(part, EstimateTransform)]
 
     @property
     def sites(self) -> Sequence[AttentionSite]:
@@ -141,7 +141,7 @@ class Guided:
                  step: Step | None, attn: AttentionHook | None = None) -> Estimate:
         for transform in self.transforms:
             ctx = transform(ctx, step)
-        view = View(self.restorer, self.degradation, x_t, t, ctx, state, step)
+        view = GuidanceInput(self.restorer, self.degradation, x_t, t, ctx, state, step)
         wanted = [list(term.branches(view)) for term in self.terms]
         watch = chain(*(term.watch(view) for term in self.terms))
         asked = [Branch(ctx, watch), *(branch for branches in wanted for branch in branches)]
@@ -152,8 +152,8 @@ class Guided:
             mine, rest = rest[:len(branches)], rest[len(branches):]
             delta = term.delta(base, mine, view)
             estimate = estimate if delta is None else estimate + delta
-        for finish in self.finishes:
-            estimate = finish(estimate, base, view)
+        for transform in self.estimate_transforms:
+            estimate = transform(estimate, base, view)
         return estimate
 
 
@@ -163,7 +163,7 @@ class _Group:
     members: list[int] = field(default_factory=list)
 
 
-def evaluate(view: View, branches: Sequence[Branch]) -> list[Estimate]:
+def evaluate(view: GuidanceInput, branches: Sequence[Branch]) -> list[Estimate]:
     """The branches' estimates: those of one restorer as one batch while it stays within the row limit, and the same
     branch of several terms once."""
     groups: dict[int, _Group] = {}
@@ -183,7 +183,7 @@ def evaluate(view: View, branches: Sequence[Branch]) -> list[Estimate]:
     return [results[i] for i in first_of]
 
 
-def _batched(view: View, restorer: Restorer, branches: Sequence[Branch]) -> Estimate:
+def _batched(view: GuidanceInput, restorer: Restorer, branches: Sequence[Branch]) -> Estimate:
     n, b = len(branches), view.x_t.shape[0]
     if n == 1:
         branch = branches[0]

@@ -9,9 +9,9 @@ from torch import Tensor
 from configs import UserError
 from degradations.shapes import flat, like
 from models.conditioning import Context
-from samplers.base import Step
 from samplers.guidance.base import ConditionTransform
 from samplers.guidance.schedules import check_ramp, ramp
+from samplers.protocol import Step
 
 
 class CADS(ConditionTransform):

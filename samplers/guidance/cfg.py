@@ -2,10 +2,10 @@
 
 from configs import UserError
 from models.conditioning import Context
-from samplers.base import Restorer
-from samplers.guidance.base import Branch, View
+from samplers.guidance.base import Branch, GuidanceInput
 from samplers.guidance.scales import Contrast, Scale
 from samplers.guidance.schedules import ScaleSchedule
+from samplers.protocol import Restorer
 
 
 class CFG(Contrast):
@@ -24,7 +24,7 @@ class CFG(Contrast):
         super().__init__(scale, schedule)
         self.unconditional = unconditional
 
-    def branch(self, view: View) -> Branch:
+    def branch(self, view: GuidanceInput) -> Branch:
         return Branch(null_of(view.ctx), restorer=self.unconditional)
 
 

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from degradations.base import Estimate
 from degradations.shapes import flat, like
-from samplers.base import Restorer
-from samplers.guidance.base import View
+from samplers.guidance.base import GuidanceInput
 from samplers.guidance.cfg import CFG
 from samplers.guidance.scales import Scale
 from samplers.guidance.schedules import ScaleSchedule
 from samplers.guidance.spaces import explained, known, seen
+from samplers.protocol import Restorer
 
 
 class CFGZero(CFG):
@@ -32,7 +32,7 @@ class CFGZero(CFG):
         super().__init__(scale, schedule, unconditional)
         self.zero_steps, self.space = zero_steps, known(space)
 
-    def delta(self, base: Estimate, outs: Sequence[Estimate], view: View) -> Estimate | None:
+    def delta(self, base: Estimate, outs: Sequence[Estimate], view: GuidanceInput) -> Estimate | None:
         if not outs:
             return None
         conditional, null = (seen(e, self.space, view) for e in (base, outs[0]))

@@ -11,12 +11,12 @@ from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Estimate
 from degradations.shapes import like
-from samplers.guidance.base import Partner, View
+from samplers.guidance.base import GuidanceInput, GuidingModel
 from samplers.guidance.scales import Scale, Scaled
 from samplers.guidance.schedules import ScaleSchedule
 
 
-class ClassifierPartner(Partner):
+class GuidingClassifier(GuidingModel):
     """A classifier of degraded images."""
 
     def logits(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
@@ -40,11 +40,11 @@ class ClassifierGuidance(Scaled):
     :raises UserError: for samples without a class
     """
 
-    def __init__(self, classifier: ClassifierPartner, scale: Scale = 1.0, schedule: ScaleSchedule | None = None):
+    def __init__(self, classifier: GuidingClassifier, scale: Scale = 1.0, schedule: ScaleSchedule | None = None):
         super().__init__(scale, schedule)
         self.classifier = classifier
 
-    def delta(self, base: Estimate, outs: Sequence[Estimate], view: View) -> Estimate | None:
+    def delta(self, base: Estimate, outs: Sequence[Estimate], view: GuidanceInput) -> Estimate | None:
         if self.off(view):
             return None
         if "raw" not in view.ctx.alt:
@@ -58,7 +58,7 @@ class ClassifierGuidance(Scaled):
         return Estimate(torch.where(known, sigma**2 / alpha.where(known, 1) * gradient, 0.0),
                         (base.state * 0.0).replace(z=torch.where(known, -sigma * gradient, 0.0)))
 
-    def gradient(self, view: View, label: Tensor) -> Float[Tensor, "b *rest"]:
+    def gradient(self, view: GuidanceInput, label: Tensor) -> Float[Tensor, "b *rest"]:
         """``d log p(label | x_t) / d x_t``, also where the loop computes no gradients."""
         outside = torch.is_grad_enabled()
         with torch.enable_grad():

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from configs import UserError
 from models.attention import AttentionCall
-from samplers.base import Step
-from samplers.guidance.base import Branch, View
+from samplers.guidance.base import Branch, GuidanceInput
 from samplers.guidance.scales import Contrast, Scale
 from samplers.guidance.schedules import ScaleSchedule
 from samplers.guidance.sites import matching, weights
+from samplers.protocol import Step
 
 
 class Perturbation:
@@ -192,6 +192,6 @@ class PAG(Contrast):
         super().__init__(scale, schedule)
         self.sites, self.perturbation = tuple(sites), perturbation or Identity()
 
-    def branch(self, view: View) -> Branch | None:
+    def branch(self, view: GuidanceInput) -> Branch | None:
         names = matching(view.sites, self.sites)
         return Branch(view.ctx, Perturbed(names, self.perturbation, view.step)) if names else None

@@ -3,11 +3,11 @@
 from configs import UserError
 from degradations.base import Estimate
 from degradations.shapes import flat, like
-from samplers.guidance.base import Finish, View
+from samplers.guidance.base import EstimateTransform, GuidanceInput
 from samplers.guidance.spaces import explained, known, seen
 
 
-class Rescale(Finish):
+class Rescale(EstimateTransform):
     """``phi g std(base) / std(g) + (1 - phi) g``, g the guided estimate: strong guidance without its excess of
     contrast. The standard deviation is of each sample, over all its values.
 
@@ -20,7 +20,7 @@ class Rescale(Finish):
             raise UserError(f"rescaling with phi={phi:g}", "a share in [0, 1]", "phi=0.7")
         self.phi, self.space = phi, known(space)
 
-    def __call__(self, estimate: Estimate, base: Estimate, view: View) -> Estimate:
+    def __call__(self, estimate: Estimate, base: Estimate, view: GuidanceInput) -> Estimate:
         if self.phi == 0:
             return estimate
         value, plain = (seen(e, self.space, view) for e in (estimate, base))

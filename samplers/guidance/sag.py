@@ -11,7 +11,7 @@ from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Estimate
 from models.attention import AttentionCall, AttentionHook
-from samplers.guidance.base import View
+from samplers.guidance.base import GuidanceInput
 from samplers.guidance.blur import blurred
 from samplers.guidance.scales import Scale, Scaled
 from samplers.guidance.schedules import ScaleSchedule
@@ -43,7 +43,7 @@ class SAG(Scaled):
         super().__init__(scale, schedule)
         self.site, self.sigma, self.size = site, sigma, size
 
-    def watch(self, view: View) -> AttentionHook | None:
+    def watch(self, view: GuidanceInput) -> AttentionHook | None:
         if self.off(view):
             return None
         if view.step is None:
@@ -57,7 +57,7 @@ class SAG(Scaled):
 
         return look
 
-    def delta(self, base: Estimate, outs: Sequence[Estimate], view: View) -> Estimate | None:
+    def delta(self, base: Estimate, outs: Sequence[Estimate], view: GuidanceInput) -> Estimate | None:
         if self.off(view) or view.step is None:
             return None
         attention = view.step.memory.pop(self)

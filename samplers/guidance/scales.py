@@ -7,7 +7,7 @@ from torch import Tensor
 
 from configs import UserError
 from degradations.base import Estimate
-from samplers.guidance.base import Branch, Term, View
+from samplers.guidance.base import Branch, GuidanceInput, Term
 from samplers.guidance.schedules import ScaleSchedule
 
 Scale = float | Sequence[float] | Tensor
@@ -33,7 +33,7 @@ class Scaled(Term):
                             "scale=2.0, or scale=[1.0,2.0,4.0]")
         self.scale, self.scales, self.schedule = scale, tuple(map(float, values)), schedule
 
-    def strength(self, view: View) -> float | Tensor:
+    def strength(self, view: GuidanceInput) -> float | Tensor:
         """k at this step: a number, or one per row (B,); 0.0, decided without a look at the device, is off for all.
 
         :raises ValueError: for a schedule outside of a loop, where there is no step
@@ -50,7 +50,7 @@ class Scaled(Term):
         mine = [ks[who[row % len(who)] % len(ks)] for row in range(n)]
         return torch.tensor(mine, device=view.x_t.device) if any(mine) else 0.0
 
-    def off(self, view: View) -> bool:
+    def off(self, view: GuidanceInput) -> bool:
         """Whether nothing is to be added at this step."""
         k = self.strength(view)
         return isinstance(k, float) and k == 0
@@ -59,13 +59,13 @@ class Scaled(Term):
 class Contrast(Scaled):
     """``k (base - branch)`` for x0 and state alike: away from what a worse restorer says."""
 
-    def branch(self, view: View) -> Branch | None:
+    def branch(self, view: GuidanceInput) -> Branch | None:
         """The worse evaluation; None if it would be the base."""
         raise NotImplementedError
 
-    def branches(self, view: View) -> Sequence[Branch]:
+    def branches(self, view: GuidanceInput) -> Sequence[Branch]:
         branch = None if self.off(view) else self.branch(view)
         return () if branch is None else [branch]
 
-    def delta(self, base: Estimate, outs: Sequence[Estimate], view: View) -> Estimate | None:
+    def delta(self, base: Estimate, outs: Sequence[Estimate], view: GuidanceInput) -> Estimate | None:
         return self.strength(view) * (base - outs[0]) if outs else None

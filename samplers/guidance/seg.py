@@ -9,7 +9,7 @@ from torch import Tensor
 
 from configs import UserError
 from models.attention import AttentionCall
-from samplers.guidance.base import Branch, View
+from samplers.guidance.base import Branch, GuidanceInput
 from samplers.guidance.blur import blurred
 from samplers.guidance.scales import Contrast, Scale
 from samplers.guidance.schedules import ScaleSchedule
@@ -52,6 +52,6 @@ class SEG(Contrast):
         super().__init__(scale, schedule)
         self.sigma, self.sites = sigma, tuple(sites)
 
-    def branch(self, view: View) -> Branch | None:
+    def branch(self, view: GuidanceInput) -> Branch | None:
         names = matching(view.sites, self.sites)
         return Branch(view.ctx, Smoothed(names, self.sigma)) if names and self.sigma else None

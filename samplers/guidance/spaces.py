@@ -16,7 +16,7 @@ from torch import Tensor
 from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Estimate
-from samplers.guidance.base import View
+from samplers.guidance.base import GuidanceInput
 
 SPACES = ("x0", "z", "v", "flow")
 
@@ -31,7 +31,7 @@ def known(space: str) -> str:
     return space
 
 
-def seen(estimate: Estimate, space: str, view: View) -> Float[Tensor, "b *rest"]:
+def seen(estimate: Estimate, space: str, view: GuidanceInput) -> Float[Tensor, "b *rest"]:
     """The estimate in a space.
 
     :raises UserError: for a degradation that has no such space
@@ -43,7 +43,7 @@ def seen(estimate: Estimate, space: str, view: View) -> Float[Tensor, "b *rest"]
     return {"z": z, "v": alpha * z - sigma * x0, "flow": z - x0}[space]
 
 
-def explained(value: Float[Tensor, "b *rest"], space: str, view: View, estimate: Estimate) -> Estimate:
+def explained(value: Float[Tensor, "b *rest"], space: str, view: GuidanceInput, estimate: Estimate) -> Estimate:
     """The estimate that looks like ``value`` and explains x_t. Where ``alpha = 0``, z says nothing about x0, which
     stays that of the given estimate."""
     x_t = view.x_t
@@ -59,7 +59,7 @@ def explained(value: Float[Tensor, "b *rest"], space: str, view: View, estimate:
     return Estimate(x0, view.degradation.infer(x_t, x0, view.t, estimate.state))
 
 
-def coefficients(space: str, view: View) -> tuple[Tensor, Tensor]:
+def coefficients(space: str, view: GuidanceInput) -> tuple[Tensor, Tensor]:
     """``alpha_t, sigma_t``.
 
     :raises UserError: if the degradation has none

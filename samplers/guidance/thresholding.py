@@ -5,11 +5,11 @@ import torch
 from configs import UserError
 from degradations.base import Estimate
 from degradations.shapes import flat, like
-from samplers.guidance.base import Finish, View
+from samplers.guidance.base import EstimateTransform, GuidanceInput
 from samplers.guidance.spaces import explained
 
 
-class DynamicThreshold(Finish):
+class DynamicThreshold(EstimateTransform):
     """x0 cut to [-q, q] and divided by q, the share ``percentile`` of ``|x0|`` in each sample, but at least 1: values
     within [-1, 1] stay as they are. In x0 space, for pixel models.
 
@@ -22,7 +22,7 @@ class DynamicThreshold(Finish):
             raise UserError(f"percentile={percentile:g}", "a share in (0, 1]", "percentile=0.995")
         self.percentile, self.most = percentile, most
 
-    def __call__(self, estimate: Estimate, base: Estimate, view: View) -> Estimate:
+    def __call__(self, estimate: Estimate, base: Estimate, view: GuidanceInput) -> Estimate:
         x0 = estimate.x0
         q = like(torch.quantile(flat(x0).abs(), self.percentile, dim=1).clamp(min=1, max=self.most), x0)
         return explained(x0.clamp(-q, q) / q, "x0", view, estimate)

@@ -8,11 +8,13 @@ import torch
 from helpers import DIGITS, train
 
 from configs import UserError, compose, registry
-from diffusion import checkpoint
+from configs.values import to_plain
 from diffusion.data.augment import Geometric, Shift
-from diffusion.fit import with_classes
-from diffusion.model import Model, load
-from diffusion.run import identity, plain
+from diffusion.loading import load
+from diffusion.model import Model
+from diffusion.runs import checkpoint
+from diffusion.runs.identity import extract_identity
+from diffusion.training.fit import with_classes
 
 POSITIONS = np.arange(24)
 
@@ -156,7 +158,7 @@ def test_a_share_outside_zero_one_is_refused():
 
 
 def model(*overrides):
-    return Model(with_classes(plain(compose("train", [*DIGITS, *overrides])), 10))
+    return Model(with_classes(to_plain(compose("train", [*DIGITS, *overrides])), 10))
 
 
 @pytest.mark.parametrize("condition", ["label", "none"])
@@ -194,8 +196,8 @@ def test_training_with_it_and_loading_again(tmp_path, condition):
 
 
 def test_it_belongs_to_the_identity_where_there_is_one():
-    record = plain(compose("train", DIGITS))
+    record = to_plain(compose("train", DIGITS))
     old = {name: value for name, value in record.items() if name != "augment"}
-    assert identity(record) == identity(old), "a run of before goes on"
-    assert identity(plain(compose("train", [*DIGITS, "augment=geometric"]))) != identity(record)
+    assert extract_identity(record) == extract_identity(old), "a run of before goes on"
+    assert extract_identity(to_plain(compose("train", [*DIGITS, "augment=geometric"]))) != extract_identity(record)
     assert Model(with_classes(old, 10)).augment is None

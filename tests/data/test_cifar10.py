@@ -13,7 +13,7 @@ from torchvision import datasets
 
 from configs.errors import UserError
 from diffusion.data import CIFAR10, Folder
-from diffusion.data.cifar10 import BATCHES, CLASSES
+from diffusion.data.sets.cifar10 import BATCHES, CLASSES
 
 PARTS = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 

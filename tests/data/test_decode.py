@@ -8,7 +8,7 @@ from pictures import picture
 from PIL import Image
 
 from configs.errors import UserError
-from diffusion.data.decode import Decoder, central_square, resampling, resized
+from diffusion.data.files.decode import Decoder, central_square, resampling, resized
 
 SIDE = 12
 

@@ -9,8 +9,9 @@ import torch
 from pictures import fill, picture, zipped
 
 from configs.errors import UserError
-from diffusion.data import Folder, archive
-from diffusion.data import index as indexing
+from diffusion.data import Folder
+from diffusion.data.files import archive
+from diffusion.data.files import index as indexing
 
 FLAT = {f"{number:03d}.png": number for number in range(20)}
 CLASSES = {f"{name}/{number:02d}.png": number for name in ("cat", "dog") for number in range(10)}
@@ -229,7 +230,7 @@ def test_what_the_system_failed_to_deliver_is_tried_again(tmp_path, monkeypatch)
 
 
 def test_progress_without_a_terminal_is_a_log_line(monkeypatch, caplog):
-    from diffusion.data import progress
+    from diffusion.data.files import progress
 
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     with caplog.at_level(logging.INFO):

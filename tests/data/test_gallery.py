@@ -8,16 +8,17 @@ from PIL import Image
 
 import degradations
 from configs import UserError, compose, registry
+from configs.values import to_plain
 from degradations.randomness import BatchStream, Streams
 from diffusion import load
 from diffusion.data import CIFAR10, Digits, ImageSet
 from diffusion.data.base import Data, chosen
-from diffusion.data.cifar10 import CLASSES
-from diffusion.data.gallery import Gallery
 from diffusion.data.pixels import to_float
-from diffusion.fit import with_classes
+from diffusion.data.sets.cifar10 import CLASSES
+from diffusion.data.sets.gallery import Gallery
 from diffusion.model import Model
-from diffusion.run import identity, plain
+from diffusion.runs.identity import extract_identity
+from diffusion.training.fit import with_classes
 
 
 class Ramp(Data):
@@ -150,7 +151,7 @@ ANIMALS = ["degradation=animorph", "degradation/others=cifar10_animals", "prior=
 
 def test_a_strangers_run_may_read_images_not_fetch_them():
     more = ["degradation.others.data.download=true", "degradation.others.data.cache=/anywhere"]
-    config = with_classes(plain(compose("train", [*ANIMALS, *more])), 10)
+    config = with_classes(to_plain(compose("train", [*ANIMALS, *more])), 10)
     for packages, download in ((registry.trusted(), False), (None, True)):
         morph = Model(config, packages).degradation
         assert isinstance(morph.others, Gallery)
@@ -158,8 +159,8 @@ def test_a_strangers_run_may_read_images_not_fetch_them():
 
 
 def test_where_the_images_lie_is_not_part_of_a_run():
-    here, there = (identity(plain(compose("train", [*ANIMALS, f"degradation.others.data.root={root}"])))
+    here, there = (extract_identity(to_plain(compose("train", [*ANIMALS, f"degradation.others.data.root={root}"])))
                    for root in ("here", "there"))
     assert here == there
-    other = identity(plain(compose("train", [*ANIMALS, "degradation.others.data.only=[cat]"])))
+    other = extract_identity(to_plain(compose("train", [*ANIMALS, "degradation.others.data.only=[cat]"])))
     assert here["degradation"] != other["degradation"]

@@ -1,7 +1,7 @@
 import pytest
 
 from configs.errors import UserError
-from diffusion.data.layout import layout
+from diffusion.data.files.layout import layout
 
 
 def files(**counts: int) -> list[str]:

@@ -15,8 +15,8 @@ from pictures import fill, zipped
 from PIL import Image
 
 from diffusion.data import Folder, ImageSet, base
-from diffusion.data.index import write_whole
-from diffusion.data.threads import in_order
+from diffusion.data.files.threads import in_order
+from diffusion.runs.files import write_whole
 
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 3, 2, 5), np.uint8))
 ROWS = torch.tensor([7, 3, 39, 0, 11])

@@ -8,7 +8,7 @@ import degradations
 from configs import UserError
 from degradations.affine import Affine
 from degradations.randomness import BatchStream, Streams
-from diffusion.space import Pixel
+from diffusion.spaces.pixel import Pixel
 
 NAMES = degradations.available()
 SHAPES = [(3, 1, 16, 16), (3, 3, 16, 24), (3, 4, 8, 8)]

@@ -10,14 +10,16 @@ from networks import encoder
 
 import degradations
 from configs import UserError, build, compose
+from configs.values import to_plain
 from degradations.randomness import BatchStream
-from diffusion import checkpoint, load, tasks
-from diffusion.classification import Classification, NetworkClassifier
+from diffusion import load, tasks
 from diffusion.data.pixels import to_float
-from diffusion.fit import with_classes
 from diffusion.model import Model
-from diffusion.run import plain, with_defaults
-from diffusion.times import Clean, Uniform
+from diffusion.objectives.classification import Classification, NetworkClassifier
+from diffusion.objectives.times import Clean, Uniform
+from diffusion.runs import checkpoint
+from diffusion.runs.defaults import add_run_defaults
+from diffusion.training.fit import with_classes
 from models.classifier import Classifier
 from models.conditioning import ConditionEncoder
 
@@ -133,7 +135,7 @@ def test_the_answers_are_those_of_the_network_at_time_zero(run, digits):
 def test_a_classifier_makes_no_images(run):
     model = load(run.folder, device="cpu")
     for ask in (lambda: model.sample(range(2)), lambda: model.trajectory([0]), lambda: model.restorer,
-                lambda: tasks.sample(compose("sample", with_defaults([f"run={run.folder}"])))):
+                lambda: tasks.sample(compose("sample", add_run_defaults([f"run={run.folder}"])))):
         with pytest.raises(UserError, match="a classifier, which makes no images"):
             ask()
     assert not (run.folder / "samples").exists()
@@ -227,7 +229,7 @@ def test_what_does_not_fit_is_refused_before_any_step(settings, words, fix, tmp_
 
 
 def test_the_number_of_classes_is_that_of_the_data():
-    config = plain(compose("train", CLASSIFIER))
+    config = to_plain(compose("train", CLASSIFIER))
     assert config["model"]["classes"] is None
     assert Model(with_classes(copy.deepcopy(config), 7)).weights.net.head.out_features == 7
     with pytest.raises(UserError, match="images without classes"):

@@ -13,16 +13,18 @@ from PIL import Image
 from configs import UserError, build, compose
 from degradations.base import State
 from degradations.shapes import flat
-from diffusion import bench, load, subjects, tasks
+from diffusion import load, tasks
 from diffusion.data.pixels import to_float, to_uint8
+from diffusion.evaluation import bench, subjects
+from diffusion.evaluation.report import Report, compare
+from diffusion.evaluation.subjects import spread
 from diffusion.metrics.extractors import classifier
 from diffusion.metrics.frechet import frechet
 from diffusion.metrics.pairs import SSIM, mse
-from diffusion.metrics.report import Report, compare
 from diffusion.pictures import save_each
-from diffusion.run import Run, with_defaults
-from diffusion.sampling import finite, restore
-from diffusion.subjects import spread
+from diffusion.runs.defaults import add_run_defaults
+from diffusion.runs.run import Run
+from diffusion.sampling.command import finite, restore
 
 COUNT = 40
 QUICK = ["sampler.num_steps=3"]
@@ -47,7 +49,7 @@ def judge(tmp_path_factory):
 
 
 def config(*overrides):
-    return compose("evaluate", with_defaults([*overrides, f"count={COUNT}", "batch=9", "device=cpu"]))
+    return compose("evaluate", add_run_defaults([*overrides, f"count={COUNT}", "batch=9", "device=cpu"]))
 
 
 def evaluate(run, *overrides):
@@ -294,7 +296,7 @@ class TestRefused:
         (["extractor=classifier"], "extractor.run="),
         (["metrics.neighbours.k=0"], "at least one neighbour"),
         (["metrics.memorisation.rare=2"], "a share"),
-        (["metrics.fd._target_=diffusion.metrics.frechet.Moments"], "arguments among"),
+        (["metrics.fd._target_=diffusion.metrics.frechet.Moments"], "a Metric or PairMetric"),
     ])
     def test_settings(self, hot, overrides, words):
         with pytest.raises(UserError, match=words):
@@ -357,8 +359,8 @@ class TestRestore:
 
     def test_a_conditional_model_is_told_the_images_own_classes(self, hot, images, data, tmp_path):
         overrides = [*QUICK, "prior=degraded", "start=0.9"]
-        tasks.sample(compose("sample", with_defaults([f"run={hot.folder}", *overrides, "samples=[7,2,5]", "device=cpu",
-                                                      f"out={tmp_path}"])))
+        tasks.sample(compose("sample", add_run_defaults([f"run={hot.folder}", *overrides, "samples=[7,2,5]",
+                                                         "device=cpu", f"out={tmp_path}"])))
         model, indices = load(hot.folder, device="cpu"), [7, 2, 5]
         labels = data.split("test").labels[indices].tolist()
         assert labels != indices, "the default would be another class"

@@ -10,8 +10,8 @@ from configs import UserError
 from degradations.base import State
 from degradations.randomness import Streams
 from degradations.shapes import like
-from diffusion.parameterization import Flow
-from diffusion.restorer import NetworkRestorer
+from diffusion.objectives.evaluator import NetworkRestorer
+from diffusion.objectives.parameterization import Flow
 from models.conditioning import Context
 
 SHAPE = (3, 1, 8, 8)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.callbacks import loggers
+from diffusion.training.callbacks import loggers
 
 
 @pytest.fixture(autouse=True)

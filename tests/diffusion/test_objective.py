@@ -7,10 +7,10 @@ from networks import encoder
 import degradations
 from configs import UserError
 from degradations.randomness import BatchStream
-from diffusion.objective import Objective
-from diffusion.parameterization import X0, Eps
-from diffusion.times import Antithetic, Levels, LogNormal, Times, Uniform
-from diffusion.weighting import Constant, Weighting
+from diffusion.objectives.parameterization import X0, Eps
+from diffusion.objectives.restoration import Objective
+from diffusion.objectives.times import Antithetic, Levels, LogNormal, Times, Uniform
+from diffusion.objectives.weighting import Constant, Weighting
 
 N = 2000
 LABELS = torch.arange(3)

@@ -7,7 +7,7 @@ from oracles import state_of
 import degradations
 from configs import UserError
 from degradations.shapes import flat, like
-from diffusion.parameterization import X0, Eps, Flow, V
+from diffusion.objectives.parameterization import X0, Eps, Flow, V
 
 SHAPE = (4, 1, 6, 6)
 ALL = {"x0": X0(), "eps": Eps(), "v": V(), "flow": Flow()}

@@ -8,8 +8,8 @@ from configs import UserError, registry
 from degradations.randomness import Streams
 from diffusion import load
 from diffusion.model import Model
-from diffusion.sampling import evaluations
-from samplers.guidance.base import partners
+from diffusion.sampling.command import evaluations
+from samplers.guidance.base import list_models
 
 WEAK = "guidance.autoguidance.weak"
 JUDGE = "guidance.classifier.classifier"
@@ -60,7 +60,7 @@ def test_its_evaluations_are_counted_apart(hot, model, scale, others):
 
 def test_the_weak_model_reads_the_condition_and_the_null_itself(hot, model):
     recipe = model.recipe(["guidance=autoguidance", f"{WEAK}.run={hot.folder}", f"{WEAK}.step=6"])
-    (weak,) = partners(recipe.parts)
+    (weak,) = list_models(recipe.parts)
     ctx, other = model.context(range(2), [3, 5], recipe), load(hot.folder, step=6, device="cpu")
     x, t = torch.randn(2, *model.shape), torch.full((2,), 0.5)
     state = model.degradation.draw(x.shape, Streams(0, (0, 1)))
@@ -103,8 +103,8 @@ def test_what_does_not_fit_is_refused_before_any_work(hot, cold, plain, judge, m
             drawn(model, *overrides)
 
 
-@pytest.mark.parametrize("target", ["torch.save", "diffusion.model.load", "diffusion.run.Run", "torch.nn.Linear",
-                                    "diffusion.partner.load"])
+@pytest.mark.parametrize("target", ["torch.save", "diffusion.model.load", "diffusion.runs.run.Run", "torch.nn.Linear",
+                                    "diffusion.sampling.guides.load"])
 def test_a_strangers_settings_build_no_other_thing(model, target):
     model.packages = registry.trusted()
     with pytest.raises(UserError, match="_target_"):

@@ -10,9 +10,9 @@ from configs import build
 from degradations.randomness import Streams
 from diffusion.data.pixels import to_float, to_uint8
 from diffusion.pictures import by_class, captioned, grid, save_each, save_grid, shortened
-from diffusion.trajectory import Trajectory
+from diffusion.sampling.trajectory import Trajectory
 from models.conditioning import Context
-from samplers.base import Callback
+from samplers.protocol import Callback
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

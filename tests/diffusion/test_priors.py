@@ -8,9 +8,10 @@ from oracles import state_of
 import degradations
 from configs import UserError, build, compose, registry
 from degradations.randomness import Streams
-from diffusion import checkpoint, load, tasks
+from diffusion import load, tasks
 from diffusion.priors import Colour, Mixture, Others, Prior
-from diffusion.run import with_defaults
+from diffusion.runs import checkpoint
+from diffusion.runs.defaults import add_run_defaults
 from scripts.fit_prior import fit_prior
 
 BLUR = {"collapse": True}
@@ -181,7 +182,7 @@ class TestInARun:
 def test_a_prior_that_was_not_fitted(cold, tmp_path):
     with pytest.raises(UserError, match=r"fit_prior\.py run=FOLDER prior=mixture"):
         load(cold.folder, device="cpu").sample([0], recipe=load(cold.folder).recipe(["prior=mixture"]))
-    overrides = with_defaults([f"run={cold.folder}", "prior=mixture", "samples=0", f"out={tmp_path / 'samples'}"])
+    overrides = add_run_defaults([f"run={cold.folder}", "prior=mixture", "samples=0", f"out={tmp_path / 'samples'}"])
     with pytest.raises(UserError, match="was not fitted"):
         tasks.sample(compose("sample", overrides))
     assert not (tmp_path / "samples").exists()

@@ -5,8 +5,8 @@ import torch
 
 import degradations
 from degradations.randomness import Streams
-from diffusion.parameterization import V
-from diffusion.restorer import NetworkRestorer
+from diffusion.objectives.evaluator import NetworkRestorer
+from diffusion.objectives.parameterization import V
 from models.conditioning import Context
 
 

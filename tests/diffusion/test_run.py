@@ -9,9 +9,13 @@ from helpers import DIGITS, train
 from omegaconf import OmegaConf
 
 from configs import UserError, compose, registry
-from diffusion import fit
-from diffusion.callbacks import loggers
-from diffusion.run import Run, identity, plain, sampling, with_defaults
+from configs.overrides import check_recipe
+from configs.values import to_plain
+from diffusion.runs.defaults import add_run_defaults
+from diffusion.runs.identity import extract_identity
+from diffusion.runs.run import Run
+from diffusion.training import fit
+from diffusion.training.callbacks import loggers
 
 
 @pytest.fixture
@@ -25,7 +29,7 @@ def cfg(tmp_path):
 def start(cfg):
     """A run that has saved once."""
     run = Run.start(cfg, "ddpm_digits")
-    run.record(plain(cfg))
+    run.record(to_plain(cfg))
     run.checkpoints.mkdir(exist_ok=True)
     (run.checkpoints / "step-00000001.0.pt").touch()
     if run._lock:
@@ -36,7 +40,7 @@ def start(cfg):
 def test_a_run_that_never_saved_may_change(cfg):
     for seed in (0, 1):
         with Run.start(cfg("run.name=mine", f"seed={seed}"), "x") as run:
-            run.record(plain(cfg(f"seed={seed}")))
+            run.record(to_plain(cfg(f"seed={seed}")))
         assert run.config["seed"] == seed
 
 
@@ -61,7 +65,7 @@ def test_another_identity_under_the_same_name_is_refused(cfg):
 
 def test_where_the_data_lies_is_not_what_it_is(tmp_path):
     def record(root):
-        return identity(plain(compose("train", ["experiment=ddpm_mnist", f"data.root={root}"])))
+        return extract_identity(to_plain(compose("train", ["experiment=ddpm_mnist", f"data.root={root}"])))
 
     assert record("/a") == record("/b")
 
@@ -92,19 +96,19 @@ def test_a_wrong_path_names_the_runs_nearby(cfg):
 
 def test_defaults_of_a_run_come_first_and_give_way(cfg):
     folder = start(cfg("run.name=mine"))
-    mine = with_defaults([f"run={folder}", "seed=3"])
+    mine = add_run_defaults([f"run={folder}", "seed=3"])
     assert mine == ["sampler=ddim", "sampler.num_steps=50", "guidance=cfg", "guidance.cfg.scale=2", f"run={folder}",
                     "seed=3"]
-    assert with_defaults([f"run={folder}", "sampler=ddpm"])[:2] == ["guidance=cfg", "guidance.cfg.scale=2"]
-    assert "sampler.num_steps=50" in with_defaults([f"run={folder}", "sampler.num_steps=9"])
-    assert with_defaults(["input=photos", "x=1"]) == ["input.root=photos", "x=1"]
+    assert add_run_defaults([f"run={folder}", "sampler=ddpm"])[:2] == ["guidance=cfg", "guidance.cfg.scale=2"]
+    assert "sampler.num_steps=50" in add_run_defaults([f"run={folder}", "sampler.num_steps=9"])
+    assert add_run_defaults(["input=photos", "x=1"]) == ["input.root=photos", "x=1"]
 
 
 def test_sampling_sets_sampling_only():
-    sampling(["sampler=ddim", "sampler/grid=levels", "guidance.cfg.scale=2", "start=0.5"])
+    check_recipe(["sampler=ddim", "sampler/grid=levels", "guidance.cfg.scale=2", "start=0.5"])
     for bad in ("hydra.searchpath=[pkg://evil]", "run=elsewhere", "+x=1", "~sampler"):
         with pytest.raises(UserError, match="sampling"):
-            sampling([bad])
+            check_recipe([bad])
 
 
 @pytest.mark.parametrize(("name", "words"), [("../../x", "not a path"), ("a/b", "not a path"), ("..", "not a path"),

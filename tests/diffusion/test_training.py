@@ -9,13 +9,14 @@ from helpers import COLD, DIGITS, train
 
 from configs import UserError, construct
 from degradations.randomness import BatchStream
-from diffusion import checkpoint, module
-from diffusion.callbacks.pictures import Pictures
-from diffusion.data.digits import Digits
 from diffusion.data.loader import Batches
 from diffusion.data.pixels import to_float
+from diffusion.data.sets.digits import Digits
 from diffusion.model import Model
-from diffusion.objective import Losses
+from diffusion.objectives.base import Losses
+from diffusion.runs import checkpoint
+from diffusion.training import module
+from diffusion.training.callbacks.pictures import Pictures
 
 QUIET = [*DIGITS, "callbacks.pictures.count=0"]
 

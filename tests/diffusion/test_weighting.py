@@ -5,10 +5,10 @@ import torch
 
 import degradations
 from configs import UserError, compose, construct
-from diffusion.objective import Objective
-from diffusion.parameterization import X0, Eps, Flow, V
-from diffusion.times import Uniform
-from diffusion.weighting import P2, Constant, MinSNR, Sigmoid, TruncatedSNR
+from diffusion.objectives.parameterization import X0, Eps, Flow, V
+from diffusion.objectives.restoration import Objective
+from diffusion.objectives.times import Uniform
+from diffusion.objectives.weighting import P2, Constant, MinSNR, Sigmoid, TruncatedSNR
 
 T = torch.tensor([0.05, 0.2, 0.6, 0.9], dtype=torch.float64)
 ALL = {"min_snr": MinSNR(), "truncated_snr": TruncatedSNR(), "p2": P2(), "sigmoid": Sigmoid(-1.0)}

@@ -13,13 +13,13 @@ from PIL import Image
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from configs import UserError, build
-from diffusion import checkpoint
 from diffusion.data.pixels import to_float
 from diffusion.metrics.extractors import inception as inception_module
 from diffusion.metrics.extractors.classifier import Classifier, find, predictions
 from diffusion.metrics.extractors.dinov2 import DINOv2, positions
 from diffusion.metrics.extractors.inception import Inception
 from diffusion.metrics.extractors.random import Random
+from diffusion.runs import checkpoint
 
 
 def pictures(n, size=32, channels=3, seed=0):

@@ -7,8 +7,8 @@ from PIL import Image
 
 from configs import UserError
 from diffusion.data.base import ImageSet
-from diffusion.data.files import Files
-from diffusion.data.index import default_cache
+from diffusion.data.files.images import Files
+from diffusion.data.files.index import default_cache
 from diffusion.metrics import features as module
 from diffusion.metrics.base import Features, Images
 from diffusion.metrics.extractors.base import Extractor

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from configs import UserError
-from diffusion.data import files as module
-from diffusion.data.files import Files
+from diffusion.data.files import images as module
+from diffusion.data.files.images import Files
 from diffusion.metrics.base import Images
 
 EVERY = torch.arange(103)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion import memory
-from diffusion.metrics.cost import flops
+from diffusion.evaluation.cost import flops
 from diffusion.model import Model
+from diffusion.runs import memory
 from models.attention import attend
 
 LIMITED = """
@@ -73,7 +73,7 @@ def test_operations_by_hand(side):
 
 MOMENT = """
 import torch
-from diffusion import memory
+from diffusion.runs import memory
 
 cpu, mega, ends = torch.device("cpu"), 2**20, []
 for size in 1, 256, 1:
@@ -87,7 +87,7 @@ print(*ends)
 
 PEAKS = """
 import torch
-from diffusion.memory import peak
+from diffusion.runs.memory import peak
 
 def use(size):
     with peak(torch.device("cpu")) as found:

@@ -11,13 +11,13 @@ from configs import registry
 from degradations.base import Estimate
 from degradations.randomness import Streams
 from degradations.shapes import flat
-from diffusion.parameterization import X0, V
-from diffusion.partner import RunClassifier, RunRestorer
-from diffusion.restorer import NetworkRestorer
+from diffusion.objectives.evaluator import NetworkRestorer
+from diffusion.objectives.parameterization import X0, V
+from diffusion.sampling.guides import RunClassifier, RunRestorer
 from models.conditioning import Context
-from samplers.base import Restorer, Step
 from samplers.guidance.base import Guided
-from samplers.guidance.classifier import ClassifierPartner
+from samplers.guidance.classifier import GuidingClassifier
+from samplers.protocol import Restorer, Step
 
 B = 3
 SHAPE = (B, 1, 8, 8)
@@ -42,7 +42,7 @@ class Spy:
         return self.restorer(x_t, t, ctx, state=state, step=step, attn=attn)
 
 
-class Linear(ClassifierPartner):
+class Linear(GuidingClassifier):
     """A linear classifier of x_t, whatever the time."""
 
     def __init__(self, size: int = 64):

@@ -17,11 +17,11 @@ from degradations.affine import Affine
 from degradations.base import Degradation, Estimate
 from degradations.randomness import Streams
 from degradations.shapes import like
-from diffusion.parameterization import X0, Eps, V
-from diffusion.restorer import NetworkRestorer
+from diffusion.objectives.evaluator import NetworkRestorer
+from diffusion.objectives.parameterization import X0, Eps, V
 from models.conditioning import Context
 from samplers.guidance import base as guidance
-from samplers.guidance.base import Branch, ConditionTransform, Finish, Guided, Term
+from samplers.guidance.base import Branch, ConditionTransform, EstimateTransform, Guided, Term
 from samplers.guidance.cfg import CFG
 from samplers.guidance.clip import Clip
 from samplers.guidance.pag import PAG
@@ -247,7 +247,7 @@ class TestOtherParts:
             def delta(self, base, outs, view):
                 seen.append(view)
 
-        class Glance(Finish):
+        class Glance(EstimateTransform):
             def __call__(self, estimate, base, view):
                 seen.append(view)
                 return estimate
@@ -269,7 +269,7 @@ class TestOtherParts:
         torch.testing.assert_close(gaussian.forward(cut.x0, T, cut.state), x, atol=1e-5, rtol=0)
 
     def test_finishes_act_last_and_see_the_base(self, x, ctx, gaussian, restorer):
-        class Back(Finish):
+        class Back(EstimateTransform):
             def __call__(self, estimate, base, view):
                 assert not torch.equal(estimate.x0, base.x0)
                 return base

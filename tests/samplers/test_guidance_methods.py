@@ -26,7 +26,7 @@ from models.conditioning import Context
 from samplers.guidance import schedules
 from samplers.guidance.apg import APG
 from samplers.guidance.auto import Autoguidance
-from samplers.guidance.base import Guided, View
+from samplers.guidance.base import GuidanceInput, Guided
 from samplers.guidance.cads import CADS
 from samplers.guidance.cfg import CFG
 from samplers.guidance.cfg_zero import CFGZero
@@ -65,10 +65,10 @@ def ctx():
     return conditioned()
 
 
-def view_of(x, t, degradation, step=None, ctx=None) -> View:
+def view_of(x, t, degradation, step=None, ctx=None) -> GuidanceInput:
     times = torch.full((len(x),), t)
-    return View(restorer_of(degradation), degradation, x, times, ctx or conditioned(), state_of(degradation, x.shape),
-                step)
+    return GuidanceInput(restorer_of(degradation), degradation, x, times, ctx or conditioned(),
+                         state_of(degradation, x.shape), step)
 
 
 class TestScales:

@@ -15,9 +15,10 @@ from degradations.desaturate import Desaturate
 from degradations.gaussian import Gaussian
 from degradations.randomness import Streams
 from models.conditioning import Context
-from samplers.base import Callback, Sampler
+from samplers.base import Sampler
 from samplers.grids import Leading, Levels, Uniform
 from samplers.moves import Belief, Direct, Infer, Keep, Residual
+from samplers.protocol import Callback
 
 NAMES = samplers.available()
 PAIRS = [(s, d) for s in NAMES for d in degradations.available()

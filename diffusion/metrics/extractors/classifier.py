@@ -8,13 +8,13 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from configs import UserError
-from diffusion import checkpoint
-from diffusion.data.files import size
+from diffusion.data.files.images import size
 from diffusion.data.pixels import to_float
+from diffusion.loading import load
 from diffusion.metrics.base import Features
 from diffusion.metrics.extractors.base import Extractor
-from diffusion.model import load
-from diffusion.run import Run
+from diffusion.runs import checkpoint
+from diffusion.runs.run import Run
 
 
 class Classifier(Extractor):

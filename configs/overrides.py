@@ -1,0 +1,124 @@
+"""Override strings: those of a run, which somebody else may have written, and those that were typed."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from configs.errors import UserError
+from configs.registry import available, closest
+
+RECIPE = ("sampler", "guidance", "prior", "start")
+"""What a run may say about its sampling."""
+KEY = re.compile(r"[a-z]\w*(/[a-z]\w*)*(@[a-z]\w*(\.[a-z]\w*)*)?|[a-z]\w*(\.[A-Za-z]\w*)+")
+PATHS = ("run", "root", "path", "folder", "file")
+"""Keys whose values are paths, whether they look like it or not."""
+
+
+def check_recipe(overrides: Sequence[str], root: Path | None = None) -> list[str]:
+    """A run's ``sampling`` list, which becomes overrides of ``sample.py``. A stranger may have written it, so a group
+    choice must be a name that the registry lists, and everything else a plain value of a key of the recipe.
+
+    :param root: of the runs; a path in the list must stay inside. None takes any path
+    :raises UserError: if it says anything but how to sample
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import OverrideType, QuotedString
+    from hydra.errors import HydraException
+
+    def refuse(override: Any, why: str) -> UserError:
+        return UserError(f"sampling: {override}: {why}", f"plain overrides of {', '.join(RECIPE)}",
+                         """'sampling=["sampler=ddim","guidance=cfg"]'; what is typed to sample.py may be more""")
+
+    def plain(override: str, value: Any) -> Iterator[Any]:
+        if isinstance(value, list):
+            for item in value:
+                yield from plain(override, item)
+        elif isinstance(value, QuotedString):
+            yield from plain(override, value.text)
+        elif value is None or isinstance(value, bool | int | float | str):
+            if isinstance(value, str) and ("${" in value or not value.isprintable()):
+                raise refuse(override, "an interpolation")
+            yield value
+        else:
+            raise refuse(override, "neither a number, a word nor a list of these")
+
+    if isinstance(overrides, str) or not isinstance(overrides, Sequence):
+        raise refuse(overrides, "no list")
+    parser = OverridesParser.create()
+    for override in overrides:
+        if not isinstance(override, str):
+            raise refuse(override, "no text")
+        try:
+            parsed = parser.parse_override(override)
+        except HydraException as error:
+            raise refuse(override, str(error).splitlines()[0]) from error
+        key, package = parsed.key_or_group, parsed.package
+        name = key if package is None else f"{key}@{package}"
+        own = group_of(key) in RECIPE and (package is None or group_of(package) == group_of(key))
+        if not own or not KEY.fullmatch(name) or parsed.type != OverrideType.CHANGE or parsed.is_sweep_override():
+            raise refuse(override, "no value of a key of these")
+        values = list(plain(override, parsed.value()))
+        if "." not in key and key != "start":
+            names = available(key)
+            for value in values:
+                if value is not None and value not in names:
+                    raise refuse(override, f"no name that {key} has: {closest(str(value), names)}")
+        elif root is not None:
+            for value in values:
+                if isinstance(value, str) and not is_inside(key, value, root):
+                    raise refuse(override, f"a path outside of {root}, which has to be typed to sample.py")
+    return list(overrides)
+
+
+def refuse_unknown(cfg: DictConfig, config: str) -> None:
+    """Refuse settings that nothing reads: keys that ``+key=`` has put beside those of a command.
+
+    :param config: the command's top-level config, ``sample`` or ``evaluate``
+    :raises UserError: naming the first
+    """
+    known: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).parent / f"{config}.yaml"))
+    groups = [key for entry in known.pop("defaults") if isinstance(entry, dict) for key in entry]
+    tables = {"": (cfg, [*known, *groups])}
+    tables |= {f"{key}.": (cfg.get(key) or {}, list(node)) for key, node in known.items() if isinstance(node, dict)}
+    for place, (given, names) in tables.items():
+        for key in given:
+            if str(key) not in names:
+                raise UserError(f"+{place}{key}: a setting that {config}.py does not have",
+                                f"one of {', '.join(name for name in names if name != 'hydra')}",
+                                f"{place}{closest(str(key), names)}=...")
+
+
+def is_inside(key: str, value: str, root: Path) -> bool:
+    """Whether a value of a key is no path, or one that leads to a place below ``root``."""
+    path = "/" in value or "\\" in value or value.startswith(("~", "..")) or key.rpartition(".")[2] in PATHS
+    return not path or Path(value).expanduser().resolve().is_relative_to(root.expanduser().resolve())
+
+
+def merge_overrides(defaults: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """A run's ``sampling`` list with overrides on top: a chosen group, such as ``sampler=ddpm``, drops all that the run
+    says about it (``sampler=ddim``, ``sampler.num_steps=50``, ``sampler/grid=uniform``)."""
+    chosen = {override.split("=")[0] for override in overrides if "=" in override}
+    kept = [d for d in defaults if group_of(d) not in chosen]
+    return [*kept, *overrides]
+
+
+def drop_label_guidance(overrides: Sequence[str], condition: Mapping[str, Any]) -> list[str]:
+    """A ``sampling`` list without classifier-free guidance where there is no condition to guide by, so that
+    ``condition=none``, or images without classes, are enough to make an experiment unconditional."""
+    if condition.get("signals", True):
+        return list(overrides)
+    left = {f"guidance=cfg{rest}": f"guidance={rest[1:]}" if rest else None for rest in ("", "_clip", "_pag")}
+    kept = (left.get(o, o) for o in overrides if "guidance.cfg." not in o)
+    return [o for o in kept if o]
+
+
+def group_of(override: str) -> str:
+    return override.split("=")[0].split(".")[0].split("/")[0]
+
+
+def unquote(value: str) -> str:
+    """A value as Hydra reads it: quotes around it, which names beyond ASCII need, do not belong to it."""
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value

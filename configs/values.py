@@ -1,0 +1,59 @@
+"""Plain data: what a composed config is for everybody who does not compose."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from configs.errors import UserError
+
+
+def to_plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
+    """A config as plain, resolved data."""
+    record = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(record, dict)
+    return {str(key): value for key, value in record.items()}
+
+
+def require_values(cfg: DictConfig) -> None:
+    """Refuse a config in which mandatory values are open.
+
+    :raises UserError: naming them
+    """
+    keys = sorted(OmegaConf.missing_keys(cfg))
+    if keys:
+        raise UserError(f"{', '.join(keys)} not given", "a value", " ".join(f"{key}=..." for key in keys))
+
+
+def require_ints(cfg: DictConfig, **least: int) -> None:
+    """Refuse a config in which these fields are not whole numbers of at least so much.
+
+    :raises UserError: naming the first
+    """
+    for key, low in least.items():
+        if type(cfg[key]) is not int or cfg[key] < low:
+            near = int(cfg[key]) if isinstance(cfg[key], float) and cfg[key].is_integer() else low
+            raise UserError(f"{key}={cfg[key]}", f"a whole number, at least {low}", f"{key}={max(low, near)}")
+
+
+def drop_keys(config: Any, keys: Sequence[str]) -> Any:
+    """A config as plain data without these keys, at any depth."""
+    if isinstance(config, Mapping):
+        return {key: drop_keys(value, keys) for key, value in config.items() if key not in keys}
+    return [drop_keys(value, keys) for value in config] if isinstance(config, list) else config
+
+
+def hash_plain(content: Any, length: int) -> str:
+    """The first hexadecimal digits of the SHA-256 of plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
+def list_differences(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two nested mappings differ: (dotted key, value in a, value in b)."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [*a, *(key for key in b if key not in a)]
+        return [row for key in keys
+                for row in list_differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))]
+    return [] if a == b else [(path, a, b)]

@@ -1,0 +1,101 @@
+"""Image files that are measured as they are: nothing is cropped, resized or converted."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from configs import UserError
+from configs.values import hash_plain
+from diffusion.data.base import CHUNK
+from diffusion.data.files.archive import opened
+from diffusion.data.files.layout import layout
+from diffusion.data.files.threads import in_order
+
+
+class Files:
+    """The images of a folder or a ``.zip`` file, all of one size and mode, read when they are asked for. Like an
+    ``ImageSet``, but in no memory.
+
+    :param root: the folder or archive
+    :param names: of the files, in the order to take them; None takes all images, sorted
+    :param labels: their classes, of which each may be None; not given, the first folder is the class if there are two
+        or more
+    :param option: the override that names ``root``, for messages
+    :ivar stamp: changes with the files (their names, sizes, times of change)
+    :raises UserError: there is nothing, or no image; when they are read, one is broken, of another size, or neither
+        8-bit grey nor RGB
+    """
+
+    def __init__(self, root: Path, names: Sequence[str] | None = None, labels: Sequence[int | None] | None = None,
+                 option: str = "images"):
+        self.root, self._option = root, option
+        self._open = ExitStack()
+        try:
+            self._archive = self._open.enter_context(opened(root))
+        except UserError as error:
+            raise UserError(error.got, error.wanted, error.fix.replace("data.root=", f"{option}=")) from error
+        entries = {entry.name: entry for entry in self._archive.entries()}
+        self.names = list(entries) if names is None else list(names)
+        if not self.names:
+            raise UserError(f"no images in {root}", "at least one", f"{option}=/path/to/images")
+        if names is None:
+            found = layout(self.names, "auto", 0.0).labels
+            self.labels: Int64[Tensor, " n"] | None = None if found is None else torch.from_numpy(found)
+        else:
+            known = labels is not None and None not in labels
+            self.labels = torch.tensor(labels) if known else None
+        self._image = tuple(self._read(self.names[0]).shape)
+        self.stamp = hash_plain([[n, entries[n].bytes, entries[n].stamp] for n in self.names if n in entries], 16)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(n, c, h, w)`` of all images."""
+        channels, height, width = self._image
+        return len(self), channels, height, width
+
+    def batch(self, indices: Int64[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"] | None]:
+        """Chosen images, and their labels."""
+        images = torch.from_numpy(np.stack(list(in_order(self._checked, [self.names[i] for i in indices.tolist()]))))
+        return images, None if self.labels is None else self.labels[indices]
+
+    def chunks(self) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"] | None]]:
+        """All images in their order, and their labels, some hundred at a time."""
+        for indices in torch.arange(len(self)).split(CHUNK):
+            yield self.batch(indices)
+
+    def _read(self, name: str) -> UInt8[np.ndarray, "c h w"]:
+        try:
+            with Image.open(BytesIO(self._archive.read(name))) as image:
+                mode, pixels = image.mode, np.array(image)
+        # Pillow's readers raise whatever comes up in them.
+        except Exception as error:
+            raise UserError(f"{name} in {self.root} cannot be read ({type(error).__name__})", "an image file",
+                            f"{self._option}=ANOTHER_FOLDER, or remove the file") from error
+        if mode not in ("L", "RGB"):
+            raise UserError(f"{name} in {self.root} has the mode {mode}", "8-bit grey (L) or RGB",
+                            f"convert the images, or {self._option}=ANOTHER_FOLDER")
+        return pixels.transpose(2, 0, 1) if mode == "RGB" else pixels[None]
+
+    def _checked(self, name: str) -> UInt8[np.ndarray, "c h w"]:
+        pixels = self._read(name)
+        if pixels.shape != self._image:
+            raise UserError(f"{name} in {self.root} is {size(pixels.shape)}, {self.names[0]} is {size(self._image)}",
+                            "images of one size and mode",
+                            f"{self._option}=ANOTHER_FOLDER, or python scripts/prepare_data.py to make them equal")
+        return pixels
+
+
+def size(shape: Sequence[int]) -> str:
+    """``(c, h, w)`` in words: ``32 x 32 px, RGB``."""
+    channels, height, width = shape[-3:]
+    return f"{width} x {height} px, {'grey' if channels == 1 else 'RGB'}"

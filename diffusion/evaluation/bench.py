@@ -1,0 +1,246 @@
+"""What is at hand for an evaluation: model, data, metrics, and the networks that look at images."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from omegaconf import DictConfig
+from torch import Tensor
+
+from configs import UserError, construct, registry
+from configs.values import to_plain
+from diffusion.data.base import Data
+from diffusion.data.files.images import Files, size
+from diffusion.evaluation.report import Numbers
+from diffusion.loading import load
+from diffusion.metrics.base import Features, Images, Metric, PairMetric, Sets
+from diffusion.metrics.extractors import classifier
+from diffusion.metrics.extractors.base import Extractor
+from diffusion.metrics.features import features, fingerprint
+from diffusion.metrics.intervals import grouped
+from diffusion.model import Model
+from diffusion.recipe import Recipe
+from diffusion.runs import checkpoint
+from diffusion.runs.run import Run
+from diffusion.sampling import command as sampling
+
+log = logging.getLogger(__name__)
+
+
+class Bench:
+    """The parts that the ``evaluate`` config names, built.
+
+    :ivar metrics: by their keys in the config
+    :ivar files: the images that are measured, for ``images=FOLDER``
+    :ivar manifest: that of ``files``, if ``sample.py`` has made them
+    :ivar run: the run, if one is known
+    :raises UserError: for settings that mean nothing, or parts that are not there
+    """
+
+    def __init__(self, cfg: DictConfig):
+        check(cfg)
+        self.cfg, self.packages = cfg, (*registry.trusted(), *cfg.allow)
+        self.device: str = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.metrics: dict[str, Metric | PairMetric] = {
+            key: construct(node, role=(Metric, PairMetric)) for key, node in to_plain(cfg.metrics).items() if node}
+        self.files, self.manifest = images_of(cfg.images) if cfg.images else (None, {})
+        known = cfg.run or self.manifest.get("run")
+        self.run = Run.open(known) if known and (cfg.run or (Path(known) / "config.yaml").is_file()) else None
+        self._model: Model | None = None
+        self._data: Data | None = None
+        if self.run is not None:
+            self._model = load(self.run.folder, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
+            self._data = sampling.data_of(self._model, cfg.data.root, self.packages)
+        elif cfg.reference == "data":
+            raise UserError("reference=data without a run, whose data it would be", "a run, or a folder of images",
+                            "run=RUN, or reference=FOLDER")
+        self.recipe = Recipe.build(cfg, self.packages)
+
+    @property
+    def model(self) -> Model:
+        """The model of the run; only where there is one."""
+        assert self._model is not None
+        return self._model
+
+    @property
+    def data(self) -> Data:
+        """The data of the run; only where there is one."""
+        assert self._data is not None
+        return self._data
+
+    @property
+    def checkpoint(self) -> str:
+        """The file that the model is from, a part of its checksum in its name."""
+        assert self.run is not None
+        return checkpoint.found(self.run.checkpoints)[self.model.step].name
+
+    @cached_property
+    def judge(self) -> classifier.Classifier | None:
+        """The classifier that judges classes, if there is one."""
+        choice = self.cfg.judge
+        if choice == "none":
+            return None
+        if choice is None:
+            if self.run is None or self._data is None or not self._data.classes:
+                return None
+            root = self.run.folder.parents[1]
+            choice = classifier.find(root, self._data.fingerprint())
+            if choice is None:
+                log.info("no classifier of these images in %s: nothing judges their classes. train.py makes one, with "
+                         "this run's data: experiment=classifier_digits (or _mnist, _cifar10)", root)
+                return None
+        judge = classifier.Classifier(str(choice), self.device)
+        log.info("judge: %s", judge.run)
+        return judge
+
+    @cached_property
+    def extractor(self) -> Extractor:
+        """What the features are of."""
+        node = self.cfg.extractor
+        if node is None:
+            return self.judge or construct(registry.node("extractor", "random"), device=self.device)
+        node = to_plain(node)
+        if node.get("run", "") is None:
+            if self.judge is None:
+                raise UserError("extractor=classifier, and no classifier of these images is known",
+                                "the run of one", "extractor.run=runs/classifier_mnist/1a2b3c4d")
+            return self.judge
+        return construct(node, role=Extractor, device=self.device)
+
+    def reference(self) -> tuple[Images, dict[str, Any]]:
+        """The images that others should be like, and what they are, for the protocol.
+
+        :raises UserError: if there are none
+        """
+        if self.cfg.reference == "data":
+            images: Images = self.data.split(self.cfg.split)
+            what = f"{self.cfg.split} split of {type(self.data).__name__}"
+        else:
+            images, _ = images_of(self.cfg.reference, "reference")
+            what = str(self.cfg.reference)
+        shape = list(images.shape)
+        return images, {"what": what, "count": shape[0], "shape": shape[1:], "hash": fingerprint(images)}
+
+    def protocol(self, what: str, count: int, reference: dict[str, Any], **more: Any) -> dict[str, Any]:
+        """All on which the numbers depend, as plain data."""
+        networks = {"extractor": self.extractor} | ({"judge": self.judge} if self.judge else {})
+        return {"what": what, "count": count, "run": str(self.run.folder) if self.run else None, **more,
+                "reference": reference,
+                **{key: {"name": n.name, "identity": n.identity, "resizing": n.resizing}
+                   for key, n in networks.items()},
+                "metrics": {key: to_plain(self.cfg.metrics[key]) for key in self.metrics},
+                "pixels": "uint8, round((x + 1) 127.5)"}
+
+    def sets(self, images: Images, what: str, reference: Features, labels: Int64[Tensor, " n"] | None,
+             **more: Any) -> Sets:
+        """A set of images as metrics see it.
+
+        :param what: the images in words
+        :param labels: classes that they were made under
+        :param more: ``train`` and ``held_out``
+        """
+        found = features(images, self.extractor, what)
+        predictions = None
+        if self.judge is not None and labels is not None:
+            seen = found if self.judge is self.extractor else features(images, self.judge, what)
+            predictions = classifier.predictions(seen)
+        return Sets(images, found, reference, grouped(len(found), labels), labels, predictions, **more)
+
+    def numbers(self, sets: Sets, what: str, skipped: dict[str, str], restorations: bool = False) -> Numbers:
+        """All that can be measured of a set.
+
+        :param skipped: gets the reasons for what cannot
+        :param restorations: only what says something about restorations
+        :raises UserError: if there are too few images for a metric
+        """
+        found: Numbers = {}
+        for key, metric in self.metrics.items():
+            if not isinstance(metric, Metric) or (restorations and not metric.of_restorations):
+                continue
+            reason = metric.lacks(sets)
+            if reason is not None:
+                skipped.setdefault(key, reason)
+                continue
+            for n, least, kind in ((len(sets.samples), metric.least, what),
+                                   (len(sets.reference), metric.least_reference, "reference images")):
+                if n < least:
+                    raise UserError(f"{n} {kind}, too few for metrics.{key}", f"at least {least}",
+                                    f"count={least}, more images, or ~metrics.{key}")
+            begin = time.monotonic()
+            for name, number in metric(sets).items():
+                found[self._named(name, len(sets.samples)) if metric.of_features else name] = number
+            if time.monotonic() - begin > 5:
+                log.info("%s of %s: %.0f s", key, what, time.monotonic() - begin)
+        return found
+
+    def pair_metrics(self, image: Sequence[int], skipped: dict[str, str]) -> dict[str, PairMetric]:
+        """The metrics of pairs of images of this shape that can be measured, by the names of their numbers.
+
+        :param skipped: gets the reasons for the others
+        """
+        found: dict[str, PairMetric] = {}
+        for key, metric in self.metrics.items():
+            if isinstance(metric, PairMetric):
+                small = min(image[-2:]) < metric.least_size
+                reason = f"images of at least {metric.least_size} px" if small else metric.lacks()
+                if reason is None:
+                    found[metric.name] = metric
+                else:
+                    skipped[key] = reason
+        return found
+
+    def _named(self, name: str, count: int) -> str:
+        """A number with its extractor: ``FID@10k`` or ``fd/classifier@200``."""
+        short = f"{count // 1000}k" if count % 1000 == 0 else str(count)
+        if name in self.extractor.official:
+            return f"{self.extractor.official[name]}@{short}"
+        return f"{name}/{self.extractor.name}" + (f"@{short}" if name == "fd" else "")
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse settings that mean nothing, before any work."""
+    for name in ("pairs", "baseline", "overwrite"):
+        if not isinstance(cfg[name], bool):
+            raise UserError(f"{name}={cfg[name]}", "true or false", f"{name}=true")
+    for name, choices in (("split", ("test", "train")), ("rounding", ("uint8", "none"))):
+        if cfg[name] not in choices:
+            raise UserError(f"{name}={cfg[name]}", " or ".join(choices), f"{name}={choices[0]}")
+    if not cfg.run and not cfg.images:
+        raise UserError("neither run nor images", "what is to be measured", "run=runs/ddpm_digits/first")
+    if not cfg.get("metrics"):
+        raise UserError("no metrics", "at least one", "metrics=all, or metrics=quick")
+    if cfg.pairs and (not cfg.images or cfg.reference == "data"):
+        raise UserError("pairs=true without two folders", "restorations and originals of the same names",
+                        "images=FOLDER reference=FOLDER pairs=true")
+
+
+def images_of(root: str, option: str = "images") -> tuple[Files, dict[str, Any]]:
+    """The images of a folder or archive, and the manifest if ``sample.py`` has made them; then they are those that it
+    names, in its order, with their classes.
+
+    :param option: the override that names ``root``, for messages
+    :raises UserError: if there are none
+    """
+    folder = Path(str(root)).expanduser()
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        samples = manifest["samples"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return Files(folder, option=option), {}
+    return Files(folder, [s["file"] for s in samples], [s["label"] for s in samples], option), manifest
+
+
+def equal_sizes(images: Images, reference: Images, what: str) -> None:
+    """Refuse a reference of another size or mode.
+
+    :raises UserError: saying what both are
+    """
+    if images.shape[1:] != reference.shape[1:]:
+        raise UserError(f"{what} of {size(images.shape)}, and a reference of {size(reference.shape)}",
+                        "images of one size and mode", "reference=FOLDER with such images, or the run that made them")

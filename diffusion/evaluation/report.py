@@ -1,0 +1,184 @@
+"""The outcome of an evaluation: kept in a folder, shown as a table, compared with another."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from configs import UserError
+from configs.values import hash_plain, list_differences
+from diffusion.data.files.images import size
+from diffusion.metrics.intervals import Measured, difference
+from diffusion.runs.environment import describe_environment
+from diffusion.runs.files import write_whole
+
+Numbers = dict[str, Measured]
+"""By name."""
+MINE = ("what", "run", "images", "checkpoint", "weights", "sampler", "guidance", "prior", "start", "label", "seed")
+"""Parts of the protocol in which two evaluations that are compared may differ: what is being compared."""
+
+
+@dataclass
+class Report:
+    """What was measured, of which sets of images, and under which protocol.
+
+    :ivar protocol: all on which the numbers depend, plain data
+    :ivar sets: the numbers of each set of images, by its name
+    :ivar subject: which of the sets the evaluation is about
+    :ivar skipped: why a metric was not measured, by its key
+    :ivar cost: of each set that a model has made
+    """
+
+    protocol: dict[str, Any]
+    subject: list[str]
+    sets: dict[str, Numbers] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    cost: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """As ``evaluation.json`` has it."""
+        rows = {name: {key: number.plain() for key, number in numbers.items()} for name, numbers in self.sets.items()}
+        return {"rows": rows, "subject": self.subject, "skipped": self.skipped, "cost": self.cost,
+                "protocol": self.protocol, "environment": describe_environment()}
+
+    def save(self, folder: Path) -> None:
+        """Write ``evaluation.json``, and ``parts.pt`` with the parts of each number, by which it can be compared."""
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save({name: {key: number.parts for key, number in numbers.items()}
+                    for name, numbers in self.sets.items()}, folder / "parts.pt")
+        write_whole(folder / "evaluation.json", json.dumps(self.plain(), indent=2))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Report":
+        """The report in a folder."""
+        content = json.loads((folder / "evaluation.json").read_text())
+        parts = torch.load(folder / "parts.pt", weights_only=True)
+        sets = {name: {key: Measured(**number, parts=parts[name][key]) for key, number in numbers.items()}
+                for name, numbers in content["rows"].items()}
+        return cls(content["protocol"], content["subject"], sets, content["skipped"], content["cost"])
+
+    @classmethod
+    def read(cls, folder: Path, protocol: dict[str, Any]) -> "Report | None":
+        """The report in a folder, None if there is none of this protocol."""
+        try:
+            report = cls.load(folder)
+        except Exception:  # damaged bytes fail in many ways, and all of them mean the same
+            return None
+        return report if report.protocol == protocol else None
+
+    def show(self, title: str) -> None:
+        """Print a table, a column for each set of images; below it what was left out and what it cost."""
+        names = list(dict.fromkeys(key for numbers in self.sets.values() for key in numbers))
+        rows = [[key, *(words(numbers.get(key)) for numbers in self.sets.values())] for key in names]
+        show_table(title, ["", *self.sets], rows)
+        say = Console(highlight=False, soft_wrap=True).print
+        say("brackets: 95 % intervals, of what this many images can tell")
+        say(f"protocol: {under(self.protocol)}")
+        for name, cost in self.cost.items():
+            say(f"cost of {name}: " + ", ".join(f"{value} {unit}" for unit, value in cost.items()))
+        for reason in dict.fromkeys(self.skipped.values()):
+            keys = [key for key, why in self.skipped.items() if why == reason]
+            say(f"not measured: {', '.join(keys)}, for want of {reason}")
+
+
+def under(protocol: Mapping[str, Any]) -> str:
+    """The main lines of a protocol, in words."""
+    reference = protocol["reference"]
+    made = [protocol[key] for key in ("sampler", "guidance") if protocol.get(key, "none") != "none"]
+    parts = [f"{protocol['count']} {protocol['what']}", *made,
+             f"reference: {reference['what']} ({reference['count']} of {size(reference['shape'])})",
+             *(f"{key}: {protocol[key]['name']} ({protocol[key]['identity']})" for key in ("extractor", "judge")
+               if key in protocol)]
+    return "; ".join(parts)
+
+
+def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, as wide as it is."""
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(head):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    width = Console(width=1000).measure(table).maximum
+    Console(highlight=False, width=max(width, Console().width)).print(table)
+
+
+def words(number: Measured | None) -> str:
+    """``0.287 [0.285, 0.290]``, to the second digit that is uncertain."""
+    if number is None:
+        return "-"
+    places = decimals((number.high - number.low) / 2)
+    value, low, high = (f"{x:.{places}f}" for x in (number.value, number.low, number.high))
+    return f"{value} \\[{low}, {high}]"
+
+
+def decimals(reach: float) -> int:
+    """How many decimals are worth showing of a number that is uncertain by so much: two digits of that."""
+    if not math.isfinite(reach) or reach <= 0:
+        return 4
+    return min(6, max(0, 1 - math.floor(math.log10(reach))))
+
+
+def compare(a: Report, b: Report) -> dict[str, dict[str, dict[str, Any]]]:
+    """By set and number: ``difference`` (a - b) with its interval, whether it ``exceeds`` the noise, and ``paired``,
+    whether both have measured images of the same draws, or restorations of the same images.
+
+    :raises UserError: if the protocols differ in more than in what is compared
+    """
+    mine, theirs = ({key: value for key, value in report.protocol.items() if key not in MINE} for report in (a, b))
+    lines = [f"{key}: {x!r} and {y!r}" for key, x, y in list_differences(mine, theirs)]
+    if lines:
+        raise UserError("evaluations that cannot be compared:\n    " + "\n    ".join(lines),
+                        "the same reference, count, extractor and metrics",
+                        "the same data for both, or extractor=random judge=none")
+    same_draws = a.protocol.get("seed") == b.protocol.get("seed") and a.protocol.get("label") == b.protocol.get("label")
+    pairs = a.protocol["what"] == b.protocol["what"] == "restorations" or (
+        a.protocol["what"] == b.protocol["what"] == "samples" and same_draws)
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in a.subject:
+        other = b.sets.get(name) or (b.sets[b.subject[0]] if len(a.subject) == len(b.subject) == 1 else {})
+        if rows := contrast(a.sets[name], other, pairs):
+            result[name] = rows
+    return result
+
+
+def contrast(a: Numbers, b: Numbers, pairs: bool) -> dict[str, dict[str, Any]]:
+    """The numbers that two sets of images share, as :func:`compare` gives them.
+
+    :param pairs: both are restorations of the same images, or samples of the same draws
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for key in [key for key in a if key in b]:
+        x, y = a[key], b[key]
+        paired = pairs and len(x.parts) == len(y.parts)
+        step = difference(x, y, paired)
+        rows[key] = {"a": x.value, "b": y.value, "difference": step.value, "low": step.low, "high": step.high,
+                     "exceeds": step.low > 0 or step.high < 0, "paired": paired}
+    return rows
+
+
+def show_comparison(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], a: str, b: str) -> None:
+    """Print a comparison."""
+    for name, numbers in rows.items():
+        table = []
+        for key, row in numbers.items():
+            places = decimals((row["high"] - row["low"]) / 2)
+            x, y, step, low, high = (f"{row[k]:.{places}f}" for k in ("a", "b", "difference", "low", "high"))
+            verdict = "exceeds the noise" if row["exceeds"] else "within the noise"
+            table.append([key, x, y, f"{step} \\[{low}, {high}]", verdict])
+        show_table(f"\nA  {a}\nB  {b}", [name, "A", "B", "A - B", ""], table)
+    count = sum(len(numbers) for numbers in rows.values())
+    Console(highlight=False, soft_wrap=True).print(
+        f"95 % intervals, each by itself: of {count} numbers that are alike, about {count / 20:.1g} exceed by chance")
+
+
+def folder_name(protocol: dict[str, Any]) -> str:
+    """Name of the folder of an evaluation: readable, and different for different protocols."""
+    sampler = str(protocol.get("sampler", protocol["what"])).split(" ")[0].lower()
+    return f"{sampler}-{protocol['count']}-{hash_plain(protocol, 6)}"

@@ -1,0 +1,317 @@
+"""What can be evaluated: samples, restorations, folders of images, and classifiers. Each states its protocol before any
+work, and then measures."""
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from omegaconf import DictConfig
+from torch import Tensor
+
+from configs import UserError, compose, registry
+from configs.values import to_plain
+from diffusion.data.base import ImageSet
+from diffusion.data.files.images import Files
+from diffusion.data.pixels import to_float, to_uint8
+from diffusion.evaluation.bench import Bench, equal_sizes, images_of
+from diffusion.evaluation.cost import flops
+from diffusion.evaluation.report import Report
+from diffusion.metrics.base import Features, Images, PairMetric, Sets
+from diffusion.metrics.features import features, fingerprint
+from diffusion.metrics.intervals import Measured, bootstrap, share
+from diffusion.pictures import save_grid
+from diffusion.recipe import Recipe
+from diffusion.runs.memory import peak
+from diffusion.sampling import command as sampling
+from diffusion.sampling.manifest import words
+from samplers.base import fitting
+
+log = logging.getLogger(__name__)
+
+SHARED = ("run", "sampler", "guidance", "prior", "seed", "label", "weights", "step", "start", "batch", "device", "data",
+          "allow")
+"""Settings that ``sample.py`` has too."""
+SUSPECTS = 8
+"""Samples that are shown beside the nearest image of the training."""
+
+
+class Subject(ABC):
+    """Something to be measured.
+
+    :ivar protocol: all on which the numbers depend
+    """
+
+    protocol: dict[str, Any]
+
+    @abstractmethod
+    def measure(self, folder: Path) -> Report:
+        """The numbers.
+
+        :param folder: where pictures may be left
+        """
+
+
+class Pictures(Subject):
+    """A folder of images, against the reference."""
+
+    what = "images"
+
+    def __init__(self, bench: Bench):
+        self.bench = bench
+        self.reference, stated = bench.reference()
+        count, stated_images = self.stated()
+        self.protocol = bench.protocol(self.what, count, stated, split=bench.cfg.split, **stated_images)
+
+    def stated(self) -> tuple[int, dict[str, Any]]:
+        """How many images there are, and which, for the protocol."""
+        images = self.bench.files
+        assert images is not None
+        equal_sizes(images, self.reference, self.what)
+        return len(images), {"images": {"what": str(self.bench.cfg.images), "stamp": images.stamp}}
+
+    def measure(self, folder: Path) -> Report:
+        bench, (images, cost) = self.bench, self.found()
+        equal_sizes(images, self.reference, self.what)
+        reference = features(self.reference, bench.extractor, "the reference", self.protocol["reference"]["hash"])
+        more = self._real(reference) if bench.run is not None else {}
+        sets = bench.sets(images, self.what, reference, images.labels, **more)
+        report = Report(self.protocol, [self.what], cost=cost)
+        report.sets[self.what] = bench.numbers(sets, self.what, report.skipped)
+        if sets.train is not None:
+            suspects(sets, bench.data.split("train"), folder)
+        if bench.run is not None and bench.cfg.baseline and bench.cfg.reference == "data":
+            self._baseline(report, reference, images.shape[0])
+        return report
+
+    def found(self) -> tuple[Files, dict[str, dict[str, Any]]]:
+        """The images, and what they have cost, by set."""
+        assert self.bench.files is not None
+        return self.bench.files, {}
+
+    def _real(self, reference: Features) -> dict[str, Features]:
+        """Features of the images of the training and of the held-out ones, for the metrics that look at them."""
+        bench = self.bench
+        if not any(getattr(metric, "of_train", False) for metric in bench.metrics.values()):
+            return {}
+        found = {}
+        for key, name, what in (("train", "train", "the training images"), ("held_out", "test", "the held-out images")):
+            if bench.cfg.reference == "data" and bench.cfg.split == name:
+                found[key] = reference
+            else:
+                images = bench.data.split(name)
+                found[key] = features(images, bench.extractor, what, fingerprint(images))
+        return found
+
+    def _baseline(self, report: Report, reference: Features, count: int) -> None:
+        """As many real images of the other split: what a perfect model would have."""
+        name, what = ("train", "training images") if self.bench.cfg.split == "test" else ("test", "held-out images")
+        images = some(self.bench.data.split(name), count)
+        sets = self.bench.sets(images, what, reference, images.labels)
+        report.sets[what] = self.bench.numbers(sets, what, {})
+
+
+class Samples(Pictures):
+    """Samples of a run, drawn by ``sample.py`` into its folder, where they stay: what is there is not drawn again."""
+
+    what = "samples"
+
+    def stated(self) -> tuple[int, dict[str, Any]]:
+        bench = self.bench
+        return bench.cfg.count, made(bench, bench.cfg.sampler) | {"checkpoint": bench.checkpoint}
+
+    def found(self) -> tuple[Files, dict[str, dict[str, Any]]]:
+        bench = self.bench
+        wanted: Any = compose("sample", ["run=none"])
+        for key in SHARED:
+            wanted[key] = bench.cfg[key]
+        wanted.samples = f"0-{bench.cfg.count - 1}"
+        folder = sampling.sample(wanted)
+        _, manifest = images_of(str(folder))
+        entries = [s for s in manifest["samples"] if s["index"] < bench.cfg.count]
+        count = len(manifest["samples"])
+        each = manifest.get("evaluations_per_sample")
+        others = manifest.get("evaluations_of_other_runs") or None
+        cost = {"evaluations/sample": each, "of other runs": others,
+                "seconds/sample": round(manifest["seconds"] / count, 3),
+                "GB at the peak": manifest.get("peak_memory_gb"), "device": str(bench.model.device)}
+        if each is not None:
+            cost["GFLOP/sample"] = round(each * flops(bench.model) / 1e9, 3)
+        return (Files(folder, [s["file"] for s in entries], [s["label"] for s in entries]),
+                {self.what: {key: value for key, value in cost.items() if value is not None}})
+
+
+class Restorations(Subject):
+    """Held-out images degraded and restored: the direct estimate and every sampler that is asked for."""
+
+    def __init__(self, bench: Bench):
+        cfg, suitable = bench.cfg, fitting(bench.model.degradation)
+        if not cfg.samplers or isinstance(cfg.samplers, str) or not set(cfg.samplers) <= set(suitable):
+            raise UserError(f"samplers={cfg.samplers}", f"a list of {', '.join(suitable)}", "'samplers=[cold1,cold2]'")
+        self.bench = bench
+        images, stated = bench.reference()
+        if not isinstance(images, ImageSet):
+            raise UserError(f"reference={cfg.reference} for restorations of the run's own images", "reference=data",
+                            "images=FOLDER reference=FOLDER pairs=true for restorations of other images")
+        self.images = images
+        self.chosen = spread(len(self.images), cfg.count)
+        nodes = {name: registry.node("sampler", name, num_steps=cfg.sampler.num_steps) for name in cfg.samplers}
+        self.protocol = bench.protocol("restorations", len(self.chosen), stated, rounding=cfg.rounding, split=cfg.split,
+                                       **made(bench, None), checkpoint=bench.checkpoint,
+                                       samplers={name: words(to_plain(node)) for name, node in nodes.items()})
+
+    def measure(self, folder: Path) -> Report:
+        bench, count = self.bench, len(self.chosen)
+        report = Report(self.protocol, ["degraded", "direct", *bench.cfg.samplers])
+        originals = some(self.images, count)
+        pairs = bench.pair_metrics(originals.shape, report.skipped)
+        outcome = {name: Outcome(pairs, originals, bench.cfg.rounding == "uint8") for name in report.subject}
+        for name in bench.cfg.samplers:
+            log.info("restoring %d held-out images with %s ...", count, name)
+            sampler = registry.build("sampler", name, num_steps=bench.cfg.sampler.num_steps)
+            recipe = Recipe(sampler, bench.recipe.parts, bench.recipe.prior, bench.recipe.start)
+            report.cost[name] = self._restore(recipe, originals, outcome, name)
+        reference = features(originals, bench.extractor, "the originals")
+        for name, found in outcome.items():
+            sets = bench.sets(found.images, name, reference, originals.labels)
+            report.sets[name] = found.numbers() | bench.numbers(sets, name, report.skipped, restorations=True)
+        return report
+
+    def _restore(self, recipe: Recipe, originals: ImageSet, outcome: dict[str, "Outcome"], name: str) -> dict[str, Any]:
+        """Restore all images with one sampler; gives what that has cost."""
+        model, cfg = self.bench.model, self.bench.cfg
+        first = name == cfg.samplers[0]
+        labels = originals.labels if model.num_classes is not None else None
+        begin = time.monotonic()
+        with sampling.evaluations(model, recipe) as counts, peak(model.device) as memory:
+            for rows in torch.arange(len(originals)).split(cfg.batch):
+                label = labels[rows].tolist() if labels is not None else None
+                x_T, direct, restored = sampling.restore(
+                    model, recipe, to_float(originals.batch(rows)[0]), self.chosen[rows].tolist(), seed=cfg.seed,
+                    label=label if cfg.label is None else cfg.label, batch=cfg.batch)
+                outcome[name].add(restored, rows)
+                if first:  # the same for every sampler
+                    outcome["degraded"].add(x_T, rows)
+                    outcome["direct"].add(direct, rows)
+        each, others = counts["own"] / len(originals), counts["others"] / len(originals)
+        return {"evaluations/sample": round(each, 2), **({"of other runs": round(others, 2)} if others else {}),
+                "GFLOP/sample": round(each * flops(model) / 1e9, 3),
+                "seconds/sample": round((time.monotonic() - begin) / len(originals), 3),
+                **({"GB at the peak": round(memory.bytes / 1e9, 2)} if memory.bytes else {}),
+                "device": str(model.device)}
+
+
+class Pairs(Subject):
+    """A folder of restorations against a folder of originals, by name."""
+
+    def __init__(self, bench: Bench):
+        self.bench = bench
+        reference, stated = bench.reference()
+        assert isinstance(reference, Files)
+        assert bench.files is not None
+        self.originals, self.restored = reference, bench.files
+        equal_sizes(self.restored, self.originals, "images")
+        if self.restored.names != self.originals.names:
+            alone = sorted(set(self.restored.names) ^ set(self.originals.names))
+            raise UserError(f"files without a partner: {', '.join(alone[:5])}" + (" ..." if len(alone) > 5 else ""),
+                            "two folders with the same file names", "pairs=false, or the missing files")
+        self.protocol = bench.protocol("pairs", len(self.restored), stated,
+                                       images={"what": str(bench.cfg.images), "stamp": self.restored.stamp})
+
+    def measure(self, folder: Path) -> Report:
+        report = Report(self.protocol, ["images"])
+        outcome = Outcome(self.bench.pair_metrics(self.restored.shape, report.skipped), self.originals, keep=False)
+        for rows in torch.arange(len(self.restored)).split(self.bench.cfg.batch):
+            outcome.add(to_float(self.restored.batch(rows)[0]), rows)
+        reference = features(self.originals, self.bench.extractor, "the originals")
+        sets = self.bench.sets(self.restored, "images", reference, self.originals.labels)
+        report.sets["images"] = outcome.numbers() | self.bench.numbers(sets, "images", report.skipped, True)
+        return report
+
+
+class Classified(Subject):
+    """The held-out images of a run that classifies."""
+
+    def __init__(self, bench: Bench):
+        self.bench = bench
+        self.images, stated = bench.reference()
+        self.protocol = {"what": "classification", "count": len(self.images), "reference": stated,
+                         "run": str(bench.cfg.run), "checkpoint": bench.checkpoint, "weights": bench.cfg.weights}
+
+    def measure(self, folder: Path) -> Report:
+        if self.images.labels is None:
+            raise UserError("images without classes for a classifier", "labelled images", "reference=data")
+        answers = [self.bench.model.classify(to_float(self.images.batch(rows)[0])).logits
+                   for rows in torch.arange(self.images.shape[0]).split(self.bench.cfg.batch)]
+        logits, labels = torch.cat(answers), self.images.labels
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        name = f"{self.bench.cfg.split} split"
+        report = Report(self.protocol, [name])
+        report.sets[name] = {"accuracy": share(logits.argmax(dim=1) == labels),
+                             "cross-entropy": bootstrap(loss)}
+        return report
+
+
+class Outcome:
+    """Restorations as they come: the values of the pair metrics, and the images in 8 bits.
+
+    :param pairs: the metrics, by name
+    :param originals: the images that were degraded
+    :param rounded: measure the pairs as they would be after a file of 8 bits
+    :param keep: keep the images
+    """
+
+    def __init__(self, pairs: dict[str, PairMetric], originals: Images, rounded: bool = True, keep: bool = True):
+        self._pairs, self._originals, self._rounded = pairs, originals, rounded
+        self._pixels = torch.zeros(originals.shape if keep else 0, dtype=torch.uint8)
+        self._values = {name: torch.zeros(originals.shape[0], dtype=torch.float64) for name in pairs}
+
+    @property
+    def images(self) -> ImageSet:
+        """The restorations."""
+        return ImageSet(self._pixels)
+
+    def add(self, images: Float[Tensor, "b c h w"], rows: Int64[Tensor, " b"]) -> None:
+        """Restorations in [-1, 1], not clipped."""
+        pixels, originals = to_uint8(images), to_float(self._originals.batch(rows)[0])
+        if len(self._pixels):
+            self._pixels[rows] = pixels
+        for name, metric in self._pairs.items():
+            self._values[name][rows] = metric(to_float(pixels) if self._rounded else images, originals).double()
+
+    def numbers(self) -> dict[str, Measured]:
+        """What the pair metrics say about all."""
+        return {name: bootstrap(self._values[name], metric.root) for name, metric in self._pairs.items()}
+
+
+def made(bench: Bench, sampler: DictConfig | None) -> dict[str, Any]:
+    """How images are made, for the protocol."""
+    cfg = bench.cfg
+    stated = {"sampler": words(to_plain(sampler))} if sampler is not None else {}
+    return stated | {"guidance": words(to_plain(cfg.guidance) if cfg.guidance else None), "weights": cfg.weights,
+                     "prior": words(to_plain(cfg.prior) if cfg.prior else None), "start": cfg.start, "seed": cfg.seed,
+                     "label": to_plain(cfg).get("label")}
+
+
+def suspects(sets: Sets, train: ImageSet, folder: Path) -> None:
+    """``nearest.png``: the samples that are nearest to an image of the training, above that image."""
+    distances, indices = sets.nearest_train
+    rows = distances.argsort()[:SUSPECTS]
+    images = torch.cat([to_float(sets.images.batch(rows)[0]), to_float(train.batch(indices[rows])[0])])
+    save_grid(images, folder / "nearest.png", len(rows), rows=["sample", "nearest of the training"])
+
+
+def some(images: ImageSet, count: int) -> ImageSet:
+    """``count`` images of a set, evenly spread over it."""
+    rows = spread(len(images), count)
+    labels = None if images.labels is None else images.labels[rows]
+    return ImageSet(images.pixels, labels, images.names, rows if images.rows is None else images.rows[rows])
+
+
+def spread(n: int, count: int) -> Int64[Tensor, " m"]:
+    """``count`` of n indices (all, if there are fewer), evenly spread: sets are often sorted by class."""
+    count = min(n, count)
+    return torch.arange(count) * n // count

@@ -1,0 +1,84 @@
+"""Classifiers: what they are trained for, and what a trained one is asked."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from configs import UserError
+from degradations.base import Degradation
+from degradations.randomness import Draws
+from diffusion.objectives.base import Criterion, Forward, Losses
+from diffusion.objectives.evaluator import Evaluator
+from diffusion.objectives.times import Times
+from models.conditioning import Condition, ConditionEncoder, Context
+from models.protocol import ClassifierNetwork, Network
+
+
+class Answer(NamedTuple):
+    """What a classifier says about a batch, float32.
+
+    :ivar logits: (B, K), unnormalised log probabilities of the classes
+    :ivar features: (B, F), of which the logits are made
+    """
+
+    logits: Tensor
+    features: Tensor
+
+
+class NetworkClassifier(Evaluator):
+    """``classifier(x_t, t) -> Answer(logits, features)`` from one network evaluation. Gradients flow.
+
+    :param network: with ``features(x, t)`` and ``head(features)`` besides its call
+    :param precision: of the network, see :class:`diffusion.objectives.evaluator.Evaluator`
+    """
+
+    network: ClassifierNetwork
+
+    def __call__(self, x_t: Float[Tensor, "b ..."], t: Float[Tensor, " b"]) -> Answer:
+        with self.precision(x_t.device):
+            features = self.network.features(x_t, t)
+            logits = self.network.head(features)
+        return Answer(logits.float(), features.float())
+
+    def try_out(self, x: Float[Tensor, "b ..."], ctx: Context) -> None:
+        if not isinstance(self.network, ClassifierNetwork):
+            raise UserError(f"a classification by {type(self.network).__name__}",
+                            "a network with features and a head for the classes", "model=classifier")
+        if ctx.emb is not None or ctx.tokens or ctx.spatial is not None:
+            raise UserError("a classifier with a condition", "one that is told nothing but the time", "condition=none")
+        self(x, torch.ones(len(x), device=x.device))
+
+
+class Classification(Criterion):
+    """``E CE(p(. | x_t, t), label)``: the cross-entropy of the class of the image, given what is left of it.
+
+    With ``times=clean`` the classifier that judges images; over all times the one that guides (Dhariwal and Nichol
+    2021, arXiv 2105.05233, section 4.1), for any degradation.
+
+    :param times: distribution of t
+    :param smoothing: share of the probability that is spread over all classes (Szegedy et al. 2015, arXiv 1512.00567,
+        section 7)
+    """
+
+    def __init__(self, times: Times, smoothing: float = 0.0):
+        if not 0 <= smoothing < 1:
+            raise UserError(f"objective.smoothing={smoothing:g}", "a share of the probability, in [0, 1)",
+                            "objective.smoothing=0.1")
+        self.times, self.smoothing = times, smoothing
+
+    def __call__(self, forward: Forward, encoder: ConditionEncoder, degradation: Degradation,
+                 x0: Float[Tensor, "b *rest"], condition: Condition, rng: Draws) -> Losses:
+        t = self.times(x0.shape[0], degradation, rng)
+        x_t = degradation.forward(x0, t, degradation.draw(x0.shape, rng))
+        logits = forward(x_t, t, encoder(condition))
+        losses = F.cross_entropy(logits, condition["label"], reduction="none", label_smoothing=self.smoothing)
+        return Losses(losses, t)
+
+    def check(self, degradation: Degradation) -> None:
+        self.times.check(degradation)
+
+    def use(self, network: Network, degradation: Degradation, precision: str) -> NetworkClassifier:
+        return NetworkClassifier(network, precision)

@@ -1,0 +1,97 @@
+"""A network under its precision, and one made into a restorer."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from configs import UserError
+from degradations.base import Degradation, Estimate, State
+from diffusion.objectives.parameterization import Parameterization
+from models.attention import AttentionHook, AttentionSite
+from models.conditioning import Context
+from models.protocol import Network
+from samplers.protocol import Step
+
+PRECISIONS = {"32": None, "tf32": None, "bf16": torch.bfloat16}
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether convolutions on a GPU may round their factors to 10 bits. Torch allows it unless told otherwise, and
+    pictures then differ from those of a CPU by 1e-2."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+class Evaluator:
+    """Evaluates a network. Only the network runs in lower precision: what goes in and comes out is float32.
+
+    :param network: ``net(x, t, ctx, attn)``
+    :param precision: of the network: ``32``, the same on CPU and GPU; ``tf32``, faster on a GPU; ``bf16``
+    """
+
+    def __init__(self, network: Network, precision: str = "32"):
+        if precision not in PRECISIONS:
+            raise UserError(f"precision={precision}", f"one of {', '.join(PRECISIONS)}", "precision=bf16")
+        self.network = network
+        self.dtype, self.tf32 = PRECISIONS[precision], precision == "tf32"
+
+    @contextmanager
+    def precision(self, device: torch.device) -> Iterator[None]:
+        """The precision of the network, for what is computed inside."""
+        half = torch.autocast(device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+        with half, tf32(self.tf32):
+            yield
+
+    def output(self, x_t: Float[Tensor, "b ..."], t: Float[Tensor, " b"], ctx: Context,
+               attn: AttentionHook | None = None) -> Float[Tensor, "b ..."]:
+        """The network's raw answer, float32."""
+        with self.precision(x_t.device):
+            return self.network(x_t, t, ctx, attn).float()
+
+    def try_out(self, x: Float[Tensor, "b ..."], ctx: Context) -> None:
+        """One evaluation at t = 1.
+
+        :raises UserError: if the network's answer is not what is made of it
+        """
+        raise NotImplementedError
+
+
+class NetworkRestorer(Evaluator):
+    """``Estimate(x0, state)`` from one network evaluation.
+
+    :param network: ``net(x, t, ctx, attn)``, with an answer of x's shape
+    :param degradation: what is undone
+    :param parameterization: what the network's output means
+    :param precision: of the network, see :class:`Evaluator`
+    """
+
+    def __init__(self, network: Network, degradation: Degradation, parameterization: Parameterization,
+                 precision: str = "32"):
+        parameterization.check(degradation)
+        super().__init__(network, precision)
+        self.degradation, self.parameterization = degradation, parameterization
+
+    @cached_property
+    def sites(self) -> Sequence[AttentionSite]:
+        """The network's places of attention, in the order of their calls; none if it does not list them."""
+        return tuple(getattr(self.network, "sites", ()))
+
+    def try_out(self, x: Float[Tensor, "b ..."], ctx: Context) -> None:
+        answer = self.output(x, torch.ones(len(x), device=x.device), ctx)
+        if answer.shape != x.shape:
+            fix = f"model.in_channels={x.shape[1]}" if answer.dim() == x.dim() else "objective=classification"
+            raise UserError(f"a network that answers {tuple(answer.shape)} to {tuple(x.shape)}", "the same shape", fix)
+
+    def __call__(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], ctx: Context, *, state: State,
+                 step: Step | None, attn: AttentionHook | None = None) -> Estimate:
+        x0 = self.parameterization.x0(self.output(x_t, t, ctx, attn), x_t, t, self.degradation)
+        return Estimate(x0, self.degradation.infer(x_t, x0, t, state))

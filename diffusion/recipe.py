@@ -1,0 +1,47 @@
+"""How to sample: sampler, guidance, prior and start, from the YAML of ``sample.py``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from configs import UserError, compose, construct
+from configs.overrides import check_recipe
+from diffusion.priors import Prior
+from samplers.base import Sampler
+from samplers.guidance.base import ConditionTransform, EstimateTransform, Term, list_models
+
+GUIDANCE = (Term, ConditionTransform, EstimateTransform)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to sample: what ``sample.py`` composes, and what a run's ``sampling`` list stands for."""
+
+    sampler: Sampler
+    parts: list[Any] = field(default_factory=list)
+    prior: Prior | None = None
+    start: float = 1.0
+
+    @classmethod
+    def build(cls, cfg: Any, packages: Sequence[str] | None = None) -> "Recipe":
+        """From a config with ``sampler``, ``guidance``, ``prior``, ``start``."""
+        parts = [construct(part, packages=packages, role=GUIDANCE)
+                 for part in (cfg["guidance"] or {}).values()]
+        prior = construct(cfg["prior"], packages=packages, role=Prior) if cfg["prior"] else None
+        sampler = construct(cfg["sampler"], packages=packages, role=Sampler)
+        strange = [part for part in parts if not isinstance(part, GUIDANCE)]
+        if strange:
+            raise UserError(f"guidance: {strange[0]}", "mappings with a _target_, each a guidance part", "guidance=cfg")
+        if type(cfg["start"]) not in (int, float):
+            raise UserError(f"start={cfg['start']}", "a time in (0, 1]", "start=1.0")
+        return cls(sampler, parts, prior, cfg["start"])
+
+    @classmethod
+    def compose(cls, overrides: Sequence[str], packages: Sequence[str] | None = None) -> "Recipe":
+        """From overrides of ``sample.py``, e.g. ``["sampler=ddim", "guidance=cfg"]``."""
+        return cls.build(compose("sample", ["run=none", *check_recipe(overrides)]), packages)
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes that another model in the guidance tells apart, None if there is no such."""
+        return max((partner.classes or 0 for partner in list_models(self.parts)), default=0) or None

@@ -1,0 +1,97 @@
+"""Checkpoints: tensors and plain types only, written atomically, with a checksum in the file's name.
+
+``step-00001000.1f3a9c5e7b20d846.pt`` holds ``{"format", "step", "config", "raw", "ema", "optimizer", "prior",
+"data"}``; the second part of the name starts the SHA-256 of the file. A checkpoint is read with ``weights_only=True``
+and its objects are rebuilt from the config by classes of known roles: a stranger's file can give wrong pictures, never
+run code.
+"""
+
+import hashlib
+import io
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs import UserError
+from diffusion.runs.files import write_whole
+from diffusion.runs.run import FORMAT
+
+log = logging.getLogger(__name__)
+
+
+def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
+    """Write ``content`` as the checkpoint of ``step``; it appears whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "step": step, **content}, buffer)
+    data = buffer.getvalue()
+    path = folder / f"step-{step:08d}.{_checksum(data)}.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, data)
+    for other in folder.glob(f"step-{step:08d}.*.pt"):
+        if other != path:  # a damaged one, or of a run that was begun again
+            other.unlink(missing_ok=True)
+    return path
+
+
+def found(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a folder by step, in order."""
+    names = {path: re.fullmatch(r"step-(\d+)\.\w+\.pt", path.name) for path in sorted(folder.glob("step-*.pt"))}
+    return {int(name[1]): path for path, name in names.items() if name}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU.
+
+    :raises UserError: if it is missing, damaged, of another format, or holds more than tensors and plain types
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}", "a file written by train.py", f"one of the files in {path.parent}")
+    data = path.read_bytes()
+    stamp = path.name.split(".")
+    if len(stamp) == 3 and stamp[1] != _checksum(data):
+        raise UserError(f"{path} is damaged (its checksum is {_checksum(data)})", f"the checksum {stamp[1]}",
+                        "remove it: an earlier checkpoint is used")
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no checkpoint fail in many ways
+        reason = [*str(error).splitlines(), type(error).__name__][0]
+        raise UserError(f"{path} cannot be read: {reason}", "tensors and plain types only",
+                        "use a checkpoint that train.py wrote") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of format {FORMAT}",
+                        "a file written by train.py since version 0.2", "train again, or use the version that wrote it")
+    return content
+
+
+def latest(folder: Path) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole, None if the folder has none; damaged ones are passed over with a warning.
+
+    :raises UserError: if all of them are damaged
+    """
+    problems = []
+    for path in reversed(found(folder).values()):
+        try:
+            return read(path)
+        except UserError as error:
+            log.warning("%s", error)
+            problems.append(error)
+    if problems:
+        raise problems[0]
+    return None
+
+
+def prune(folder: Path, keep: int, milestones: list[int]) -> None:
+    """Remove all but the newest ``keep`` checkpoints and those at the milestone steps, and what a crash left behind."""
+    for leftover in folder.glob(".*.partial"):
+        leftover.unlink(missing_ok=True)
+    files = found(folder)
+    for step in list(files)[:-keep] if keep else []:
+        if step not in milestones:
+            files[step].unlink(missing_ok=True)
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

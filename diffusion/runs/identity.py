@@ -1,0 +1,70 @@
+"""What makes a run what it is, and the name of its folder."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from configs import UserError
+from configs.overrides import group_of, unquote
+from configs.values import drop_keys, hash_plain
+
+IDENTITY = ("data", "space", "model", "condition", "degradation", "prior", "objective", "optimizer", "ema", "batch",
+            "accumulate", "precision", "seed", "augment")
+"""The fields in which two runs must agree to be the same run; everything else may change on the way."""
+PATHS = ("root", "cache", "download")
+"""Arguments of a data set that say where it lies, not what it is."""
+
+
+def extract_identity(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that makes a run what it is."""
+    fields = {key: config.get(key) for key in IDENTITY}
+    if not fields["augment"]:
+        del fields["augment"]  # none, as in a config without the key
+    fields["precision"] = str(fields["precision"])
+    for key in ("data", "degradation"):  # a degradation may name images of another set
+        fields[key] = drop_keys(fields[key] or {}, PATHS)
+    return fields
+
+
+def check_name(name: Any) -> str:
+    """``run.name`` as a folder's name; empty if there is none.
+
+    :raises UserError: for a path, and for what YAML reads as another thing than was typed (``1e3``, ``true``)
+    """
+    if name is None:
+        return ""
+    if isinstance(name, bool | float):
+        raise UserError(f"run.name={name}, which is no word", "the name of a folder", f"""run.name="'{name}'\"""")
+    if str(name) in (".", "..") or "/" in str(name):
+        raise UserError(f"run.name={name}", "the name of a folder, not a path",
+                        f"run.name={Path(str(name)).name or 'first'}, with run.root=FOLDER for another place")
+    return str(name)
+
+
+def name_job(overrides: Sequence[str]) -> str:
+    """The name of a sweep's job: its own overrides of the identity, sorted, e.g. ``optimizer.lr=0.0003,seed=0``. What
+    else the sweep holds, and in which order, makes no difference.
+
+    A value that cannot be part of a folder's name is made so, a path by its last part, and told apart by a hash.
+
+    :param overrides: as Hydra hands them to the job, numbers already normalised
+    """
+    parts = []
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if group_of(key.lstrip("~")) in IDENTITY and key not in ("data.cache", "data.download"):
+            parts.append(f"{key.replace('/', '.')}={_safe(unquote(value))}")
+    name = ",".join(sorted(parts))
+    return name if len(name) <= 120 else f"{name[:111]}-{hash_plain(name, 8)}"
+
+
+def _safe(value: str) -> str:
+    clean = re.sub(r"[^\w.+-]+", "-", value.rsplit("/", 1)[-1], flags=re.ASCII)
+    return clean if clean == value else f"{clean.strip('-')}-{hash_plain(value, 4)}"
+
+
+def hash_identity(mine: dict[str, Any], data: dict[str, Any]) -> str:
+    """A short name for an identity. The last part of the data's path counts, so that two folders of images make two
+    runs, wherever they lie."""
+    return hash_plain([mine, Path(data.get("root") or "").name], 8)

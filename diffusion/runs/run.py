@@ -1,0 +1,162 @@
+"""The run folder: a run's identity. The same command finds the same folder and goes on.
+
+```
+runs/<experiment>/<name, hash of the identity, or, in a sweep, the job's own settings>/
+  config.yaml        the resolved config; `sampling` in it holds the defaults of sample.py
+  environment.json   git revision, versions, device, command of the last start
+  metrics.csv        what was logged
+  accuracy.csv       of a classifier, on held-out images
+  pictures/          samples and restorations at intervals
+  samples/           what sample.py has drawn
+  evaluations/       what evaluate.py has measured, a folder for each protocol
+  checkpoints/       step-00001000.<checksum>.pt
+```
+
+Nothing here imports torch: a run is refused before anything slow is loaded.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
+
+from configs import UserError
+from configs.values import list_differences, to_plain
+from diffusion.runs.environment import describe_environment
+from diffusion.runs.files import write_whole
+from diffusion.runs.identity import check_name, extract_identity, hash_identity, name_job
+
+FORMAT = 2
+"""Of run folders and checkpoints. What this version writes, later versions read."""
+
+
+class Run:
+    """One run folder. As a context it is locked, and one that was made for nothing is removed at the end.
+
+    :param folder: where it is
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self.pictures = folder / "pictures"
+        self.metrics = folder / "metrics.csv"
+        self._lock: IO[str] | None = None
+        self._made: list[Path] = []
+
+    @classmethod
+    def start(cls, cfg: DictConfig, experiment: str | None, job: Sequence[str] | None = None) -> "Run":
+        """The folder of this config, made or found, and locked.
+
+        :param job: the overrides of one job of a sweep, which name its folder; None outside of one
+        :raises UserError: if the folder holds a run with another identity, or one that is being trained right now
+        """
+        record = to_plain(cfg)
+        mine = extract_identity(record)
+        parts = [check_name(cfg.run.name), name_job(job or ())]
+        name = ",".join(part for part in parts if part) or hash_identity(mine, record["data"])
+        run = cls(Path(cfg.run.root) / (experiment or "custom") / name)
+        run._made = [folder for folder in (run.folder, *run.folder.parents) if not folder.exists()]
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            run._take()
+        except OSError as error:
+            raise UserError(f"cannot write to {run.folder}: {error.strerror}", "a folder that can be written",
+                            "run.root=FOLDER") from error
+        if any(run.checkpoints.glob("*.pt")):
+            run._compare(mine)
+        return run
+
+    def record(self, config: dict[str, Any]) -> None:
+        """Write down the resolved config and the environment, once nothing stands in the way of the training."""
+        write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({"format": FORMAT, **config})))
+        write_whole(self.folder / "environment.json", json.dumps(describe_environment(), indent=2))
+
+    def complete(self, max_steps: int) -> int | None:
+        """The step of a checkpoint that leaves nothing to do up to ``max_steps``; None if there is no such checkpoint
+        that is whole, by the checksum in its name."""
+        for path in sorted(self.checkpoints.glob("step-*.*.pt"), reverse=True):
+            step, checksum = path.name.removeprefix("step-").split(".")[:2]
+            if int(step) >= max_steps and hashlib.sha256(path.read_bytes()).hexdigest().startswith(checksum):
+                return int(step)
+        return None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._made and [path.name for path in self.folder.iterdir()] == [".lock"]:
+            (self.folder / ".lock").unlink()
+            with contextlib.suppress(OSError):  # a parent that holds other runs by now
+                for folder in self._made:
+                    folder.rmdir()
+        elif error is not None:
+            error.add_note(f"in {self.folder}")
+        if self._lock:
+            self._lock.close()
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """An existing run.
+
+        :raises UserError: if there is none, naming those that exist nearby
+        """
+        path = Path(folder).expanduser()
+        if not (path / "config.yaml").is_file():
+            inside, near = (sorted(str(p.parent) for p in islice(place.glob("*/config.yaml"), 100))[:5]
+                            for place in (path, path.parent))
+            raise UserError(f"no run in {path}", "a folder that train.py wrote (it holds config.yaml)",
+                            " or ".join(f"run={p}" for p in inside or near) or "python train.py experiment=ddpm_digits")
+        return cls(path)
+
+    @property
+    def root(self) -> Path:
+        """The folder of all runs, ``run.root``."""
+        return self.folder.absolute().parents[1]
+
+    @property
+    def evaluations(self) -> list[Path]:
+        """The ``evaluation.json`` files of this run, the newest last."""
+        return sorted(self.folder.glob("evaluations/*/evaluation.json"), key=lambda path: path.stat().st_mtime)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config of the run as plain data, as it is written: nothing in it is resolved.
+
+        :raises UserError: if the file is none of this version's
+        """
+        path = self.folder / "config.yaml"
+        try:
+            config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        except (OSError, ValueError, YAMLError) as error:
+            raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}", "the file that train.py wrote",
+                            "another run") from error
+        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            raise UserError(f"{path} is not a run of format {FORMAT}", "a run that train.py wrote since version 0.2",
+                            "train again, or use the version that wrote it")
+        return {str(key): value for key, value in config.items()}
+
+    def _take(self) -> None:
+        # The lock lives as long as the process, however that ends.
+        self._lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                raise UserError(f"{self.folder} is being trained by another process", "one process per run",
+                                "wait for it, or give this one another run.name") from None
+
+    def _compare(self, mine: dict[str, Any]) -> None:
+        rows = list_differences(extract_identity(self.config), mine)
+        lines = [f"{key}: {there!r} there, {here!r} here" for key, there, here in rows]
+        if lines:
+            raise UserError(f"{self.folder} holds another run:\n    " + "\n    ".join(lines),
+                            "the same settings, to go on with it", "run.name=ANOTHER_NAME, or undo the difference")

@@ -1,0 +1,310 @@
+"""``sample.py``: pictures from a run."""
+
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from configs import UserError, construct, registry
+from configs.values import drop_keys, require_ints, to_plain
+from diffusion.data.base import Data
+from diffusion.data.files.progress import progress
+from diffusion.data.pixels import to_float
+from diffusion.data.sets.folder import Folder
+from diffusion.loading import load
+from diffusion.model import Model
+from diffusion.pictures import by_class, save_each, save_grid
+from diffusion.recipe import Recipe
+from diffusion.runs import checkpoint
+from diffusion.runs.environment import describe_environment
+from diffusion.runs.memory import peak
+from diffusion.runs.run import Run
+from diffusion.sampling.guides import RunModel
+from diffusion.sampling.inputs import Inputs, held_out, photos, tell
+from diffusion.sampling.manifest import Manifest, Sample, folder_name, words
+from diffusion.sampling.selection import samples
+from diffusion.sampling.trajectory import Trajectory
+from samplers.guidance.base import list_models
+from samplers.protocol import Callback, LoopState
+
+log = logging.getLogger(__name__)
+
+ROW = 16
+"""Restorations that the grid shows, side by side."""
+GRID = 256
+"""Samples that the grid shows at most."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one command draws with.
+
+    :ivar inputs: the images to restore; None for generation
+    """
+
+    cfg: DictConfig
+    model: Model
+    recipe: Recipe
+    inputs: Inputs | None
+
+    @property
+    def title(self) -> str:
+        """The sampler in words: ``Algorithm 2``."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z0-9])", " ", type(self.recipe.sampler).__name__)
+
+    def batch(self, some: Sequence[Sample], callbacks: Sequence[Callback]) -> dict[str, Tensor]:
+        """The images of these samples under ``title``, and what the grid shows with them, by caption."""
+        cfg, model, indices = self.cfg, self.model, [entry["index"] for entry in some]
+        labels = [entry["label"] for entry in some]
+        label = "none" if None in labels else labels
+        if self.inputs is None:
+            return {self.title: model.sample(indices, seed=cfg.seed, label=label, recipe=self.recipe, batch=cfg.batch,
+                                             callbacks=callbacks)}
+        x0 = to_float(self.inputs.images.batch(torch.tensor(indices))[0])
+        x_t, direct, restored = restore(model, self.recipe, x0, indices, seed=cfg.seed, label=label,
+                                        degraded=cfg.input.degraded, batch=cfg.batch, callbacks=callbacks)
+        rows = {"degraded": x_t, "direct estimate": direct, self.title: restored}
+        return rows if cfg.input.degraded else rows | {"original": x0}
+
+
+def sample(cfg: DictConfig) -> Path:
+    """Draw or restore the samples that the config asks for, as far as they are not there yet; gives their folder."""
+    check(cfg)
+    packages = (*registry.trusted(), *cfg.allow)
+    run = Run.open(cfg.run)
+    files = checkpoint.found(run.checkpoints)
+    model = load(cfg.run, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
+    _ = model.restorer  # refuses a classifier
+    files |= checkpoint.found(run.checkpoints)  # a training that goes on writes and removes some
+    recipe, inputs, classes = Recipe.build(cfg, packages), None, None
+    if cfg.input.root or (recipe.prior or model.prior).restores:
+        recipe, inputs = restoring(model, recipe, cfg), to_restore(model, cfg, packages)
+    else:
+        classes = class_names(model, cfg.data.root, packages)
+    recipe.sampler.times(model.degradation, recipe.start)
+    model.start(recipe)
+    asked = samples(model, cfg, inputs, recipe)
+
+    settings: dict[str, Any] = {**to_plain(cfg), "step": model.step}
+    stamp = {"step": model.step, "checksum": files[model.step].name.split(".")[1]}
+    record = {"run": str(cfg.run), "checkpoint": stamp, "sampler": words(settings["sampler"]),
+              "guidance": words(settings["guidance"]), "settings": settings, "environment": describe_environment()}
+    folder = Path(str(cfg.out)) if cfg.out else run.folder / "samples" / folder_name(settings, stamp)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}", "a folder that can be written",
+                        "out=FOLDER") from error
+    draw(Job(cfg, model, recipe, inputs), asked, Manifest(folder, record, cfg.overwrite), classes)
+    log.info("pictures: %s", folder)
+    return folder
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse settings that mean nothing, before any work."""
+    for name, value in (("overwrite", cfg.overwrite), ("animate", cfg.animate), ("input.degraded", cfg.input.degraded)):
+        if not isinstance(value, bool):
+            raise UserError(f"{name}={value}", "true or false", f"{name}=true")
+    numbers = DictConfig({f"animation.{key}": value for key, value in cfg.animation.items()})
+    require_ints(numbers, **{"animation.frames": 2, "animation.count": 1, "animation.fps": 1})
+    if cfg.input.degraded and not cfg.input.root:
+        raise UserError("input.degraded=true without images", "the degraded images", "input=FOLDER")
+
+
+def draw(job: Job, asked: Sequence[Sample], manifest: Manifest, classes: Sequence[str] | None) -> None:
+    """Draw what the folder of the manifest lacks, and the pictures about it. Each batch is saved as it comes: little is
+    in memory, and whatever ends the command, what is done stays done.
+
+    :param asked: the samples that the folder shall hold
+    :param classes: names of the classes
+    """
+    cfg, names = job.cfg, [entry["file"] for entry in asked]
+    film = Trajectory(job.model.space.decode, cfg.animation.frames, cfg.animation.count) if cfg.animate else None
+    shown: dict[str, Any] = {"grid.png": names[:ROW if job.inputs else GRID]}
+    if film:
+        shown["trajectory.webp"] = {"samples": names[:film.count], **to_plain(cfg.animation)}
+    todo = {i for i, entry in enumerate(asked) if cfg.overwrite or not manifest.has(entry)}
+    log.info("samples to draw: %d of %d%s", len(todo), len(asked),
+             "; overwrite=true draws the others again" if len(todo) < len(asked) else "")
+    if not todo and manifest.shows(shown):
+        return
+    # The pictures show more of the first samples than is kept in the files.
+    todo |= set(range(min(len(asked), max(ROW if job.inputs else 0, film.count if film else 0))))
+    order = [asked[i] for i in sorted(todo)]
+    if job.inputs and cfg.input.root:
+        tell(_path(cfg), [entry["source"] for entry in order], job.model.image_shape[1])
+
+    bar, rows = Bar(job.model, job.recipe, len(order), cfg.batch), {}
+    begin = time.monotonic()
+    try:
+        with evaluations(job.model, job.recipe) as counts, peak(job.model.device) as memory:
+            for first in range(0, len(order), cfg.batch):
+                some = order[first:first + cfg.batch]
+                images = job.batch(some, [bar, film] if film else [bar])
+                finite(images[job.title], some)
+                save_each(images[job.title], manifest.folder, [entry["file"] for entry in some])
+                manifest.add(some)
+                if job.inputs and first < ROW:
+                    for caption, row in images.items():
+                        rows.setdefault(caption, []).append(row[:ROW - first].clone())
+        if order:
+            manifest.record["evaluations_per_sample"] = round(counts["own"] / len(order), 2)
+            manifest.record["evaluations_of_other_runs"] = round(counts["others"] / len(order), 2)
+            manifest.record["peak_memory_gb"] = round(memory.bytes / 1e9, 2) if memory.bytes else None
+    except KeyboardInterrupt:
+        log.info("what is done is in %s; the same command goes on", manifest.folder)
+        raise
+    finally:
+        bar.close()
+        manifest.seconds += time.monotonic() - begin
+        manifest.write()
+
+    if job.inputs:
+        heads = [Path(entry["file"]).stem if job.inputs.files else str(entry["index"]) for entry in asked[:ROW]]
+        images, columns = torch.cat([torch.cat(row) for row in rows.values()]), len(heads)
+    else:
+        labels = [entry["label"] for entry in asked[:GRID]]
+        columns, heads = by_class(None if None in labels else labels, classes)
+        images = torch.stack([_load(manifest.folder / name) for name in names[:GRID]])
+    save_grid(images, manifest.folder / "grid.png", columns, rows=list(rows) if job.inputs else (), heads=heads)
+    if film:
+        film.save(manifest.folder / "trajectory.webp", cfg.animation.fps)
+    manifest.pictures |= shown
+    manifest.write()
+
+
+def finite(images: Tensor, some: Sequence[Sample]) -> None:
+    """Refuse images that are not numbers: as a file, they would be black.
+
+    :raises UserError: naming the first
+    """
+    bad = (~images.isfinite()).flatten(1).any(dim=1).nonzero()
+    if len(bad):
+        raise UserError(f"sample {some[int(bad[0])]['index']} has values that are not finite numbers", "a finite image",
+                        "a smaller guidance scale, guidance=clip, or another checkpoint: step=...")
+
+
+def _load(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        pixels = torch.from_numpy(np.array(image))
+    return to_float(pixels.movedim(-1, 0) if pixels.ndim == 3 else pixels[None])
+
+
+@contextmanager
+def evaluations(model: Model, recipe: Recipe) -> Iterator[Counter[str]]:
+    """Counts: how many images the network (``own``), and those of other runs that guide it (``others``), have seen in
+    the meantime."""
+    counts: Counter[str] = Counter()
+
+    def watch(net: nn.Module, whose: str) -> RemovableHandle:
+        return net.register_forward_pre_hook(lambda net, inputs: counts.update({whose: len(inputs[0])}))
+
+    others = [partner.model for partner in list_models(recipe.parts) if isinstance(partner, RunModel)]
+    hooks = [watch(model.weights.net, "own"), *(watch(other.weights.net, "others") for other in others)]
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Bar(Callback):
+    """A sign of life for the person who waits, counting steps over all batches."""
+
+    def __init__(self, model: Model, recipe: Recipe, samples: int, batch: int):
+        steps = len(recipe.sampler.times(model.degradation, recipe.start)) - 1
+        total = steps * -(-samples // batch)
+        self._ticks = progress(range(total), total, "sampling")
+
+    def after(self, frame: LoopState) -> None:
+        next(self._ticks, None)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        for _ in self._ticks:
+            pass
+
+
+class First(Callback):
+    """Notes what the first step of each batch saw and answered.
+
+    :ivar x_T: the degraded images
+    :ivar x0: the direct estimates
+    """
+
+    def __init__(self):
+        self.x_T: list[Tensor] = []
+        self.x0: list[Tensor] = []
+
+    def after(self, frame: LoopState) -> None:
+        if frame.step.i == 0 and frame.estimate is not None:
+            self.x_T.append(frame.x_t)
+            self.x0.append(frame.estimate.x0)
+
+
+def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *, seed: int = 0, label: Any = None,
+            degraded: bool = False, batch: int = 64,
+            callbacks: Sequence[Callback] = ()) -> tuple[Tensor, Tensor, Tensor]:
+    """``(x_T, R(x_T, T), restored)`` of these images in [-1, 1], on the CPU."""
+    first = First()
+    restored = model.sample(indices, seed=seed, label=label, recipe=recipe, images=x0, degraded=degraded, batch=batch,
+                            callbacks=[first, *callbacks])
+    x_T, direct = (torch.cat([model.space.decode(x).cpu() for x in part]) for part in (first.x_T, first.x0))
+    return x_T, direct, restored
+
+
+def restoring(model: Model, recipe: Recipe, cfg: DictConfig) -> Recipe:
+    """The recipe with a prior that degrades given images, starting from ``input.t``."""
+    if recipe.prior is not None and not recipe.prior.restores:
+        raise UserError(f"images to restore, and the prior {type(recipe.prior).__name__}, which needs none",
+                        "a prior that degrades them", "prior=degraded, or drop input=")
+    if type(cfg.input.t) not in (int, float) or not 0 < cfg.input.t <= 1:
+        raise UserError(f"input.t={cfg.input.t}", "a time in (0, 1]", "input.t=0.5, or start=0.5")
+    if not (recipe.prior or model.prior).restores:
+        recipe = replace(recipe, prior=registry.build("prior", "degraded"))
+    return replace(recipe, start=cfg.input.t)
+
+
+def to_restore(model: Model, cfg: DictConfig, packages: Sequence[str]) -> Inputs:
+    """The images of ``input.root``, else the held-out ones of the run's data."""
+    if not cfg.input.root:
+        return held_out(data_of(model, cfg.data.root, packages))
+    channels, size, _ = model.image_shape
+    return photos(_path(cfg), size, channels)
+
+
+def _path(cfg: DictConfig) -> Path:
+    return Path(str(cfg.input.root)).expanduser()
+
+
+def data_of(model: Model, root: str | None, packages: Sequence[str]) -> Data:
+    """The data set of a run.
+
+    :param root: where it lies now; None is where it lay
+    :param packages: whose classes the run's config may name
+    """
+    # A stranger's config may say what to read, not what to write or to fetch.
+    config = drop_keys(model.config["data"], ("cache", "download"))
+    return construct(config | ({"root": root} if root else {}), packages=packages, role=Data)
+
+
+def class_names(model: Model, root: str | None, packages: Sequence[str]) -> list[str] | None:
+    """The names of the classes, if the data set knows them without reading its images; arguments as :func:`data_of`."""
+    config = model.config["data"]
+    if model.num_classes is None or issubclass(registry.locate(config["_target_"], packages, Data), Folder):
+        return None
+    with suppress(UserError):  # the data need not be there
+        return data_of(model, root, packages).class_names
+    return None

@@ -1,0 +1,111 @@
+"""The images that are restored: somebody's photos, or the held-out images of a run."""
+
+import itertools
+import logging
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from configs import UserError
+from diffusion.data.base import Data, ImageSet
+from diffusion.data.files.archive import opened
+from diffusion.data.files.decode import Decoder
+from diffusion.data.sets.folder import Folder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Images to restore, brought to the size of the run.
+
+    :ivar images: the images, with their classes where these are known
+    :ivar sources: the name of each one's file, if it has one
+    :ivar files: the name under which each one's restoration is saved; None goes by the index
+    """
+
+    images: ImageSet
+    sources: list[str] | None = None
+    files: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def held_out(data: Data) -> Inputs:
+    """The test split of a data set."""
+    return Inputs(data.split("test"), data.files("test") if isinstance(data, Folder) else None)
+
+
+def photos(root: Path, size: int, channels: int) -> Inputs:
+    """The image file at ``root``, or the images in the folder or zip, sorted by their names.
+
+    :param size: height and width to bring them to, in pixels
+    :param channels: 1 (grey) or 3 (RGB)
+    :raises UserError: there is nothing, or no readable image
+    """
+    if single(root):
+        names, images = [root.name], _image(root, size, channels)
+    else:
+        try:
+            folder = Folder(root, size, channels, held_out=0.0, labels=False)
+            # Folders train and test mean nothing here: all images are taken.
+            names, images = folder.index.names, ImageSet(folder.load("train").pixels)
+        except UserError as error:
+            raise UserError(error.got, error.wanted, error.fix.replace("data.root=", "input=")) from error
+    return Inputs(images, names, flat(names))
+
+
+def single(root: Path) -> bool:
+    """Whether this is one file, and no archive of several."""
+    return root.is_file() and not zipfile.is_zipfile(root)
+
+
+def _image(path: Path, size: int, channels: int) -> ImageSet:
+    try:
+        pixels = Decoder(size, channels, crop=1.0, resample="bilinear")(path.read_bytes())
+    # Pillow's readers raise whatever comes up in them.
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as an image ({type(error).__name__})",
+                        "an image, or a folder or .zip file of images", f"input={path.parent}") from error
+    return ImageSet(torch.tensor(pixels)[None])
+
+
+def flat(names: Sequence[str]) -> list[str]:
+    """A PNG file name for each photo: folders become part of it, and what would collide gets a number. A name depends
+    on all photos that come before, so it is the same whichever of them are asked for."""
+    taken = {"grid"}
+    files = []
+    for name in names:
+        stem = str(Path(name).with_suffix("")).replace("/", "_")
+        free = next(s for s in itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
+                    if s.casefold() not in taken)
+        taken.add(free.casefold())
+        files.append(f"{free}.png")
+    return files
+
+
+def tell(root: Path, names: Sequence[str], size: int) -> None:
+    """Say how many of these photos are changed by being brought to a square of ``size``.
+
+    :param root: where the photos come from, as for :func:`photos`
+    """
+    if single(root):
+        shapes = [_shape(root)]
+    else:
+        with opened(root) as archive:
+            shapes = [_shape(BytesIO(archive.read(name))) for name in names]
+    cropped, resized = sum(w != h for w, h in shapes), sum(min(shape) != size for shape in shapes)
+    if cropped or resized:
+        log.info("photos: %d; cropped to the central square: %d; resized to the run's %d x %d pixels: %d", len(shapes),
+                 cropped, size, size, resized)
+
+
+def _shape(file: Path | BytesIO) -> tuple[int, int]:
+    with Image.open(file) as image:
+        return image.size

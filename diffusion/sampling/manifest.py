@@ -1,0 +1,117 @@
+"""``manifest.json``: how the samples in a folder were made, and a line for each of them."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from configs import UserError
+from configs.values import hash_plain, list_differences
+from diffusion.runs.files import write_whole
+
+FREE = ("run", "out", "batch", "device", "data", "samples", "label", "allow", "overwrite", "animate", "animation")
+"""Settings of ``sample.py`` in which samples of one folder may differ: they say which ones, or where, or how fast."""
+COSTS = ("evaluations_per_sample", "evaluations_of_other_runs", "peak_memory_gb")
+"""What a record says of the drawing; a command that draws nothing leaves it as it is."""
+SECONDS_BETWEEN_WRITES = 10.0
+
+Sample = dict[str, Any]
+"""``file``, ``index``, ``label`` and ``seed``; of a restoration also ``source``, the photo's name, and ``pixels``, a
+hash of what was restored."""
+
+
+def fixed(settings: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for all samples of a folder: settings without the free ones and the input's place."""
+    kept = {key: value for key, value in settings.items() if key not in FREE}
+    return kept | {"input": {key: value for key, value in kept["input"].items() if key != "root"}}
+
+
+def folder_name(settings: dict[str, Any], checkpoint: dict[str, Any]) -> str:
+    """Name of the folder of a set of samples: readable, and different for different settings or checkpoints."""
+    asked = [fixed(settings), settings["label"], settings["input"]["root"], checkpoint]
+    return f"{settings['sampler']['_target_'].split('.')[-1].lower()}-seed{settings['seed']}-{hash_plain(asked, 6)}"
+
+
+def words(node: dict[str, Any] | None) -> str:
+    """A composed config in short: ``DDIM (grid Uniform, num_steps 50, eta 0.0)``; parts without a name are listed, what
+    is null is left out."""
+    if not node:
+        return "none"
+    parts = {key: words(value) if isinstance(value, dict) else value for key, value in node.items()
+             if value is not None}
+    name = str(parts.pop("_target_", "")).split(".")[-1]
+    if not name:
+        return ", ".join(map(str, parts.values()))
+    return f"{name} ({', '.join(f'{key} {value}' for key, value in parts.items())})" if parts else name
+
+
+class Manifest:
+    """The record of a folder of samples. What another command with the same settings has put there stays; a sample of
+    the same file name is replaced.
+
+    :param folder: of the samples
+    :param record: what is true of all samples; ``settings`` and ``checkpoint`` must be those of the samples that are
+        there already
+    :param overwrite: throw away samples that were made otherwise
+    :raises UserError: samples are there that were made otherwise
+    :ivar seconds: time that the drawing took, of all commands together
+    :ivar pictures: what the grid and the animation show, by file name
+    """
+
+    def __init__(self, folder: Path, record: dict[str, Any], overwrite: bool = False):
+        self.folder = folder
+        self.path = folder / "manifest.json"
+        there = self._read()
+        there = there if there.get("samples") else {}
+        made, mine = ({"checkpoint": r["checkpoint"], **fixed(r["settings"])} for r in (there or record, record))
+        lines = [f"{key}: {before!r} there, {now!r} here" for key, before, now in list_differences(made, mine)]
+        if lines and not overwrite:
+            raise UserError(f"{folder} holds other samples:\n    " + "\n    ".join(lines),
+                            "the same settings, to add to them",
+                            "another out=FOLDER, or overwrite=true to replace them")
+        if lines:
+            for file in ["manifest.json", *there["pictures"], *(sample["file"] for sample in there["samples"])]:
+                (folder / Path(file).name).unlink(missing_ok=True)
+            there = {}
+        self.record = {key: there[key] for key in COSTS if key in there} | record
+        self.samples: dict[str, Sample] = {sample["file"]: sample for sample in there.get("samples", ())}
+        self.seconds: float = there.get("seconds", 0.0)
+        self.pictures: dict[str, Any] = there.get("pictures", {})
+        self._mine: dict[str, Sample] = {}
+        self._written = time.monotonic()
+
+    def has(self, sample: Sample) -> bool:
+        """Whether this very sample is there, and its file."""
+        return self.samples.get(sample["file"]) == sample and (self.folder / sample["file"]).is_file()
+
+    def shows(self, pictures: dict[str, Any]) -> bool:
+        """Whether these pictures are there, and their files."""
+        return pictures.items() <= self.pictures.items() and all((self.folder / name).is_file() for name in pictures)
+
+    def add(self, samples: Sequence[Sample]) -> None:
+        """Samples whose files have been written; the manifest itself is only now and then."""
+        self._mine |= {sample["file"]: sample for sample in samples}
+        if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
+            self.write()
+
+    def write(self) -> None:
+        """Write the file, with what other commands may have added to it meanwhile."""
+        there = {sample["file"]: sample for sample in self._read().get("samples", ())}
+        self.samples = dict(sorted((there | self._mine).items(), key=lambda item: (item[1]["index"], item[0])))
+        head = json.dumps(self.record | {"seconds": round(self.seconds, 3), "pictures": self.pictures}, indent=2)
+        lines = ",\n    ".join(map(json.dumps, self.samples.values()))
+        write_whole(self.path, f'{head[:-2]},\n  "samples": [\n    {lines}\n  ]\n}}\n')
+        self._written = time.monotonic()
+
+    def _read(self) -> dict[str, Any]:
+        if not self.path.is_file():
+            return {}
+        try:
+            there = json.loads(self.path.read_bytes())
+            if {"settings", "checkpoint", "samples", "pictures"} <= set(there):
+                return there
+        except (ValueError, TypeError):
+            pass
+        raise UserError(f"{self.path} was not written by this version of sample.py",
+                        "a folder of its samples, or a new one", "out=ANOTHER_FOLDER")

@@ -1,0 +1,34 @@
+"""Spaces: where the degradation happens. The trainer and the samplers do not know which."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from configs import UserError
+from degradations.base import Degradation
+
+
+class Space:
+    """``encode`` images in [-1, 1] to where the model works, ``decode`` back; both differentiable.
+
+    :cvar pixels: whether the space is the image itself
+    """
+
+    pixels: bool = False
+
+    def encode(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
+        raise NotImplementedError
+
+    def decode(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b c h w"]:
+        raise NotImplementedError
+
+    def shape(self, image: Sequence[int]) -> tuple[int, ...]:
+        """Shape of one encoded image (C, H, W)."""
+        raise NotImplementedError
+
+    def check(self, degradation: Degradation) -> None:
+        """Refuse a degradation that means pixels in a space that has none."""
+        if degradation.pixels and not self.pixels:
+            raise UserError(f"degradation {type(degradation).__name__} in the space {type(self).__name__}",
+                            "pixels, which this operator means", "space=pixel")

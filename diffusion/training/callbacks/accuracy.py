@@ -1,0 +1,56 @@
+"""How many held-out images a classifier gets right."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from diffusion.data.base import ImageSet
+from diffusion.data.pixels import to_float
+from diffusion.training.callbacks.base import StepCallback, due
+from diffusion.training.callbacks.log import append, rewind
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from diffusion.model import Model
+    from diffusion.training.module import Training
+
+log = logging.getLogger(__name__)
+
+
+class Accuracy(StepCallback):
+    """Every ``every`` steps: the share of the held-out images, clean, that the averaged weights put into their class; a
+    row of ``accuracy.csv``, the loggers, a line.
+
+    :param every: steps between two rows, None for the end only
+    """
+
+    held_out: ImageSet
+
+    def __init__(self, every: int | None = 1000):
+        self.every = every
+
+    def start(self, trainer: "Trainer", training: "Training") -> None:
+        _ = training.model.classifier  # refuses a restorer
+        self._file = self.run.folder / "accuracy.csv"
+        if trainer.is_global_zero:
+            rewind(self._file, training.step)
+
+    def step(self, trainer: "Trainer", training: "Training") -> None:
+        if not due(training.step, self.every, training.max_steps) or not trainer.is_global_zero:
+            return
+        with training.averaged() as model:
+            share = accuracy(model, self.held_out)
+        append(self._file, {"step": training.step, "accuracy": share})
+        for logger in trainer.loggers:
+            logger.log_metrics({"test/accuracy": share}, step=training.step)
+        log.info("step %d/%d  %.2f%% of %d held-out images right", training.step, training.max_steps, 100 * share,
+                 len(self.held_out))
+
+
+def accuracy(model: "Model", images: ImageSet) -> float:
+    """The share of the images that the model puts into their class."""
+    right = 0
+    for pixels, labels in images.chunks():
+        assert labels is not None
+        right += int((model.classify(to_float(pixels)).logits.argmax(1) == labels.cpu()).sum())
+    return right / len(images)

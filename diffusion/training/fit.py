@@ -1,0 +1,159 @@
+"""Build everything that a config names and train it."""
+
+import logging
+import re
+import sys
+import warnings
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from configs import UserError, construct
+from configs.cli import job
+from configs.overrides import drop_label_guidance
+from configs.values import to_plain
+from diffusion.data.base import Data
+from diffusion.model import Model
+from diffusion.runs.identity import extract_identity, hash_identity
+from diffusion.runs.run import Run
+from diffusion.training.callbacks.checkpoint import Checkpoint
+from diffusion.training.module import Training
+from models.blocks import recompute
+
+log = logging.getLogger(__name__)
+
+
+def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
+    """Train from scratch, or from the content of a checkpoint, up to ``max_steps``.
+
+    Ends the process with 128 + the signal's number when a signal stopped the training.
+    """
+    data: Data = construct(cfg.data)
+    images, held_out = data.split("train"), data.split("test")
+    log.info("data: %d training and %d held-out images of %d px%s", len(images), len(held_out), data.size,
+             f", {data.classes} classes" if data.classes else "")
+    config = with_classes(to_plain(cfg), data.classes)
+    model = Model(config)
+    training = Training(model, images, data.flip, construct(cfg.optimizer),
+                        fingerprint=data.fingerprint() + model.degradation.fingerprint(), batch=cfg.batch,
+                        accumulate=cfg.accumulate, max_steps=cfg.max_steps, seed=cfg.seed, decay=cfg.ema)
+    count = sum(p.numel() for p in model.weights.parameters())
+    log.info("model: %.2f million parameters", count / 1e6)
+    if content is not None:
+        if content["data"] != training.fingerprint:
+            raise UserError(f"the images are not those with which {run.folder} was begun", "the same data sets",
+                            "data.root=WHERE_THEY_WERE, or run.name=ANOTHER_NAME to begin anew")
+        training.restore(content)
+        log.info("resuming at step %d", training.step)
+    if not model.prior.fitted:
+        log.info("prior: fitted to %d images", min(model.prior.count, len(images)))
+        model.fit_prior(images)
+    model.try_out()
+    if cfg.trainer.gradient_checkpointing:
+        recompute(model.weights.net)
+    if cfg.trainer.compile:
+        model.weights.net.compile()
+    # A file such as debug=fast may speak of callbacks that this run does not have: those are no objects.
+    made = (construct(cfg.get("callbacks")) or {}).values()
+    callbacks: list[Any] = [callback for callback in made if isinstance(callback, L.Callback)]
+    if not any(isinstance(callback, Checkpoint) for callback in callbacks):
+        raise UserError("callbacks without one that saves checkpoints: the training would be lost",
+                        "diffusion.training.callbacks.checkpoint.Checkpoint among them",
+                        "callbacks=default; callbacks.checkpoint.every=0 saves at the end only")
+    for callback in callbacks:
+        callback.run, callback.held_out = run, held_out
+    trainer = lightning_trainer(cfg, run, training, callbacks)
+    if trainer.is_global_zero:
+        run.record({**to_plain(cfg), "sampling": config["sampling"]})
+    trainer.fit(training)
+    asked = next((c.asked for c in callbacks if isinstance(c, Checkpoint) and c.asked is not None), None)
+    if asked is not None:
+        sys.exit(128 + asked)
+    if training.step >= cfg.max_steps:
+        sample = f"\nsample: python sample.py run={run.folder}" if model.restores else ""
+        log.info("done: step %d%s", training.step, sample)
+
+
+def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: list[Any]) -> L.Trainer:
+    """Lightning for loops, devices and processes; what we do ourselves is switched off.
+
+    :raises UserError: if the machine has not what ``trainer`` asks for, or for several processes in a sweep
+    """
+    quiet()
+    try:
+        trainer = L.Trainer(
+            accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, strategy=cfg.trainer.strategy,
+            plugins=environment(), max_epochs=-1, max_steps=cfg.max_steps - training.step,
+            accumulate_grad_batches=cfg.accumulate, gradient_clip_val=training.recipe.clip, callbacks=callbacks,
+            logger=loggers(cfg, run, training.step), enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
+            default_root_dir=run.folder)
+    except (ValueError, MisconfigurationException) as error:
+        raise UserError(f"trainer={to_plain(cfg.trainer)}: {error}", "devices that this machine has",
+                        "trainer=auto trainer.devices=1") from error
+    if trainer.world_size > 1 and job() is not None:
+        # Lightning's further processes repeat the command, which is the whole sweep.
+        raise UserError(f"a sweep of runs on {trainer.world_size} devices each", "one device for each run",
+                        "trainer.devices=1, or one command for each run")
+    return trainer
+
+
+def with_classes(config: dict[str, Any], classes: int | None) -> dict[str, Any]:
+    """The config with the number of classes of the data filled in where it was left open. For images without classes
+    the label is left out, and the guidance by it: any experiment trains on any images, but for a classifier's.
+
+    :raises UserError: for a classifier of images without classes, or of fewer classes than there are
+    """
+    model = config["model"]
+    if "classes" in model:
+        if classes is None:
+            raise UserError("a classifier of images without classes", "images with classes",
+                            "a folder of images for each class, or data=digits")
+        if model["classes"] is None:
+            model["classes"] = classes
+        if model["classes"] < classes:
+            raise UserError(f"model.classes={model['classes']} for images of {classes} classes",
+                            "as many as there are", f"model.classes={classes}")
+    signals = config["condition"].get("signals", {})
+    if "label" in signals and classes is None:
+        log.info("the images have no classes: the condition is left without its label")
+        del signals["label"]
+    elif "label" in signals and signals["label"]["num_classes"] is None:
+        signals["label"]["num_classes"] = classes
+    config["sampling"] = drop_label_guidance(config["sampling"], config["condition"])
+    return config
+
+
+def loggers(cfg: DictConfig, run: Run, step: int) -> list[Any]:
+    """Lightning's loggers beside the CSV file; they write into the run folder and keep one identity over restarts.
+
+    :param step: from which the training goes on
+    """
+    made, config = [], to_plain(cfg)
+    for name, node in (config.get("logger") or {}).items():
+        place: dict[str, Any] = {"save_dir": str(run.folder), "name": "/".join(run.folder.parts[-2:])}
+        if name == "wandb":
+            word = re.sub(r"[^\w.=-]", "-", run.folder.name)[:100]  # the service allows few signs, 128 in all
+            place |= {"id": f"{word}-{hash_identity(extract_identity(config), config['data'])}", "resume": "allow"}
+        if name == "tensorboard":
+            # What a killed process logged beyond its checkpoint is logged again.
+            place |= {"name": "", "version": "tensorboard", "purge_step": step + 1}
+        made.append(construct({**node, **place}))
+        made[-1].log_hyperparams(config)
+    return made
+
+
+def environment() -> list[Any]:
+    """Under SLURM, Lightning's view of the job without its own requeueing: our signal handlers save and stop."""
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+def quiet() -> None:
+    """Lightning's advertisements and its worries about loaders that we do not use."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")

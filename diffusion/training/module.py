@@ -1,0 +1,135 @@
+"""The training loop as Lightning sees it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from degradations.randomness import BatchStream, key
+from diffusion.data.base import ImageSet
+from diffusion.data.loader import Batch, Batches
+from diffusion.data.pixels import to_float
+from diffusion.model import Model
+from diffusion.objectives.base import Losses
+from diffusion.training.ema import EMA
+from diffusion.training.optimization import AdamW
+
+BINS = 5
+"""Equal parts of (0, 1] for which the loss is logged apart."""
+
+
+class Training(L.LightningModule):
+    """Optimizes a :class:`diffusion.model.Model` and keeps the average of its weights.
+
+    Steps are counted here, over the whole life of the run; Lightning counts those of this process. Everything random
+    is keyed by this count, so a run that was killed goes on as if nothing had happened. So does its log: ``tally``
+    holds the sum of the losses since the last row, and their number, by time and over all ranks.
+
+    :param model: what is trained
+    :param images: the training split
+    :param flip: mirror half of the images
+    :param optimizer: algorithm and learning rate
+    :param fingerprint: of the data, noted in the checkpoints
+    :param batch: images per optimizer step
+    :param accumulate: parts in which the batch is computed
+    :param max_steps: optimizer steps of the whole run
+    :param seed: seed of the run
+    :param decay: of the weights' average
+    """
+
+    def __init__(self, model: Model, images: ImageSet, flip: bool, optimizer: AdamW, *, fingerprint: str, batch: int,
+                 accumulate: int, max_steps: int, seed: int, decay: float):
+        super().__init__()
+        self.fingerprint = fingerprint
+        self.model, self.images, self.flip, self.recipe = model, images, flip, optimizer
+        self.batch, self.accumulate, self.max_steps, self.seed = batch, accumulate, max_steps, seed
+        self.weights = model.weights
+        self.ema = EMA(model.weights, decay)
+        self.step = 0
+        self.tally = torch.zeros(2, BINS, dtype=torch.float64)
+        self._parts: list[Tensor] = []
+        self._optimizer_state: dict[str, Any] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {"raw": self.weights.state_dict(), "ema": self.ema.model.state_dict(),
+                "optimizer": self._optimizer().state_dict(), "config": self.model.config,
+                "prior": self.model.prior.state(), "data": self.fingerprint, "tally": self.tally}
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.weights.load_state_dict(content["raw"])
+        self.ema.model.load_state_dict(content["ema"])
+        self.model.prior.restore(content["prior"])
+        self.step, self._optimizer_state = content["step"], content["optimizer"]
+        self.tally = content.get("tally", self.tally)
+
+    @contextmanager
+    def averaged(self) -> Iterator[Model]:
+        """The model with the average of its weights, not in training; what was there comes back afterwards."""
+        weights = self.weights
+        current = {name: value.clone() for name, value in weights.state_dict().items()}
+        weights.load_state_dict(self.ema.model.state_dict())
+        weights.eval()
+        try:
+            yield self.model
+        finally:
+            weights.load_state_dict(current)
+            weights.train()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.recipe.build(self.weights.parameters())
+
+    def train_dataloader(self) -> Batches:
+        # Endless and positioned by our own step: Lightning's way of resuming would start the epoch again.
+        return Batches(self.images.to(self.device), self.seed, self.batch, self.flip, self.step, self.global_rank,
+                       self.trainer.world_size, self.accumulate)
+
+    def on_train_start(self) -> None:
+        if self._optimizer_state is not None:
+            self._optimizer().load_state_dict(self._optimizer_state)
+            self._optimizer_state = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # The global generator is the networks' dropout: the one draw that depends on the rank.
+        torch.manual_seed(key(self.seed, "dropout", batch.step, batch.part, self.global_rank) % 2**63)
+        rng = BatchStream(self.seed, batch.step, batch.rows, batch.total, self.device)
+        images, encoder = to_float(batch.images.to(self.device)), self.weights.encoder
+        condition = {name: raw.to(self.device) for name, raw in batch.condition.items()}
+        if self.model.augment is not None:
+            images, condition["augment"] = self.model.augment(images, self.seed, batch.positions)
+        losses = self.model.objective(self.model.evaluator.output, encoder, self.model.degradation,
+                                      self.model.space.encode(images), condition, rng)
+        self._parts.append(tally(losses))
+        return losses.values.mean()
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any,
+                       optimizer_closure: Callable[[], Any] | None = None) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.recipe.rate(self.step, self.max_steps)
+        optimizer.step(closure=optimizer_closure)
+        ours = torch.stack(self._parts).sum(0)
+        self._parts.clear()
+        # Over the ranks at every step, so that the one that saves knows the whole. Gathering does not wait for the GPU.
+        self.tally = self.tally.to(self.device) + torch.as_tensor(self.all_gather(ours)).view(-1, *ours.shape).sum(0)
+        self.step += 1
+        self.ema.update(self.weights, self.step)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+
+
+def tally(losses: Losses) -> Float64[Tensor, "2 bins"]:
+    """Sum and number of the losses by time, in the parts ``(k / BINS, (k + 1) / BINS]``: levels divide evenly."""
+    place = ((losses.t * BINS).ceil().long() - 1).clamp(0, BINS - 1)
+    values = torch.stack([losses.values.detach().double(), torch.ones_like(losses.t, dtype=torch.float64)])
+    return values.new_zeros(2, BINS).index_add(1, place, values)

@@ -1,0 +1,72 @@
+"""What the loop, the restorers and those who watch agree on."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from degradations.base import Estimate, State
+from degradations.randomness import Streams
+from models.attention import AttentionHook
+from models.conditioning import Context
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the loop, from time ``t`` to ``s``; the loop makes it, everybody reads it.
+
+    :ivar i: index of the step, 0 .. n - 1
+    :ivar n: number of steps
+    :ivar t: time of x_t
+    :ivar s: time of x_s
+    :ivar streams: random numbers of this step, per sample
+    :ivar memory: what a method must remember during one run; empty at the start of each run
+    """
+
+    i: int
+    n: int
+    t: float
+    s: float
+    streams: Streams
+    memory: dict[Any, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Restorer(Protocol):
+    """``restorer(x_t, t, ctx, *, state, step, attn) -> Estimate``: what was the clean image, and which state.
+
+    A network with a parameterization is one, and so is guidance around one. It knows nothing about samplers, draws
+    only from ``step.streams``, and lets gradients with respect to ``x_t`` flow.
+    """
+
+    def __call__(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], ctx: Context, *, state: State,
+                 step: Step | None, attn: AttentionHook | None = None) -> Estimate: ...
+
+
+@dataclass
+class LoopState:
+    """What one step of the loop knows. A callback may replace ``x_t``, ``ctx`` (in ``before``) and ``x_s`` (in
+    ``after``)."""
+
+    step: Step
+    x_t: Tensor
+    ctx: Context
+    state: State
+    estimate: Estimate | None = None
+    x_s: Tensor | None = None
+
+
+class Callback:
+    """A look into, or a hand in, the loop.
+
+    :cvar needs_grad: run the restorer with gradients, ``frame.x_t`` a leaf, so that ``after`` can differentiate
+    """
+
+    needs_grad: bool = False
+
+    def before(self, frame: LoopState) -> None:
+        """Called before the restorer."""
+
+    def after(self, frame: LoopState) -> None:
+        """Called after the move."""
