@@ -28,17 +28,17 @@ class Animorph(Affine):
     """``x_t = alpha_t x0 + sigma_t z`` with z an image of another set: people become animals.
 
     :param schedule: ``t -> (alpha, sigma)``, in the paper that of noise
-    :param others: where z is drawn from
+    :param target_set: where z is drawn from
     """
 
     pixels = True
 
-    def __init__(self, schedule: Schedule, others: Images):
+    def __init__(self, schedule: Schedule, target_set: Images):
         super().__init__(schedule)
-        self.others = others
+        self.target_set = target_set
 
     def draw(self, shape: Sequence[int], rng: Draws) -> State:
-        return State(z=self.others(shape, rng))
+        return State(z=self.target_set(shape, rng))
 
     def fingerprint(self) -> str:
-        return self.others.fingerprint()
+        return self.target_set.fingerprint()

@@ -39,7 +39,7 @@ class Kernels:
         raise NotImplementedError
 
 
-class Constant(Kernels):
+class ConstantKernels(Kernels):
     """``s_i = std`` (the code's ``Constant``, ``Constant_reflect``)."""
 
     def __init__(self, size: int = 11, std: float = 7.0):
@@ -50,7 +50,7 @@ class Constant(Kernels):
         return self._std
 
 
-class Linear(Kernels):
+class LinearKernels(Kernels):
     """``s_i = start + slope i``: ``Incremental`` is start = slope = std, ``Special_6_routine`` 0.35 and 0.01."""
 
     def __init__(self, size: int = 11, start: float = 0.35, slope: float = 0.01):
@@ -61,7 +61,7 @@ class Linear(Kernels):
         return self._start + self._slope * i
 
 
-class Exponential(Kernels):
+class ExponentialKernels(Kernels):
     """``s_i = exp(rate i)`` (the code's ``Exponential``, ``Exponential_reflect``)."""
 
     def __init__(self, size: int = 15, rate: float = 0.01):
@@ -72,7 +72,7 @@ class Exponential(Kernels):
         return exp(self._rate * i)
 
 
-class Individual(Kernels):
+class IndividualKernels(Kernels):
     """One blur of size ``2i + 1`` and std ``2 (2i + 1)`` per level, not composed (``Individual_Incremental``)."""
 
     composed = False

@@ -36,19 +36,19 @@ class Desaturate(Degradation):
 
     def degrade(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b c h w"]:
         mean = x0.mean(dim=1, keepdim=True)
-        return torch.lerp(mean, x0, like(self.colour(t).to(x0.dtype), x0))
+        return torch.lerp(mean, x0, like(self.color(t).to(x0.dtype), x0))
 
     def difference(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], s: Float[Tensor, " b"],
                    state: State) -> Float[Tensor, "b c h w"]:
         """``(g_s - g_t) (x - mean(x))``, the shares subtracted in float64."""
-        grow = like((self.colour(s) - self.colour(t)).to(x0.dtype), x0)
+        grow = like((self.color(s) - self.color(t)).to(x0.dtype), x0)
         return grow * (x0 - x0.mean(dim=1, keepdim=True))
 
     def response(self, x0: Float[Tensor, "b c h w"], dx: Float[Tensor, "b c h w"], t: Float[Tensor, " b"],
                  state: State) -> Float[Tensor, "b c h w"]:
         return self.forward(dx, t, state)
 
-    def colour(self, t: Float[Tensor, " b"]) -> Float64[Tensor, " b"]:
+    def color(self, t: Float[Tensor, " b"]) -> Float64[Tensor, " b"]:
         """``g_t``, the share of the colour that is left."""
         below, share = level(t, self.levels)
         k = below + share

@@ -70,7 +70,7 @@ def _tables(schedule: Discrete, device: str) -> tuple[Tensor, Tensor, Tensor]:
     return alpha.to(device), sigma.to(device), torch.atan2(sigma, alpha).to(device)
 
 
-class Straight(Schedule):
+class RectifiedSchedule(Schedule):
     """``alpha = 1 - t, sigma = t``: each image goes to its noise on a straight line (Lipman et al. 2023, arXiv
     2210.02747; Liu et al. 2023, arXiv 2209.03003). Its end is pure noise: ``parameterization`` flow, v or x0."""
 
@@ -81,7 +81,7 @@ class Straight(Schedule):
         return 1 / (1 + 1 / ratio)
 
 
-class Additive(Schedule):
+class AdditiveSchedule(Schedule):
     """``alpha = 1, sigma = std t``: noise is added and nothing taken away, for a part of a composition.
 
     :param std: of the noise at t = 1
@@ -108,7 +108,7 @@ def _some(levels: int) -> None:
         raise UserError(f"a schedule of {levels} levels", "at least 1", "degradation.schedule.levels=1000")
 
 
-class Linear(Discrete):
+class LinearSchedule(Discrete):
     """``beta`` linear from ``start`` to ``end`` (Ho et al. 2020, section 4), both scaled by ``1000 / levels``."""
 
     def __init__(self, levels: int = 1000, start: float = 1e-4, end: float = 0.02):
@@ -120,7 +120,7 @@ class Linear(Discrete):
         super().__init__(_accumulate(torch.linspace(start * scale, end * scale, levels, dtype=torch.float64)))
 
 
-class Cosine(Discrete):
+class CosineSchedule(Discrete):
     """``alpha_bar = f(k/T) / f(0)``, ``f(u) = cos^2((u + offset) / (1 + offset) pi / 2)``, beta at most ``max_beta``
     (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17)."""
 
@@ -131,7 +131,7 @@ class Cosine(Discrete):
         super().__init__(_accumulate((1 - f[1:] / f[:-1]).clamp(max=max_beta)))
 
 
-class Sigmoid(Discrete):
+class SigmoidSchedule(Discrete):
     """``alpha_bar(u)`` a normalised falling sigmoid between ``start`` and ``end`` (Jabri et al. 2022, arXiv
     2212.11972, algorithm 1). Not the sigmoid *beta* schedule of the same name.
 

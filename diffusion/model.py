@@ -106,7 +106,7 @@ class Model:
         if not prior.fitted and type(prior) is type(self.prior):
             prior.restore(self.prior.state())
         if not prior.fitted:
-            name = type(prior).__name__.lower()
+            name = type(prior).__name__.removesuffix("Prior").lower()
             raise UserError(f"prior={name}, which was not fitted to this run's images", "a prior that was fitted",
                             f"python scripts/fit_prior.py run=FOLDER prior={name}")
         return prior

@@ -12,7 +12,7 @@ from degradations.affine import Affine
 from degradations.animorph import Animorph
 from degradations.base import Degradation, State
 from degradations.compose import Compose
-from degradations.inpaint import ColourInpaint
+from degradations.inpaint import ColorInpaint
 from degradations.randomness import Streams, key
 from degradations.separable import Separable
 from diffusion.data.pixels import to_float, to_uint8
@@ -58,7 +58,7 @@ class Prior:
         raise NotImplementedError
 
 
-class Noise(Prior):
+class NoisePrior(Prior):
     """``x_T = z``, the degradation's own draw: generation with hot diffusion."""
 
     def check(self, degradation: Degradation) -> None:
@@ -72,7 +72,7 @@ class Noise(Prior):
         return state["z"], state
 
 
-class Degraded(Prior):
+class DegradedPrior(Prior):
     """``x_T = D(x0, start, z)`` of real images: restoration."""
 
     restores = True
@@ -86,7 +86,7 @@ class Degraded(Prior):
         return degradation.forward(images, t, state), state
 
 
-class Mixture(Prior):
+class MixturePrior(Prior):
     """A Gaussian mixture (full covariances) over what is left of the training images at t = 1: over the means of the
     channels for a blur, over the small images for downsampling (Bansal et al. 2022, arXiv 2208.09392, section 5).
 
@@ -155,22 +155,22 @@ class Mixture(Prior):
         return x, degradation.draw(shape, streams)
 
 
-class Colour(Prior):
+class ColorPrior(Prior):
     """``x_T`` is one constant colour, the state's own: generation by inpainting."""
 
     def check(self, degradation: Degradation) -> None:
-        if not isinstance(degradation, ColourInpaint):
-            raise UserError(f"prior=colour for {type(degradation).__name__}", "degradation=inpaint_colour",
+        if not isinstance(degradation, ColorInpaint):
+            raise UserError(f"prior=color for {type(degradation).__name__}", "degradation=inpaint_color",
                             "prior=degraded")
 
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
                images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0) -> tuple[Tensor, State]:
-        assert isinstance(degradation, ColourInpaint)
+        assert isinstance(degradation, ColorInpaint)
         state = degradation.draw(shape, streams)
         return degradation.fill(torch.empty(*shape, device=streams.device), state).expand(*shape).clone(), state
 
 
-class Others(Prior):
+class DatasetPrior(Prior):
     """``x_T = z``, an image of the other set of animorphosis, kept in the checkpoint so that sampling does not need
     that set. Sample i of a seed takes the i-th, counted from a place that depends on the seed; ``prior=noise`` draws
     from the whole set.
@@ -186,7 +186,7 @@ class Others(Prior):
 
     def check(self, degradation: Degradation) -> None:
         if not isinstance(degradation, Animorph):
-            raise UserError(f"prior=others for {type(degradation).__name__}", "degradation=animorph",
+            raise UserError(f"prior=dataset for {type(degradation).__name__}", "degradation=animorph",
                             "prior=noise" if isinstance(degradation, Affine) else "prior=degraded")
 
     def fit(self, batches: Iterable[Float[Tensor, "_ ..."]], degradation: Degradation) -> None:

@@ -1,7 +1,7 @@
 """The two samplers of Cold Diffusion (Bansal et al. 2022, arXiv 2208.09392)."""
 
 from samplers.base import Sampler
-from samplers.grids import Grid, Levels
+from samplers.grids import Grid, LevelGrid
 from samplers.moves import Direct, Keep, Residual
 
 
@@ -12,7 +12,7 @@ class Algorithm1(Sampler):
     """
 
     def __init__(self, num_steps: int | None = None, grid: Grid | None = None):
-        super().__init__(grid or Levels(), Keep(), Direct(), num_steps)
+        super().__init__(grid or LevelGrid(), Keep(), Direct(), num_steps)
 
 
 class Algorithm2(Sampler):
@@ -22,4 +22,4 @@ class Algorithm2(Sampler):
     """
 
     def __init__(self, num_steps: int | None = None, grid: Grid | None = None):
-        super().__init__(grid or Levels(), Keep(), Residual(), num_steps)
+        super().__init__(grid or LevelGrid(), Keep(), Residual(), num_steps)

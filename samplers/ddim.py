@@ -2,7 +2,7 @@
 
 from degradations.affine import Affine
 from samplers.base import Sampler
-from samplers.grids import Grid, Uniform
+from samplers.grids import Grid, UniformGrid
 from samplers.moves import Direct, Infer, Refresh
 
 
@@ -18,4 +18,4 @@ class DDIM(Sampler):
     requires = Affine
 
     def __init__(self, num_steps: int | None = 50, eta: float = 0.0, grid: Grid | None = None):
-        super().__init__(grid or Uniform(), Refresh(eta) if eta else Infer(), Direct(), num_steps)
+        super().__init__(grid or UniformGrid(), Refresh(eta) if eta else Infer(), Direct(), num_steps)

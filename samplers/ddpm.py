@@ -2,7 +2,7 @@
 
 from degradations.gaussian import Gaussian
 from samplers.base import Sampler
-from samplers.grids import Grid, Uniform
+from samplers.grids import Grid, UniformGrid
 from samplers.moves import Direct, Refresh
 
 
@@ -16,4 +16,4 @@ class DDPM(Sampler):
     requires = Gaussian
 
     def __init__(self, num_steps: int | None = None, variance: str = "small", grid: Grid | None = None):
-        super().__init__(grid or Uniform(), Refresh(1.0, variance), Direct(), num_steps)
+        super().__init__(grid or UniformGrid(), Refresh(1.0, variance), Direct(), num_steps)

@@ -39,14 +39,14 @@ def snap(times: list[float], levels: int | None) -> list[float]:
     return [max(round(time * levels), n - i) / levels for i, time in enumerate(times)]
 
 
-class Uniform(Grid):
+class UniformGrid(Grid):
     """``t_i = start (1 - i / n)``, on the nearest levels: "trailing" spacing (Lin et al. 2023, arXiv 2305.08891)."""
 
     def times(self, n: int, levels: int | None, start: float) -> list[float]:
         return snap([start * (n - i) / n for i in range(n)], levels)
 
 
-class Levels(Uniform):
+class LevelGrid(UniformGrid):
     """The degradation's own levels: all of them, or ``n`` evenly strided ones."""
 
     def times(self, n: int, levels: int | None, start: float) -> list[float]:
@@ -56,7 +56,7 @@ class Levels(Uniform):
         return super().times(n, levels, start)
 
 
-class Leading(Grid):
+class LeadingGrid(Grid):
     """Levels ``i floor(T / n) + 1 + offset`` (Nichol and Dhariwal 2021): starts below T.
 
     :param offset: added to each level
@@ -73,7 +73,7 @@ class Leading(Grid):
         return [min(i * stride + 1 + self.offset, levels) / levels for i in reversed(range(n))]
 
 
-class Quadratic(Grid):
+class QuadraticGrid(Grid):
     """``t_i = start (1 - i / n)^2``: denser where the image is clean (Song et al. 2020, arXiv 2010.02502, D.2, here
     over the whole range)."""
 

@@ -1,6 +1,6 @@
 """How long things take: ``python scripts/benchmark.py degradations startup [--rounds N] [--json FILE] [--quick]``.
 
-The candidates of a case take turns, round by round, in one process with one torch thread. Neighbours on the machine
+The candidates of a case take turns, round by round, in one process with one torch thread. Neighbors on the machine
 move CPU time by tens of percent, but all candidates of a round alike: read the ratios (the median over the rounds),
 not the times, and only inside one table. A new subject is one function that yields cases, named in ``SUBJECTS``.
 """
@@ -33,7 +33,7 @@ from degradations.base import Degradation, State
 from degradations.blur import Blur
 from degradations.randomness import BatchStream, Draws
 from diffusion.data.base import ImageSet
-from diffusion.metrics.base import Features, Sets
+from diffusion.metrics.base import Features, MetricInput
 from diffusion.metrics.intervals import grouped
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import V
@@ -145,7 +145,7 @@ def degradations(device: str, quick: bool) -> Iterator[Case]:
 PAPERS: dict[str, dict[str, Any]] = {
     "blur": {"levels": 300, "kernels": "exponential", "kernels.size": 27, "collapse": True},
     "downsample": {"levels": 6}, "snow": {"flakes": "level4"},
-    "inpaint": {"levels": 100, "kernel_std": 0.2, "initial_mask": 1, "centre": "middle"},
+    "inpaint": {"levels": 100, "kernel_std": 0.2, "initial_mask": 1, "center": "middle"},
 }
 """The paper's settings for 128 px, where they are not the operator's defaults."""
 
@@ -232,9 +232,9 @@ def metrics(device: str, quick: bool) -> Iterator[Case]:
     rng = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, width, generator=rng).relu() for _ in range(2))
     nothing = ImageSet(torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
-    sets = Sets(nothing, Features(x), Features(y), grouped(n))
+    sets = MetricInput(nothing, Features(x), Features(y), grouped(n))
     candidates: dict[str, Call] = {
-        "precision, recall, density, coverage": partial(build("metrics", "all")["neighbours"], sets),
+        "precision, recall, density, coverage": partial(build("metrics", "all")["neighbors"], sets),
         "KID": partial(build("metrics", "all")["kid"], sets), "Fréchet": partial(build("metrics", "all")["fd"], sets)}
     with suppress(ImportError):  # they are there in a development install
         from prdc import compute_prdc

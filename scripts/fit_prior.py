@@ -39,7 +39,7 @@ def fit_prior(cfg: DictConfig, experiment: str | None = None) -> None:
     prior.check(model.degradation)
     if not prior.count:
         raise UserError(f"the prior {type(prior).__name__}, which has nothing to fit", "one that learns from images",
-                        "prior=mixture or prior=others")
+                        "prior=mixture or prior=dataset")
     images = data_of(model, cfg.data.root, packages).split("train")
     log.info("prior: fitted to %d images", min(prior.count, len(images)))
     model.fit_prior(images)

@@ -24,7 +24,7 @@ def small(experiment: str) -> list[str]:
     cfg = compose("train", [f"experiment={experiment}"])
     classifier, kind = "classes" in cfg.model, cfg.degradation._target_.split(".")[-1]
     # What lets images of 16 px be halved, and a gallery that is there.
-    fitting = {"Downsample": ["degradation.levels=3"], "Animorph": ["degradation/others=digits"]}.get(kind, [])
+    fitting = {"Downsample": ["degradation.levels=3"], "Animorph": ["degradation/target_set=digits"]}.get(kind, [])
     return [f"experiment={experiment}", *(override for override in NANO if override != "model=nano" or not classifier),
             "model.base=8", "model.emb_dim=32", *fitting]
 

@@ -31,7 +31,7 @@ from diffusion.metrics.extractors.base import Extractor
 from diffusion.model import Model
 from diffusion.objectives.base import Criterion
 from diffusion.objectives.parameterization import Parameterization
-from diffusion.objectives.times import Times
+from diffusion.objectives.times import TimeDistribution
 from diffusion.objectives.weighting import Weighting
 from diffusion.priors import Prior
 from diffusion.runs import checkpoint
@@ -53,13 +53,14 @@ NESTED = {"guidance/schedule": ("cfg", "guidance.cfg.schedule"),
           "guidance/perturbation": ("pag", "guidance.pag.perturbation")}
 """Groups inside a keyed part of another: the choice with that part, and its place."""
 PARENT = {"degradation/kernels": ["degradation=blur"], "degradation/flakes": ["degradation=snow"],
-          "degradation/others": ["degradation=animorph"]}
+          "degradation/target_set": ["degradation=animorph"]}
 ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": object, "degradation/schedule": object,
-         "degradation/flakes": object, "degradation/others": Gallery,
+         "degradation/flakes": object, "degradation/target_set": Gallery,
          "prior": Prior, "space": Space, "condition": ConditionEncoder, "model": torch.nn.Module,
          "objective": Criterion, "augment": dict | Augmentation,
-         "objective/parameterization": Parameterization, "objective/times": Times, "objective/weighting": Weighting,
-         "optimizer": AdamW, "sampler": Sampler, "sampler/grid": Grid, "guidance": dict,
+         "objective/parameterization": Parameterization, "objective/times": TimeDistribution,
+         "objective/weighting": Weighting, "optimizer": AdamW, "sampler": Sampler,
+         "sampler/grid": Grid, "guidance": dict,
          "guidance/schedule": ScaleSchedule,
          "guidance/perturbation": Perturbation, "callbacks": dict,
          "logger": dict}
@@ -90,7 +91,7 @@ def roots(tmp_path_factory) -> dict[str, Path]:
 def placed(overrides: list[str], roots: dict[str, Path]) -> list[str]:
     """The overrides, with the places of the data that they name."""
     cfg, more = compose("train", overrides), []
-    for place in ("data", "degradation.others.data"):
+    for place in ("data", "degradation.target_set.data"):
         reader = OmegaConf.select(cfg, f"{place}._target_", default="").split(".")[-1]
         more += [f"{place}.root={roots[reader]}"] if reader in roots else []
     return [*overrides, *more]
@@ -188,8 +189,8 @@ def one_step(model: Model) -> None:
 
 HOT = [*product(registry.available("degradation/schedule"), registry.available("objective/parameterization"),
                 ["uniform"], ["constant"]),
-       *product(["cosine", "straight"], ["v"], registry.available("objective/times"), ["constant"]),
-       *product(["cosine", "straight"], ["flow"], ["uniform"], registry.available("objective/weighting"))]
+       *product(["cosine", "rectified"], ["v"], registry.available("objective/times"), ["constant"]),
+       *product(["cosine", "rectified"], ["flow"], ["uniform"], registry.available("objective/weighting"))]
 COLD = list(product(registry.available("degradation/kernels"), ["antithetic", "levels", "uniform"]))
 
 
@@ -198,10 +199,10 @@ def test_every_hot_variant_takes_a_step(schedule, parameterization, times, weigh
     choice = ["degradation=gaussian", f"degradation/schedule={schedule}", f"objective/times={times}",
               f"objective/parameterization={parameterization}", f"objective/weighting={weighting}", "condition=label"]
     choice += ["prior=degraded"] if schedule == "additive" else []
-    if (schedule, parameterization) in (("zero_snr", "eps"), ("straight", "eps")):
+    if (schedule, parameterization) in (("zero_snr", "eps"), ("rectified", "eps")):
         with pytest.raises(UserError, match="parameterization=v"):
             variant(*choice)
-    elif (schedule, times) == ("straight", "levels"):
+    elif (schedule, times) == ("rectified", "levels"):
         with pytest.raises(UserError, match="times=uniform"):
             variant(*choice)
     else:

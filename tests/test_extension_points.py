@@ -20,7 +20,7 @@ from diffusion.objectives.parameterization import X0, V
 from models.attention import attend, chain
 from models.conditioning import Context
 from samplers.base import Sampler
-from samplers.grids import Uniform
+from samplers.grids import UniformGrid
 from samplers.guidance.base import Branch, Guided, Term
 from samplers.guidance.cfg import CFG
 from samplers.moves import Direct, Keep, Move, Residual
@@ -432,7 +432,7 @@ class Midway(Move):
 
 class Half(Sampler):
     def __init__(self, num_steps=None):
-        super().__init__(Uniform(), Keep(), Midway(), num_steps)
+        super().__init__(UniformGrid(), Keep(), Midway(), num_steps)
 
 
 class Towards(Term):

@@ -11,7 +11,7 @@ FILES = {
     "guest_methods/configs/__init__.py": "",
     "guest_methods/slow.py": '''
 from samplers.base import Sampler
-from samplers.grids import Uniform
+from samplers.grids import UniformGrid
 from samplers.moves import Direct, Infer
 
 
@@ -19,7 +19,7 @@ class Twice(Sampler):
     """DDIM in twice as many steps as asked for."""
 
     def __init__(self, num_steps: int = 2):
-        super().__init__(Uniform(), Infer(), Direct(), 2 * num_steps)
+        super().__init__(UniformGrid(), Infer(), Direct(), 2 * num_steps)
 ''',
     "guest_methods/term.py": '''
 from samplers.guidance.base import Branch
@@ -150,7 +150,7 @@ def test_a_degradation_with_a_helper_of_its_own_goes_all_the_way(site, tmp_path,
 
 
 @pytest.mark.parametrize(("target", "helper", "words"), [
-    ("Fog", "degradations.blur.Constant", "a Density"), ("Loose", "guest_methods.fog.Density", "plain values"),
+    ("Fog", "degradations.blur.ConstantKernels", "a Density"), ("Loose", "guest_methods.fog.Density", "plain values"),
     ("Fog", "os.system", "a class of")])
 def test_a_helper_of_another_role_is_refused(site, target, helper, words, monkeypatch):
     """Also for one's own config, so that what trains can be sampled."""

@@ -11,7 +11,7 @@ from PIL import Image
 from configs import UserError, build, compose
 from configs.overrides import drop_label_guidance
 from configs.values import require_ints, to_plain
-from degradations.blur import Blur, Constant
+from degradations.blur import Blur, ConstantKernels
 from diffusion import load, tasks
 from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults
@@ -39,7 +39,7 @@ def test_values_out_of_range(group, name, values):
 
 
 def test_the_least_that_is_possible():
-    assert Blur(Constant(1, 0.1), levels=1).levels == 1
+    assert Blur(ConstantKernels(1, 0.1), levels=1).levels == 1
     assert build("degradation", "gaussian", **{"schedule.levels": 1}).levels == 1
     assert build("sampler", "ddim", eta=1.0).belief.eta == 1
 

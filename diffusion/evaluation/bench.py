@@ -19,7 +19,7 @@ from diffusion.data.base import Data
 from diffusion.data.files.images import Files, size
 from diffusion.evaluation.report import Numbers
 from diffusion.loading import load
-from diffusion.metrics.base import Features, Images, Metric, PairMetric, Sets
+from diffusion.metrics.base import Features, Images, Metric, MetricInput, PairMetric
 from diffusion.metrics.extractors import classifier
 from diffusion.metrics.extractors.base import Extractor
 from diffusion.metrics.features import features, fingerprint
@@ -33,7 +33,7 @@ from diffusion.sampling import command as sampling
 log = logging.getLogger(__name__)
 
 
-class Bench:
+class EvaluationContext:
     """The parts that the ``evaluate`` config names, built.
 
     :ivar metrics: by their keys in the config
@@ -81,7 +81,7 @@ class Bench:
         return checkpoint.found(self.run.checkpoints)[self.model.step].name
 
     @cached_property
-    def judge(self) -> classifier.Classifier | None:
+    def judge(self) -> classifier.ClassifierExtractor | None:
         """The classifier that judges classes, if there is one."""
         choice = self.cfg.judge
         if choice == "none":
@@ -95,7 +95,7 @@ class Bench:
                 log.info("no classifier of these images in %s: nothing judges their classes. train.py makes one, with "
                          "this run's data: experiment=classifier_digits (or _mnist, _cifar10)", root)
                 return None
-        judge = classifier.Classifier(str(choice), self.device)
+        judge = classifier.ClassifierExtractor(str(choice), self.device)
         log.info("judge: %s", judge.run)
         return judge
 
@@ -138,7 +138,7 @@ class Bench:
                 "pixels": "uint8, round((x + 1) 127.5)"}
 
     def sets(self, images: Images, what: str, reference: Features, labels: Int64[Tensor, " n"] | None,
-             **more: Any) -> Sets:
+             **more: Any) -> MetricInput:
         """A set of images as metrics see it.
 
         :param what: the images in words
@@ -150,9 +150,9 @@ class Bench:
         if self.judge is not None and labels is not None:
             seen = found if self.judge is self.extractor else features(images, self.judge, what)
             predictions = classifier.predictions(seen)
-        return Sets(images, found, reference, grouped(len(found), labels), labels, predictions, **more)
+        return MetricInput(images, found, reference, grouped(len(found), labels), labels, predictions, **more)
 
-    def numbers(self, sets: Sets, what: str, skipped: dict[str, str], restorations: bool = False) -> Numbers:
+    def numbers(self, sets: MetricInput, what: str, skipped: dict[str, str], restorations: bool = False) -> Numbers:
         """All that can be measured of a set.
 
         :param skipped: gets the reasons for what cannot

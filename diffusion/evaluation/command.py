@@ -7,9 +7,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from diffusion.evaluation.bench import Bench
+from diffusion.evaluation.bench import EvaluationContext
 from diffusion.evaluation.report import Report, compare, folder_name, show_comparison
-from diffusion.evaluation.subjects import Classified, Pairs, Pictures, Restorations, Samples, Subject
+from diffusion.evaluation.subjects import (
+    ClassifierSubject,
+    ImagesSubject,
+    PairsSubject,
+    RestorationsSubject,
+    SamplesSubject,
+    Subject,
+)
 from diffusion.runs.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -38,7 +45,7 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]
 
 def measured(cfg: DictConfig) -> tuple[Report, Path]:
     """The report of what the config asks for, and its folder: in that of the run, else in ``runs``."""
-    bench = Bench(cfg)
+    bench = EvaluationContext(cfg)
     asked = subject(bench)
     home = bench.run.folder if bench.run is not None else Path("runs")
     folder = home / "evaluations" / folder_name(asked.protocol)
@@ -52,10 +59,10 @@ def measured(cfg: DictConfig) -> tuple[Report, Path]:
     return report, folder
 
 
-def subject(bench: Bench) -> Subject:
+def subject(bench: EvaluationContext) -> Subject:
     """What the config asks to be measured."""
     if bench.cfg.images:
-        return Pairs(bench) if bench.cfg.pairs else Pictures(bench)
+        return PairsSubject(bench) if bench.cfg.pairs else ImagesSubject(bench)
     if not bench.model.restores:
-        return Classified(bench)
-    return Restorations(bench) if (bench.recipe.prior or bench.model.prior).restores else Samples(bench)
+        return ClassifierSubject(bench)
+    return RestorationsSubject(bench) if (bench.recipe.prior or bench.model.prior).restores else SamplesSubject(bench)

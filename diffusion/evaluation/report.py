@@ -14,11 +14,11 @@ from rich.table import Table
 from configs import UserError
 from configs.values import hash_plain, list_differences
 from diffusion.data.files.images import size
-from diffusion.metrics.intervals import Measured, difference
+from diffusion.metrics.intervals import MetricValue, difference
 from diffusion.runs.environment import describe_environment
 from diffusion.runs.files import write_whole
 
-Numbers = dict[str, Measured]
+Numbers = dict[str, MetricValue]
 """By name."""
 MINE = ("what", "run", "images", "checkpoint", "weights", "sampler", "guidance", "prior", "start", "label", "seed")
 """Parts of the protocol in which two evaluations that are compared may differ: what is being compared."""
@@ -59,7 +59,7 @@ class Report:
         """The report in a folder."""
         content = json.loads((folder / "evaluation.json").read_text())
         parts = torch.load(folder / "parts.pt", weights_only=True)
-        sets = {name: {key: Measured(**number, parts=parts[name][key]) for key, number in numbers.items()}
+        sets = {name: {key: MetricValue(**number, parts=parts[name][key]) for key, number in numbers.items()}
                 for name, numbers in content["rows"].items()}
         return cls(content["protocol"], content["subject"], sets, content["skipped"], content["cost"])
 
@@ -109,7 +109,7 @@ def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -
     Console(highlight=False, width=max(width, Console().width)).print(table)
 
 
-def words(number: Measured | None) -> str:
+def words(number: MetricValue | None) -> str:
     """``0.287 [0.285, 0.290]``, to the second digit that is uncertain."""
     if number is None:
         return "-"

@@ -17,12 +17,12 @@ from configs.values import to_plain
 from diffusion.data.base import ImageSet
 from diffusion.data.files.images import Files
 from diffusion.data.pixels import to_float, to_uint8
-from diffusion.evaluation.bench import Bench, equal_sizes, images_of
+from diffusion.evaluation.bench import EvaluationContext, equal_sizes, images_of
 from diffusion.evaluation.cost import flops
 from diffusion.evaluation.report import Report
-from diffusion.metrics.base import Features, Images, PairMetric, Sets
+from diffusion.metrics.base import Features, Images, MetricInput, PairMetric
 from diffusion.metrics.features import features, fingerprint
-from diffusion.metrics.intervals import Measured, bootstrap, share
+from diffusion.metrics.intervals import MetricValue, bootstrap, share
 from diffusion.pictures import save_grid
 from diffusion.recipe import Recipe
 from diffusion.runs.memory import peak
@@ -55,12 +55,12 @@ class Subject(ABC):
         """
 
 
-class Pictures(Subject):
+class ImagesSubject(Subject):
     """A folder of images, against the reference."""
 
     what = "images"
 
-    def __init__(self, bench: Bench):
+    def __init__(self, bench: EvaluationContext):
         self.bench = bench
         self.reference, stated = bench.reference()
         count, stated_images = self.stated()
@@ -114,7 +114,7 @@ class Pictures(Subject):
         report.sets[what] = self.bench.numbers(sets, what, {})
 
 
-class Samples(Pictures):
+class SamplesSubject(ImagesSubject):
     """Samples of a run, drawn by ``sample.py`` into its folder, where they stay: what is there is not drawn again."""
 
     what = "samples"
@@ -144,10 +144,10 @@ class Samples(Pictures):
                 {self.what: {key: value for key, value in cost.items() if value is not None}})
 
 
-class Restorations(Subject):
+class RestorationsSubject(Subject):
     """Held-out images degraded and restored: the direct estimate and every sampler that is asked for."""
 
-    def __init__(self, bench: Bench):
+    def __init__(self, bench: EvaluationContext):
         cfg, suitable = bench.cfg, fitting(bench.model.degradation)
         if not cfg.samplers or isinstance(cfg.samplers, str) or not set(cfg.samplers) <= set(suitable):
             raise UserError(f"samplers={cfg.samplers}", f"a list of {', '.join(suitable)}", "'samplers=[cold1,cold2]'")
@@ -168,7 +168,7 @@ class Restorations(Subject):
         report = Report(self.protocol, ["degraded", "direct", *bench.cfg.samplers])
         originals = some(self.images, count)
         pairs = bench.pair_metrics(originals.shape, report.skipped)
-        outcome = {name: Outcome(pairs, originals, bench.cfg.rounding == "uint8") for name in report.subject}
+        outcome = {name: PairScores(pairs, originals, bench.cfg.rounding == "uint8") for name in report.subject}
         for name in bench.cfg.samplers:
             log.info("restoring %d held-out images with %s ...", count, name)
             sampler = registry.build("sampler", name, num_steps=bench.cfg.sampler.num_steps)
@@ -180,7 +180,8 @@ class Restorations(Subject):
             report.sets[name] = found.numbers() | bench.numbers(sets, name, report.skipped, restorations=True)
         return report
 
-    def _restore(self, recipe: Recipe, originals: ImageSet, outcome: dict[str, "Outcome"], name: str) -> dict[str, Any]:
+    def _restore(self, recipe: Recipe, originals: ImageSet, outcome: dict[str, "PairScores"],
+                 name: str) -> dict[str, Any]:
         """Restore all images with one sampler; gives what that has cost."""
         model, cfg = self.bench.model, self.bench.cfg
         first = name == cfg.samplers[0]
@@ -204,10 +205,10 @@ class Restorations(Subject):
                 "device": str(model.device)}
 
 
-class Pairs(Subject):
+class PairsSubject(Subject):
     """A folder of restorations against a folder of originals, by name."""
 
-    def __init__(self, bench: Bench):
+    def __init__(self, bench: EvaluationContext):
         self.bench = bench
         reference, stated = bench.reference()
         assert isinstance(reference, Files)
@@ -223,7 +224,7 @@ class Pairs(Subject):
 
     def measure(self, folder: Path) -> Report:
         report = Report(self.protocol, ["images"])
-        outcome = Outcome(self.bench.pair_metrics(self.restored.shape, report.skipped), self.originals, keep=False)
+        outcome = PairScores(self.bench.pair_metrics(self.restored.shape, report.skipped), self.originals, keep=False)
         for rows in torch.arange(len(self.restored)).split(self.bench.cfg.batch):
             outcome.add(to_float(self.restored.batch(rows)[0]), rows)
         reference = features(self.originals, self.bench.extractor, "the originals")
@@ -232,10 +233,10 @@ class Pairs(Subject):
         return report
 
 
-class Classified(Subject):
+class ClassifierSubject(Subject):
     """The held-out images of a run that classifies."""
 
-    def __init__(self, bench: Bench):
+    def __init__(self, bench: EvaluationContext):
         self.bench = bench
         self.images, stated = bench.reference()
         self.protocol = {"what": "classification", "count": len(self.images), "reference": stated,
@@ -255,7 +256,7 @@ class Classified(Subject):
         return report
 
 
-class Outcome:
+class PairScores:
     """Restorations as they come: the values of the pair metrics, and the images in 8 bits.
 
     :param pairs: the metrics, by name
@@ -282,12 +283,12 @@ class Outcome:
         for name, metric in self._pairs.items():
             self._values[name][rows] = metric(to_float(pixels) if self._rounded else images, originals).double()
 
-    def numbers(self) -> dict[str, Measured]:
+    def numbers(self) -> dict[str, MetricValue]:
         """What the pair metrics say about all."""
         return {name: bootstrap(self._values[name], metric.root) for name, metric in self._pairs.items()}
 
 
-def made(bench: Bench, sampler: DictConfig | None) -> dict[str, Any]:
+def made(bench: EvaluationContext, sampler: DictConfig | None) -> dict[str, Any]:
     """How images are made, for the protocol."""
     cfg = bench.cfg
     stated = {"sampler": words(to_plain(sampler))} if sampler is not None else {}
@@ -296,7 +297,7 @@ def made(bench: Bench, sampler: DictConfig | None) -> dict[str, Any]:
                      "label": to_plain(cfg).get("label")}
 
 
-def suspects(sets: Sets, train: ImageSet, folder: Path) -> None:
+def suspects(sets: MetricInput, train: ImageSet, folder: Path) -> None:
     """``nearest.png``: the samples that are nearest to an image of the training, above that image."""
     distances, indices = sets.nearest_train
     rows = distances.argsort()[:SUSPECTS]

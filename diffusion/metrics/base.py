@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from diffusion.metrics.distances import nearest
-from diffusion.metrics.intervals import Measured
+from diffusion.metrics.intervals import MetricValue
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class Sets:
+class MetricInput:
     """All that a metric may look at.
 
     :ivar images: what is measured
@@ -91,12 +91,12 @@ class Metric(ABC):
     of_restorations: ClassVar[bool] = False
     of_train: ClassVar[bool] = False
 
-    def lacks(self, sets: Sets) -> str | None:
+    def lacks(self, sets: MetricInput) -> str | None:
         """What it would need and the sets have not, in words, such as "labels"; None if it can be measured."""
         return None
 
     @abstractmethod
-    def __call__(self, sets: Sets) -> dict[str, Measured]:
+    def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
         """The numbers by name."""
 
 

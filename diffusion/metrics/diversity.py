@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from diffusion.metrics.base import Metric, Sets
-from diffusion.metrics.intervals import GROUPS, Measured, leaving_out, share
+from diffusion.metrics.base import Metric, MetricInput
+from diffusion.metrics.intervals import GROUPS, MetricValue, leaving_out, share
 
 CHUNK = 4096
 
@@ -58,7 +58,7 @@ class _OfSimilarities(Metric):
     def statistic(self, unit: Float[Tensor, "n d"]) -> float:
         raise NotImplementedError
 
-    def __call__(self, sets: Sets) -> dict[str, Measured]:
+    def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
         unit = torch.nn.functional.normalize(sets.samples.values, dim=1)
 
         def mean(rows: Int64[Tensor, " m"]) -> float:
@@ -68,7 +68,7 @@ class _OfSimilarities(Metric):
 
         return {self.name: leaving_out(sets.groups, mean)}
 
-    def lacks(self, sets: Sets) -> str | None:
+    def lacks(self, sets: MetricInput) -> str | None:
         return too_few(sets.labels)
 
 
@@ -103,12 +103,12 @@ class Agreement(Metric):
     of_features = False
     of_restorations = True
 
-    def lacks(self, sets: Sets) -> str | None:
+    def lacks(self, sets: MetricInput) -> str | None:
         if sets.labels is None:
             return "classes of the samples"
         return "a classifier of these images" if sets.predictions is None else None
 
-    def __call__(self, sets: Sets) -> dict[str, Measured]:
+    def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
         assert sets.labels is not None
         assert sets.predictions is not None
         return {"agreement": share(sets.predictions == sets.labels)}

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from diffusion.metrics.base import Metric, Sets
-from diffusion.metrics.intervals import Measured, jackknife
+from diffusion.metrics.base import Metric, MetricInput
+from diffusion.metrics.intervals import MetricValue, jackknife
 
 CHUNK = 4096
 
@@ -80,7 +80,7 @@ class Frechet(Metric):
     least, least_reference = 4, 2
     of_restorations = True
 
-    def __call__(self, sets: Sets) -> dict[str, Measured]:
+    def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
         reference = _Reference(Moments.of(sets.reference.values))
         parts = [Moments.of(sets.samples.values[sets.groups == g]) for g in range(int(sets.groups.max()) + 1)]
         whole = parts[0]

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion.metrics.base import Metric, Sets
-from diffusion.metrics.intervals import GROUPS, Measured, splits
+from diffusion.metrics.base import Metric, MetricInput
+from diffusion.metrics.intervals import GROUPS, MetricValue, splits
 
 
 def inception_score(logits: Float[Tensor, "n k"]) -> float:
@@ -23,10 +23,10 @@ class InceptionScore(Metric):
 
     least = 2 * GROUPS
 
-    def lacks(self, sets: Sets) -> str | None:
+    def lacks(self, sets: MetricInput) -> str | None:
         return "an extractor that knows classes" if sets.samples.logits is None else None
 
-    def __call__(self, sets: Sets) -> dict[str, Measured]:
+    def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
         logits = sets.samples.logits
         assert logits is not None
         return {"is": splits([inception_score(logits[sets.groups == g]) for g in range(GROUPS)])}

@@ -25,7 +25,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricValue:
     """A number with its interval.
 
     :ivar value: the number
@@ -47,7 +47,7 @@ class Measured:
         return {"value": self.value, "low": self.low, "high": self.high, "how": self.how}
 
 
-def bootstrap(values: Float[Tensor, " n"], root: bool = False, seed: int = 0) -> Measured:
+def bootstrap(values: Float[Tensor, " n"], root: bool = False, seed: int = 0) -> MetricValue:
     """The mean of a value of each image, or its square root, with the quantiles of ``RESAMPLES`` resampled sets (Efron
     1979). The parts of a root are its linearization: ``theta + (v_i - theta^2) / (2 theta)``.
 
@@ -69,10 +69,10 @@ def bootstrap(values: Float[Tensor, " n"], root: bool = False, seed: int = 0) ->
     low, high = torch.quantile(means, tails, interpolation="nearest").tolist()
     if root:
         mean, low, high = mean.clamp(min=0).sqrt(), max(low, 0) ** 0.5, max(high, 0) ** 0.5
-    return Measured(mean.item(), low, high, f"bootstrap over {n} images", parts)
+    return MetricValue(mean.item(), low, high, f"bootstrap over {n} images", parts)
 
 
-def share(hits: Bool[Tensor, " n"]) -> Measured:
+def share(hits: Bool[Tensor, " n"]) -> MetricValue:
     """The share of images of which something is true, with the score interval of Wilson (1927): unlike a bootstrap, it
     knows that 200 of 200 does not mean always.
 
@@ -82,11 +82,11 @@ def share(hits: Bool[Tensor, " n"]) -> Measured:
     p = parts.mean().item()
     middle, reach = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
     low, high = ((middle + sign * reach) / (1 + z**2 / n) for sign in (-1, 1))
-    return Measured(p, max(0.0, min(low, p)), min(1.0, max(high, p)), f"Wilson, {n} images", parts)
+    return MetricValue(p, max(0.0, min(low, p)), min(1.0, max(high, p)), f"Wilson, {n} images", parts)
 
 
 def jackknife(value: float, without: Sequence[float], most: float = float("inf"),
-              least: float = float("-inf")) -> Measured:
+              least: float = float("-inf")) -> MetricValue:
     """A number and what it is without each group in turn (Quenouille 1956, Tukey 1958): pseudo-values
     ``G theta - (G - 1) theta_g``, Student's t with G - 1 degrees of freedom.
 
@@ -99,17 +99,17 @@ def jackknife(value: float, without: Sequence[float], most: float = float("inf")
     parts = len(left) * value - (len(left) - 1) * left
     reach = _reach(parts)
     low, high = max(value - reach, least), min(value + reach, most)
-    return Measured(value, low, high, f"jackknife over {len(left)} groups", parts)
+    return MetricValue(value, low, high, f"jackknife over {len(left)} groups", parts)
 
 
-def splits(values: Sequence[float]) -> Measured:
+def splits(values: Sequence[float]) -> MetricValue:
     """The mean over disjoint splits, Student's t."""
     parts = torch.tensor(values, dtype=torch.float64)
     value, reach = parts.mean().item(), _reach(parts)
-    return Measured(value, value - reach, value + reach, f"{len(parts)} disjoint splits", parts)
+    return MetricValue(value, value - reach, value + reach, f"{len(parts)} disjoint splits", parts)
 
 
-def difference(a: Measured, b: Measured, paired: bool) -> Measured:
+def difference(a: MetricValue, b: MetricValue, paired: bool) -> MetricValue:
     """``a - b``. It exceeds the noise if the interval does not contain 0.
 
     :param paired: the parts of both stand for the same images (or draws), one by one; else the two are independent and
@@ -127,7 +127,7 @@ def difference(a: Measured, b: Measured, paired: bool) -> Measured:
         freedom = total**2 / below if below > 0 else 1.0
         parts = torch.tensor([value], dtype=torch.float64)
         reach, how = float(stdtrit(freedom, (1 + LEVEL) / 2)) * total**0.5, "two independent sets"
-    return Measured(value, value - reach, value + reach, how, parts)
+    return MetricValue(value, value - reach, value + reach, how, parts)
 
 
 def _reach(parts: Float64[Tensor, " g"]) -> float:
@@ -149,7 +149,7 @@ def grouped(n: int, labels: Int64[Tensor, " n"] | None = None, seed: int = 0) ->
     return groups
 
 
-def leaving_out(groups: Int64[Tensor, " n"], statistic: Callable[[Int64[Tensor, " m"]], float]) -> Measured:
+def leaving_out(groups: Int64[Tensor, " n"], statistic: Callable[[Int64[Tensor, " m"]], float]) -> MetricValue:
     """The jackknife of a statistic of chosen rows.
 
     :param statistic: from indices of rows to the number

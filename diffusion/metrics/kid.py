@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from diffusion.metrics.base import Metric, Sets
-from diffusion.metrics.intervals import Measured, jackknife
+from diffusion.metrics.base import Metric, MetricInput
+from diffusion.metrics.intervals import MetricValue, jackknife
 
 CHUNK = 2048
 
@@ -25,7 +25,7 @@ class KID(Metric):
 
     least, least_reference = 4, 2
 
-    def __call__(self, sets: Sets) -> dict[str, Measured]:
+    def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
         x, y, groups = sets.samples.values, sets.reference.values, sets.groups
         count = int(groups.max()) + 1
         sizes = torch.bincount(groups, minlength=count).double()

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from configs import UserError
 from diffusion.data.pixels import to_float
-from diffusion.metrics.base import Metric, PairMetric, Sets
+from diffusion.metrics.base import Metric, MetricInput, PairMetric
 from diffusion.metrics.diversity import per_condition, too_few
-from diffusion.metrics.intervals import Measured, bootstrap, jackknife
+from diffusion.metrics.intervals import MetricValue, bootstrap, jackknife
 
 FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
 """torchvision's weights of the networks, as torch.hub keeps them; the linear layers come with torchmetrics."""
@@ -85,13 +85,13 @@ class PerceptualDiversity(Metric):
             raise UserError(f"samples={samples}", "at least 3 of each condition", "samples=10")
         self.net, self.samples = net, samples
 
-    def lacks(self, sets: Sets) -> str | None:
+    def lacks(self, sets: MetricInput) -> str | None:
         if min(sets.images.shape[2:]) < SMALLEST:
             return f"images of at least {SMALLEST} px"
         return too_few(sets.labels) or lacking(self.net)
 
     @torch.no_grad()
-    def __call__(self, sets: Sets) -> dict[str, Measured]:
+    def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
         chosen = [rows[:self.samples] for rows in per_condition(sets.labels, len(sets.samples)) if len(rows) > 1]
         pairs = [self.pairs(to_float(sets.images.batch(rows)[0])) for rows in chosen]
         if len(pairs) > 1:

@@ -12,7 +12,7 @@ from degradations.base import Degradation
 from degradations.randomness import Draws
 from diffusion.objectives.base import Criterion, Forward, Losses
 from diffusion.objectives.evaluator import Evaluator
-from diffusion.objectives.times import Times
+from diffusion.objectives.times import TimeDistribution
 from models.conditioning import Condition, ConditionEncoder, Context
 from models.protocol import ClassifierNetwork, Network
 
@@ -63,7 +63,7 @@ class Classification(Criterion):
         section 7)
     """
 
-    def __init__(self, times: Times, smoothing: float = 0.0):
+    def __init__(self, times: TimeDistribution, smoothing: float = 0.0):
         if not 0 <= smoothing < 1:
             raise UserError(f"objective.smoothing={smoothing:g}", "a share of the probability, in [0, 1)",
                             "objective.smoothing=0.1")

@@ -8,7 +8,7 @@
 | ``Flow`` | ``z - x0``             | ``(x_t - sigma output) / (alpha + sigma)``                    |
 
 V: Salimans and Ho 2022, arXiv 2202.00512, appendix D. Flow: Lipman et al. 2023, arXiv 2210.02747, where the schedule is
-``Straight`` and the target the velocity ``dx/dt``.
+``RectifiedSchedule`` and the target the velocity ``dx/dt``.
 """
 
 from jaxtyping import Float, Float64

@@ -11,7 +11,7 @@ from degradations.shapes import flat
 from diffusion.objectives.base import Criterion, Forward, Losses
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import Parameterization
-from diffusion.objectives.times import Times
+from diffusion.objectives.times import TimeDistribution
 from diffusion.objectives.weighting import Weighting
 from models.conditioning import Condition, ConditionEncoder
 from models.protocol import Network
@@ -31,8 +31,8 @@ class Objective(Criterion):
     :param drop: share of the samples whose condition is replaced by its null, all signals together
     """
 
-    def __init__(self, parameterization: Parameterization, times: Times, weighting: Weighting, error: str = "l2",
-                 drop: float = 0.1):
+    def __init__(self, parameterization: Parameterization, times: TimeDistribution, weighting: Weighting,
+                 error: str = "l2", drop: float = 0.1):
         if error not in ERRORS:
             raise UserError(f"objective.error={error}", f"one of {', '.join(ERRORS)}", "objective.error=l2")
         if not 0 <= drop <= 1:

@@ -10,7 +10,7 @@ from degradations.base import Degradation
 from degradations.randomness import Draws
 
 
-class Times:
+class TimeDistribution:
     """``times(n, degradation, rng) -> t`` in (0, 1], or 0."""
 
     def __call__(self, n: int, degradation: Degradation, rng: Draws) -> Float[Tensor, " b"]:
@@ -20,21 +20,21 @@ class Times:
         """Refuse a degradation that does not have these times."""
 
 
-class Uniform(Times):
+class UniformTimes(TimeDistribution):
     """Uniform on (0, 1]."""
 
     def __call__(self, n: int, degradation: Degradation, rng: Draws) -> Float[Tensor, " b"]:
         return 1 - rng.uniform("time", (n,))
 
 
-class Clean(Times):
+class CleanTimes(TimeDistribution):
     """``t = 0``, the images as they are: for a classifier that judges images, not for a restorer."""
 
     def __call__(self, n: int, degradation: Degradation, rng: Draws) -> Float[Tensor, " b"]:
         return torch.zeros_like(rng.uniform("time", (n,)))
 
 
-class Levels(Times):
+class LevelTimes(TimeDistribution):
     """Uniform on the degradation's own levels ``k / T``, k = 1 .. T, as the papers with discrete chains train."""
 
     def __call__(self, n: int, degradation: Degradation, rng: Draws) -> Float[Tensor, " b"]:
@@ -48,7 +48,7 @@ class Levels(Times):
                             "objective/times=uniform")
 
 
-class Antithetic(Times):
+class AntitheticTimes(TimeDistribution):
     """Evenly spread over the global batch, with one random shift for all: each time is uniform, and the loss of a batch
     varies less (Kingma et al. 2021, arXiv 2107.00630, appendix I.1). On the degradation's own levels if it has some."""
 
@@ -60,7 +60,7 @@ class Antithetic(Times):
         return (k / degradation.levels).to(torch.float32)
 
 
-class LogNormal(Times):
+class LogNormalTimes(TimeDistribution):
     """``ln(sigma / alpha) ~ N(mean, std^2)``: most often the noise at which the training has most to do (Karras et al.
     2022, arXiv 2206.00364, table 1). On the straight schedule it is the logit-normal law of t of Stable Diffusion 3
     (Esser et al. 2024, arXiv 2403.03206, section 3.1).

@@ -42,7 +42,7 @@ class Weighting:
                             "objective/weighting=constant")
 
 
-class Constant(Weighting):
+class ConstantWeighting(Weighting):
     """Every time counts the same: the "simple" loss of Ho et al. 2020 (2006.11239, eq. 14), and of Cold Diffusion."""
 
     def __call__(self, t: Float[Tensor, " b"], degradation: Degradation,
@@ -105,7 +105,7 @@ class P2(OfSNR):
         return snr / (self.k + snr) ** self.gamma
 
 
-class Sigmoid(OfSNR):
+class SigmoidWeighting(OfSNR):
     """``sigmoid(bias - log SNR)`` on the noise (Kingma and Gao 2023, arXiv 2303.00848; Hoogeboom et al. 2024, arXiv
     2410.19324). The papers multiply by ``-d log SNR / dt`` besides, so that the schedule does not matter; here the
     density of the times is left to ``times``.

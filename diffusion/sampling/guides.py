@@ -11,7 +11,7 @@ from configs import UserError
 from degradations.base import Estimate, State
 from diffusion.loading import load
 from diffusion.model import Model
-from diffusion.objectives.times import Clean
+from diffusion.objectives.times import CleanTimes
 from models.attention import AttentionHook
 from models.conditioning import Context
 from samplers.guidance.base import GuidingModel
@@ -100,7 +100,7 @@ class RunClassifier(RunModel, GuidingClassifier):
         """
         _ = self.model.classifier
         super().check(config)
-        if self.model.config["objective"]["times"]["_target_"] == f"{Clean.__module__}.{Clean.__name__}":
+        if self.model.config["objective"]["times"]["_target_"] == f"{CleanTimes.__module__}.{CleanTimes.__name__}":
             raise UserError(f"{self.run}, a classifier that has seen clean images alone, as a guide",
                             "one that was trained on degraded images",
                             "python train.py experiment=noisy_classifier_digits")

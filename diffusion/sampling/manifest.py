@@ -34,7 +34,7 @@ def folder_name(settings: dict[str, Any], checkpoint: dict[str, Any]) -> str:
 
 
 def words(node: dict[str, Any] | None) -> str:
-    """A composed config in short: ``DDIM (grid Uniform, num_steps 50, eta 0.0)``; parts without a name are listed, what
+    """A composed config in short: ``DDIM (grid UniformGrid, num_steps 50)``; parts without a name are listed, what
     is null is left out."""
     if not node:
         return "none"

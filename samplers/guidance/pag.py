@@ -24,17 +24,17 @@ class Perturbation:
         raise NotImplementedError
 
 
-class Identity(Perturbation):
+class IdentityAttention(Perturbation):
     """Every pixel attends to itself alone: the values. Their weights are not computed."""
 
     def __call__(self, call: AttentionCall, step: Step | None) -> Float[Tensor, "b h nq d"]:
         return call.v
 
 
-class Soft(Perturbation):
+class SoftAttention(Perturbation):
     """``(1 - a) A + a I``.
 
-    :param amount: a in [0, 1], for all heads or one per head; 1 is :class:`Identity`, 0 changes nothing
+    :param amount: a in [0, 1], for all heads or one per head; 1 is :class:`IdentityAttention`, 0 changes nothing
     """
 
     def __init__(self, amount: float | Sequence[float] = 0.5):
@@ -50,7 +50,7 @@ class Soft(Perturbation):
         return torch.lerp(call.rest(), call.v, call.v.new_tensor(self.amount)[:, None, None])
 
 
-class Uniform(Perturbation):
+class UniformAttention(Perturbation):
     """Every pixel attends to all alike: the mean of the values."""
 
     def __call__(self, call: AttentionCall, step: Step | None) -> Float[Tensor, "b h nq d"]:
@@ -69,10 +69,10 @@ class Mapped(Perturbation):
         raise NotImplementedError
 
 
-class Mask(Perturbation):
+class MaskedAttention(Perturbation):
     """A share of the weights is taken out before the softmax, which makes up for it; never a pixel's own.
 
-    :param rate: the share, in [0, 1]; 1 is :class:`Identity`
+    :param rate: the share, in [0, 1]; 1 is :class:`IdentityAttention`
     """
 
     def __init__(self, rate: float = 0.5):
@@ -85,7 +85,7 @@ class Mask(Perturbation):
         return weights(replace(call, mask=mask)) @ call.v
 
 
-class Drop(Mapped):
+class DroppedAttention(Mapped):
     """A share of the weights is set to zero after the softmax, and nothing makes up for it.
 
     :param rate: the share, in [0, 1]
@@ -99,7 +99,7 @@ class Drop(Mapped):
         return a * (uniform(call, step) >= self.rate)
 
 
-class Noise(Mapped):
+class NoisyAttention(Mapped):
     """Normal noise on the weights.
 
     :param std: of the noise
@@ -113,7 +113,7 @@ class Noise(Mapped):
         return a + self.std * drawn(step).streams.normal(f"pag/{call.site.name}", a.shape)
 
 
-class Blur(Mapped):
+class BlurredAttention(Mapped):
     """The map, seen as an image, under a Gaussian of 5 x 5.
 
     :param std: of the Gaussian, in weights
@@ -129,7 +129,7 @@ class Blur(Mapped):
         return F.conv2d(F.pad(a, [2] * 4, mode="replicate"), kernel, groups=a.shape[1])
 
 
-class Pool(Mapped):
+class PooledAttention(Mapped):
     """The map, seen as an image, averaged over 3 x 3."""
 
     def change(self, a: Float[Tensor, "b h nq nk"], call: AttentionCall,
@@ -190,7 +190,7 @@ class PAG(Contrast):
     def __init__(self, scale: Scale = 3.0, sites: Sequence[str] = ("mid",), perturbation: Perturbation | None = None,
                  schedule: ScaleSchedule | None = None):
         super().__init__(scale, schedule)
-        self.sites, self.perturbation = tuple(sites), perturbation or Identity()
+        self.sites, self.perturbation = tuple(sites), perturbation or IdentityAttention()
 
     def branch(self, view: GuidanceInput) -> Branch | None:
         names = matching(view.sites, self.sites)

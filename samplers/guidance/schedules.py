@@ -18,56 +18,56 @@ class ScaleSchedule:
         raise NotImplementedError
 
 
-class Constant(ScaleSchedule):
+class ConstantScale(ScaleSchedule):
     """``k``."""
 
     def __call__(self, k: float, t: float) -> float:
         return k
 
 
-class Linear(ScaleSchedule):
+class LinearScale(ScaleSchedule):
     """``2 u k``: from nothing to twice the strength."""
 
     def __call__(self, k: float, t: float) -> float:
         return 2 * (1 - t) * k
 
 
-class InverseLinear(ScaleSchedule):
+class InverseLinearScale(ScaleSchedule):
     """``2 (1 - u) k``: from twice the strength to nothing."""
 
     def __call__(self, k: float, t: float) -> float:
         return 2 * t * k
 
 
-class Cosine(ScaleSchedule):
+class CosineScale(ScaleSchedule):
     """``(1 - cos(pi u)) k``: rising, steepest in the middle."""
 
     def __call__(self, k: float, t: float) -> float:
         return (1 - cos(pi * (1 - t))) * k
 
 
-class Sine(ScaleSchedule):
+class SineScale(ScaleSchedule):
     """``(1 + cos(pi u)) k``: falling, the mirror image of :class:`Cosine`."""
 
     def __call__(self, k: float, t: float) -> float:
         return (1 + cos(pi * (1 - t))) * k
 
 
-class Lambda(ScaleSchedule):
+class LambdaScale(ScaleSchedule):
     """``4 min(u, 1 - u) k``: low, high, low."""
 
     def __call__(self, k: float, t: float) -> float:
         return 4 * min(1 - t, t) * k
 
 
-class V(ScaleSchedule):
+class VScale(ScaleSchedule):
     """``2 |1 - 2 u| k``: high, low, high."""
 
     def __call__(self, k: float, t: float) -> float:
         return 2 * abs(2 * t - 1) * k
 
 
-class PowerCosine(ScaleSchedule):
+class PowerCosineScale(ScaleSchedule):
     """``(1 - cos(pi u^power)) / 2 k``: rising to k; the smaller the power, the sooner.
 
     :param power: s of the paper; above 0
@@ -82,7 +82,7 @@ class PowerCosine(ScaleSchedule):
         return (1 - cos(pi * (1 - t) ** self.power)) / 2 * k
 
 
-class Clamp(ScaleSchedule):
+class ClampedScale(ScaleSchedule):
     """``max(floor, schedule(k, t))``.
 
     :param floor: least strength; for classifier-free guidance, of ``w - 1``
@@ -96,7 +96,7 @@ class Clamp(ScaleSchedule):
         return max(self.floor, self.schedule(k, t))
 
 
-class Interval(ScaleSchedule):
+class IntervalScale(ScaleSchedule):
     """``schedule(k, t)`` for ``low < t <= high``, elsewhere off, and without cost (Kynkäänniemi et al. 2024, arXiv
     2404.07724, whose interval is of the noise level: ``t = degradation.schedule.time(sigma)``).
 
@@ -109,14 +109,14 @@ class Interval(ScaleSchedule):
         if not 0 <= low < high <= 1:
             raise UserError(f"a guidance interval from low={low:g} to high={high:g}", "0 <= low < high <= 1",
                             "low=0.2 and high=0.8")
-        self.low, self.high, self.schedule = low, high, schedule or Constant()
+        self.low, self.high, self.schedule = low, high, schedule or ConstantScale()
 
     def __call__(self, k: float, t: float) -> float:
         # Times of a grid are rounded: 0.3 may come as 0.30000000000000004.
         return self.schedule(k, t) if self.low + 1e-9 < t <= self.high + 1e-9 else 0.0
 
 
-class Dynamic(ScaleSchedule):
+class DynamicScale(ScaleSchedule):
     """``gamma (k + 1) - 1``, with :func:`ramp`: Dynamic CFG (Sadat et al. 2023, arXiv 2310.17347, section 3), in which
     ``w(t) = gamma(t) w`` multiplies ``conditional - null``, so that the beginning is unconditional. For terms whose
     scale 1 is off.

@@ -80,9 +80,10 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
     (tmp_path / "others").mkdir()
     for i in range(3):
         Image.fromarray(np.full((20, 20, 3), 60 * i, np.uint8)).save(tmp_path / "others" / f"{i}.png")
-    overrides = [o for o in small("generate_animorph_celeba64") if o != "degradation/others=digits"]
-    overrides += ["degradation/others=folder", f"degradation.others.data.root={tmp_path / 'others'}", "prior.count=4",
-                  "data=digits", "data.size=16", "data.channels=3", "callbacks.pictures.count=0", "run.name=one"]
+    overrides = [o for o in small("generate_animorph_celeba64") if o != "degradation/target_set=digits"]
+    overrides += ["degradation/target_set=folder", f"degradation.target_set.data.root={tmp_path / 'others'}",
+                  "prior.count=4", "data=digits", "data.size=16", "data.channels=3",
+                  "callbacks.pictures.count=0", "run.name=one"]
     run = train(tmp_path / "runs", *overrides)
     model = load(run.folder, device="cpu")
     drawn = model.sample(range(2), recipe=model.recipe(["sampler.num_steps=2"]))
@@ -100,10 +101,10 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
 @pytest.mark.parametrize(("others", "words"), [("cifar10_animals", "no readable CIFAR-10"),
                                                ("folder", "there is nothing at")])
 def test_animals_that_are_not_there_are_missed_before_the_training(tmp_path, others, words):
-    overrides = [o for o in small("generate_animorph_celeba64") if o != "degradation/others=digits"]
+    overrides = [o for o in small("generate_animorph_celeba64") if o != "degradation/target_set=digits"]
     with pytest.raises(UserError, match=words):
-        train(tmp_path / "runs", *overrides, "data=digits", f"degradation/others={others}",
-              f"degradation.others.data.root={tmp_path / 'animals'}")
+        train(tmp_path / "runs", *overrides, "data=digits", f"degradation/target_set={others}",
+              f"degradation.target_set.data.root={tmp_path / 'animals'}")
     assert not (tmp_path / "runs").exists()
 
 
@@ -133,7 +134,7 @@ def test_some_classes_of_cifar10(tmp_path):
     assert train.images[:, 0, 0, 0].tolist() == [40, 41, 100, 101]
     assert train.labels.tolist() == [1, 1, 0, 0]
     assert data.fingerprint() != CIFAR10(tmp_path).fingerprint()
-    morph = degradations.build("animorph", others="cifar10_animals", **{"others.data.root": str(tmp_path)})
+    morph = degradations.build("animorph", target_set="cifar10_animals", **{"target_set.data.root": str(tmp_path)})
     z = morph.draw((40, 3, 32, 32), Streams(0, tuple(range(40))))["z"]
     values = {round((value + 1) * 127.5) // 20 for value in z[:, 0, 0, 0].tolist()}
     assert values <= {2, 3, 4, 5, 6, 7}
@@ -145,22 +146,22 @@ def test_classes_that_there_are_not(only):
         CIFAR10("nowhere", only=only)
 
 
-ANIMALS = ["degradation=animorph", "degradation/others=cifar10_animals", "prior=others", "objective=cold", "model=nano",
-           "data.channels=3"]
+ANIMALS = ["degradation=animorph", "degradation/target_set=cifar10_animals", "prior=dataset", "objective=cold",
+           "model=nano", "data.channels=3"]
 
 
 def test_a_strangers_run_may_read_images_not_fetch_them():
-    more = ["degradation.others.data.download=true", "degradation.others.data.cache=/anywhere"]
+    more = ["degradation.target_set.data.download=true", "degradation.target_set.data.cache=/anywhere"]
     config = with_classes(to_plain(compose("train", [*ANIMALS, *more])), 10)
     for packages, download in ((registry.trusted(), False), (None, True)):
         morph = Model(config, packages).degradation
-        assert isinstance(morph.others, Gallery)
-        assert morph.others.data.download is download
+        assert isinstance(morph.target_set, Gallery)
+        assert morph.target_set.data.download is download
 
 
 def test_where_the_images_lie_is_not_part_of_a_run():
-    here, there = (extract_identity(to_plain(compose("train", [*ANIMALS, f"degradation.others.data.root={root}"])))
+    here, there = (extract_identity(to_plain(compose("train", [*ANIMALS, f"degradation.target_set.data.root={root}"])))
                    for root in ("here", "there"))
     assert here == there
-    other = extract_identity(to_plain(compose("train", [*ANIMALS, "degradation.others.data.only=[cat]"])))
+    other = extract_identity(to_plain(compose("train", [*ANIMALS, "degradation.target_set.data.only=[cat]"])))
     assert here["degradation"] != other["degradation"]

@@ -30,7 +30,7 @@ def gaussian_mask(size, std, centre):
 
 class TestInpaint:
     @pytest.mark.parametrize("settings", [
-        {}, {"levels": 100, "kernel_std": 0.2, "initial_mask": 1, "centre": "middle"},
+        {}, {"levels": 100, "kernel_std": 0.2, "initial_mask": 1, "center": "middle"},
         {"levels": 7, "kernel_std": 0.5, "initial_mask": 3}])
     @pytest.mark.parametrize("size", [(32, 32), (20, 28)])
     def test_one_mask_after_another(self, settings, size):
@@ -39,24 +39,24 @@ class TestInpaint:
         x = x0.clone()
         for i in range(hole.levels):
             std = hole.kernel_std * (i + hole.initial_mask)
-            x = torch.stack([image * gaussian_mask(size, std, centre) for image, centre in zip(x, state["centre"])])
+            x = torch.stack([image * gaussian_mask(size, std, centre) for image, centre in zip(x, state["center"])])
             if i % 6 == 0 or i == hole.levels - 1:
                 same(at(hole, x0, i + 1, state), x)
 
     def test_where_the_centres_are(self):
         """On a grid of twice the size, cropped at 0 .. H inclusive: rows -1 .. H - 1."""
         hole = degradations.build("inpaint")
-        centres = state_of(hole, (4000, 1, 8, 16))["centre"]
+        centres = state_of(hole, (4000, 1, 8, 16))["center"]
         for axis, side in enumerate((8, 16)):
             values, counts = centres[:, axis].unique(return_counts=True)
             assert values.tolist() == list(range(-1, side))
             assert counts.min() > 4000 / (side + 1) / 1.5
-        middle = state_of(degradations.build("inpaint", centre="middle"), (2, 3, 128, 128))["centre"]
+        middle = state_of(degradations.build("inpaint", center="middle"), (2, 3, 128, 128))["center"]
         assert middle.tolist() == [[63, 63]] * 2
 
     def test_the_papers_hole(self):
         """Mean of the mask of CelebA, and how much of it is gone."""
-        hole = degradations.build("inpaint", levels=100, kernel_std=0.2, initial_mask=1, centre="middle")
+        hole = degradations.build("inpaint", levels=100, kernel_std=0.2, initial_mask=1, center="middle")
         ones = torch.ones(1, 1, 128, 128)
         state = state_of(hole, ones.shape)
         means = [at(hole, ones, k, state).mean().item() for k in (1, 10, 50, 100)]
@@ -72,10 +72,10 @@ class TestInpaint:
 class TestColourInpaint:
     def test_the_masks_in_reverse(self):
         """``w_k`` is the product of the first ``T - k`` masks."""
-        veil = degradations.build("inpaint_colour", levels=40)
+        veil = degradations.build("inpaint_color", levels=40)
         x0 = torch.rand(2, 3, 24, 24) * 2 - 1
         state = state_of(veil, x0.shape)
-        colour = state["colour"][:, :, None, None]
+        colour = state["color"][:, :, None, None]
         for k in (1, 7, 33, 39, 40):
             w = torch.ones(24, 24)
             for i in range(40 - k):
@@ -83,9 +83,9 @@ class TestColourInpaint:
             same(at(veil, x0, k, state), (1 - w) * x0 + w * colour)
 
     def test_the_papers_schedule(self):
-        veil = degradations.build("inpaint_colour")
+        veil = degradations.build("inpaint_color")
         ones = torch.zeros(1, 1, 128, 128)
-        state = State(centre=torch.tensor([[63, 63]]), colour=torch.ones(1, 1))
+        state = State(center=torch.tensor([[63, 63]]), color=torch.ones(1, 1))
         w = {k: at(veil, ones, k, state) for k in (1, 101, 376, 601, 701, 749, 750)}
         assert [w[k].mean().item() for k in (101, 376, 601, 701)] == pytest.approx([0.0027, 0.446, 0.927, 0.994],
                                                                                    abs=1e-3)
@@ -94,8 +94,8 @@ class TestColourInpaint:
         assert torch.equal(w[750], torch.ones_like(ones))
 
     def test_colours(self):
-        veil = degradations.build("inpaint_colour")
-        colour = state_of(veil, (500, 3, 8, 8))["colour"]
+        veil = degradations.build("inpaint_color")
+        colour = state_of(veil, (500, 3, 8, 8))["color"]
         assert colour.shape == (500, 3)
         assert colour.abs().max() <= 0.5
         assert colour.std().item() == pytest.approx(1 / math.sqrt(12), abs=0.01)
@@ -246,8 +246,8 @@ class TestCompose:
 
         both = Compose({"a": degradations.build("inpaint"), "b": degradations.build("inpaint")})
         state = state_of(both, (8, 1, 16, 16))
-        assert set(state) == {"a.centre", "b.centre"}
-        assert not torch.equal(state["a.centre"], state["b.centre"])
+        assert set(state) == {"a.center", "b.center"}
+        assert not torch.equal(state["a.center"], state["b.center"])
 
     def test_small_differences_do_not_cancel(self):
         from degradations.compose import Compose
@@ -273,7 +273,7 @@ class TestCompose:
 
 @pytest.mark.parametrize(("name", "settings"), [
     ("inpaint", {"levels": 0}), ("inpaint", {"kernel_std": 0.0}), ("inpaint", {"initial_mask": 0}),
-    ("inpaint", {"centre": "left"}), ("downsample", {"levels": 0}), ("downsample", {"first": "cubic"}),
+    ("inpaint", {"center": "left"}), ("downsample", {"levels": 0}), ("downsample", {"first": "cubic"}),
     ("desaturate", {"levels": 0}), ("desaturate", {"keep": 1.0}), ("snow", {"levels": 0}),
     ("snow", {"flakes.taps": 4}), ("snow", {"flakes.zoom": 0.5}), ("snow", {"flakes.sigma": [0.0, 1.0]})])
 def test_unusable_settings_are_refused(name, settings):
@@ -282,7 +282,7 @@ def test_unusable_settings_are_refused(name, settings):
     assert error.value.fix.startswith("degradation.")
 
 
-@pytest.mark.parametrize("name", ["blur", "downsample", "inpaint", "inpaint_colour"])
+@pytest.mark.parametrize("name", ["blur", "downsample", "inpaint", "inpaint_color"])
 def test_no_denormals_in_tables(name):
     """They slow a product fifteen times, and say nothing."""
     from degradations import inpaint, separable

@@ -8,9 +8,10 @@ import torch
 import degradations
 from configs import UserError
 from degradations.base import State
-from degradations.schedules import Cosine, Linear, Sigmoid, Straight, ZeroTerminalSNR
+from degradations.schedules import CosineSchedule, LinearSchedule, RectifiedSchedule, SigmoidSchedule, ZeroTerminalSNR
 
-ALL = {"linear": Linear(), "cosine": Cosine(), "sigmoid": Sigmoid(), "zero_snr": ZeroTerminalSNR(Linear())}
+ALL = {"linear": LinearSchedule(), "cosine": CosineSchedule(), "sigmoid": SigmoidSchedule(),
+       "zero_snr": ZeroTerminalSNR(LinearSchedule())}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -48,29 +49,29 @@ def test_between_two_levels_the_angle_is_a_line(name):
         torch.testing.assert_close(angle(k + share), (1 - share) * angle(k) + share * angle(k + 1))
 
 
-@pytest.mark.parametrize("name", [*ALL, "straight"])
+@pytest.mark.parametrize("name", [*ALL, "rectified"])
 class TestTime:
     """The inverse of ``sigma / alpha``."""
 
     def test_there_and_back(self, name):
-        schedule = (ALL | {"straight": Straight()})[name]
+        schedule = (ALL | {"rectified": RectifiedSchedule()})[name]
         t = torch.tensor([0.00047, 0.00153, 0.1, 0.25, 0.4996, 0.99952, 0.7, 0.998], dtype=torch.float64)
         alpha, sigma = schedule(t)
         torch.testing.assert_close(schedule.time(sigma / alpha), t, atol=1e-12, rtol=1e-9)
 
     def test_the_ends(self, name):
-        schedule = (ALL | {"straight": Straight()})[name]
+        schedule = (ALL | {"rectified": RectifiedSchedule()})[name]
         ends = schedule.time(torch.tensor([0.0, math.inf], dtype=torch.float64))
         assert ends.tolist() == [0, 1]
 
 
 def test_straight_is_a_line_to_pure_noise():
     t = torch.tensor([0.0, 0.25, 0.5, 1.0])
-    alpha, sigma = Straight()(t)
+    alpha, sigma = RectifiedSchedule()(t)
     assert alpha.tolist() == [1, 0.75, 0.5, 0]
     assert sigma.tolist() == [0, 0.25, 0.5, 1]
-    assert Straight().levels is None
-    gaussian = degradations.build("gaussian", schedule="straight")
+    assert RectifiedSchedule().levels is None
+    gaussian = degradations.build("gaussian", schedule="rectified")
     x0, z = torch.randn(2, 4, 1, 4, 4)
     x_t = gaussian.forward(x0, t, State(z=z))
     assert torch.equal(x_t[0], x0[0])
@@ -82,7 +83,7 @@ def test_straight_is_a_line_to_pure_noise():
 
 def test_posterior_of_the_straight_line_is_bayes_rule():
     """From the densities of ``x_s | x0`` and ``x_t | x_s``, also where ``x_t`` says nothing and where ``x_s`` is x0."""
-    gaussian = degradations.build("gaussian", schedule="straight")
+    gaussian = degradations.build("gaussian", schedule="rectified")
     t, s = torch.tensor([1.0, 0.8, 0.3]), torch.tensor([0.6, 0.1, 0.0])
     a, b, v = gaussian.posterior(t, s)
     for i, (u, w) in enumerate([(1.0, 0.6), (0.8, 0.1), (0.3, 0.0)]):
@@ -94,15 +95,16 @@ def test_posterior_of_the_straight_line_is_bayes_rule():
 
 
 def test_linear_ends_where_the_paper_does():
-    assert Linear().alpha_bar[-1].item() == pytest.approx(4.04e-5, rel=1e-2)
-    assert Linear(levels=250).alpha_bar[-1].item() == pytest.approx(4.04e-5, rel=0.25), "betas scale with 1000 / T"
+    assert LinearSchedule().alpha_bar[-1].item() == pytest.approx(4.04e-5, rel=1e-2)
+    quarter = LinearSchedule(levels=250).alpha_bar[-1].item()
+    assert quarter == pytest.approx(4.04e-5, rel=0.25), "betas scale with 1000 / T"
 
 
 def test_cosine_is_its_formula_up_to_the_clip():
     f = [math.cos((u / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for u in range(1001)]
     expected = torch.tensor([v / f[0] for v in f], dtype=torch.float64)
-    torch.testing.assert_close(Cosine().alpha_bar[:-1], expected[:-1], atol=1e-9, rtol=0)
-    assert Cosine().alpha_bar[-1].item() == pytest.approx(2.4e-9, rel=0.05)
+    torch.testing.assert_close(CosineSchedule().alpha_bar[:-1], expected[:-1], atol=1e-9, rtol=0)
+    assert CosineSchedule().alpha_bar[-1].item() == pytest.approx(2.4e-9, rel=0.05)
 
 
 def test_sigmoid_is_jabris_formula():
@@ -110,12 +112,12 @@ def test_sigmoid_is_jabris_formula():
         return 1 / (1 + math.exp(-v))
 
     expected = [(s(3) - s(u / 1000 * 6 - 3)) / (s(3) - s(-3)) for u in range(1001)]
-    torch.testing.assert_close(Sigmoid().alpha_bar[:-1], torch.tensor(expected, dtype=torch.float64)[:-1], atol=1e-9,
-                               rtol=0)
+    torch.testing.assert_close(SigmoidSchedule().alpha_bar[:-1], torch.tensor(expected, dtype=torch.float64)[:-1],
+                               atol=1e-9, rtol=0)
 
 
 def test_zero_terminal_snr():
-    base, fixed = Linear(), ZeroTerminalSNR(Linear())
+    base, fixed = LinearSchedule(), ZeroTerminalSNR(LinearSchedule())
     assert fixed.alpha_bar[-1] == 0
     assert fixed.alpha_bar[1].item() == pytest.approx(base.alpha_bar[1].item(), rel=1e-12)
     assert fixed.snr(torch.ones(1)).item() == 0
@@ -145,4 +147,4 @@ def test_small_differences_do_not_cancel(name):
 
 def test_a_linear_schedule_of_too_few_levels_is_refused():
     with pytest.raises(UserError, match="levels"):
-        Linear(levels=20)
+        LinearSchedule(levels=20)

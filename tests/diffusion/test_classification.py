@@ -16,7 +16,7 @@ from diffusion import load, tasks
 from diffusion.data.pixels import to_float
 from diffusion.model import Model
 from diffusion.objectives.classification import Classification, NetworkClassifier
-from diffusion.objectives.times import Clean, Uniform
+from diffusion.objectives.times import CleanTimes, UniformTimes
 from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults
 from diffusion.training.fit import with_classes
@@ -46,7 +46,7 @@ class Stub:
 def test_the_loss_is_the_cross_entropy_of_each_image(smoothing):
     """``-sum_k q_k log p_k`` with ``q = (1 - smoothing) [k = label] + smoothing / K``, in plain arithmetic."""
     logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0], [-1.0, 4.0, 0.5]])
-    losses = Classification(Clean(), smoothing)(Stub(logits), NONE, degradations.build("gaussian"),
+    losses = Classification(CleanTimes(), smoothing)(Stub(logits), NONE, degradations.build("gaussian"),
                                                 torch.zeros(3, 1, 2, 2), {"label": LABELS}, stream())
     p = logits.double().exp() / logits.double().exp().sum(1, keepdim=True)
     for row in range(3):
@@ -58,7 +58,7 @@ def test_the_loss_is_the_cross_entropy_of_each_image(smoothing):
 @pytest.mark.parametrize("degradation", degradations.available())
 def test_at_time_zero_the_images_are_untouched_bit_for_bit(degradation):
     stub, x0 = Stub(), torch.randn(3, 1, 8, 8)
-    losses = Classification(Clean())(stub, NONE, degradations.build(degradation), x0, {"label": LABELS}, stream())
+    losses = Classification(CleanTimes())(stub, NONE, degradations.build(degradation), x0, {"label": LABELS}, stream())
     assert torch.equal(stub.x, x0)
     assert not stub.t.any()
     assert not losses.t.any()
@@ -68,8 +68,8 @@ def test_at_time_zero_the_images_are_untouched_bit_for_bit(degradation):
 @pytest.mark.parametrize("degradation", degradations.available())
 def test_at_other_times_it_sees_what_is_left(degradation):
     stub, d, x0 = Stub(), degradations.build(degradation), torch.randn(3, 1, 8, 8)
-    losses = Classification(Uniform())(stub, NONE, d, x0, {"label": LABELS}, stream())
-    assert torch.equal(stub.t, Uniform()(3, d, stream()))
+    losses = Classification(UniformTimes())(stub, NONE, d, x0, {"label": LABELS}, stream())
+    assert torch.equal(stub.t, UniformTimes()(3, d, stream()))
     assert torch.equal(stub.x, d.forward(x0, stub.t, d.draw(x0.shape, stream())))
     assert torch.equal(losses.t, stub.t)
 

@@ -134,7 +134,7 @@ def test_what_was_measured_is_not_measured_again(hot, judge, monkeypatch):
     overrides = [f"judge={judge.folder}", "seed=5", "metrics=quick"]
     first = evaluate(hot, *overrides)
     with monkeypatch.context() as patch:
-        patch.setattr(subjects.Samples, "measure", lambda *_: pytest.fail("measured again"))
+        patch.setattr(subjects.SamplesSubject, "measure", lambda *_: pytest.fail("measured again"))
         assert evaluate(hot, *overrides) == first
         with pytest.raises(pytest.fail.Exception):
             evaluate(hot, *overrides, "metrics=all")
@@ -259,21 +259,21 @@ class TestWhoLooks:
         for run, experiment in ((hot, "ddpm_digits"), (judge, "classifier_digits")):
             (tmp_path / experiment).mkdir()
             (tmp_path / experiment / "run").symlink_to(run.folder)
-        found = bench.Bench(config(f"run={tmp_path}/ddpm_digits/run"))
+        found = bench.EvaluationContext(config(f"run={tmp_path}/ddpm_digits/run"))
         assert found.judge is not None
         assert found.extractor is found.judge
         assert classifier.find(tmp_path, "other images") is None
-        random = bench.Bench(config(f"run={tmp_path}/ddpm_digits/run", "extractor=random"))
+        random = bench.EvaluationContext(config(f"run={tmp_path}/ddpm_digits/run", "extractor=random"))
         assert (random.extractor.name, random.judge.name) == ("random", "classifier")
 
     def test_without_one_it_is_random_features(self, hot, caplog):
         caplog.set_level("INFO")
-        found = bench.Bench(config(f"run={hot.folder}"))
+        found = bench.EvaluationContext(config(f"run={hot.folder}"))
         assert found.extractor.name == "random"
         assert "experiment=classifier_digits" in caplog.text
 
     def test_numbers_are_called_by_the_literature_only_where_they_are_the_same(self, hot):
-        found = bench.Bench(config(f"run={hot.folder}"))
+        found = bench.EvaluationContext(config(f"run={hot.folder}"))
         found.extractor = SimpleNamespace(name="inception", official={"fd": "FID"})
         assert found._named("fd", 10_000) == "FID@10k"
         assert found._named("fd", 2500) == "FID@2500"
@@ -294,8 +294,8 @@ class TestRefused:
         (["reference=/nowhere/at/all"], "nothing at /nowhere/at/all"),
         (["judge=/nowhere/at/all"], "no run in /nowhere/at/all"),
         (["extractor=classifier"], "extractor.run="),
-        (["metrics.neighbours.k=0"], "at least one neighbour"),
-        (["metrics.memorisation.rare=2"], "a share"),
+        (["metrics.neighbors.k=0"], "at least one neighbour"),
+        (["metrics.memorization.rare=2"], "a share"),
         (["metrics.fd._target_=diffusion.metrics.frechet.Moments"], "a Metric or PairMetric"),
     ])
     def test_settings(self, hot, overrides, words):
@@ -322,7 +322,7 @@ class TestRefused:
 
     def test_too_few_samples(self, images, hot, tmp_path):
         save_each(images[:5], tmp_path, [f"{i}.png" for i in range(5)])
-        with pytest.raises(UserError, match=r"5 images, too few for metrics\.neighbours"):
+        with pytest.raises(UserError, match=r"5 images, too few for metrics\.neighbors"):
             tasks.evaluate(config(f"images={tmp_path}", f"run={hot.folder}", "judge=none"))
 
     def test_images_of_another_size(self, hot, tmp_path):
@@ -384,7 +384,7 @@ def test_the_papers_blurred_mnist():
     """RMSE 0.287 of the 10,000 test digits under all twenty kernels (Bansal et al. 2022, table 1)."""
     held_out = build("data", "mnist", root=os.environ["THAW_DATA"]).split("test")
     blur = build("degradation", "blur", levels=20, padding="circular", **{"kernels.size": 11, "kernels.std": 7.0})
-    outcome = subjects.Outcome({"rmse": build("metrics", "quick")["rmse"]}, held_out)
+    outcome = subjects.PairScores({"rmse": build("metrics", "quick")["rmse"]}, held_out)
     for rows in torch.arange(len(held_out)).split(1000):
         x0 = to_float(held_out.batch(rows)[0])
         outcome.add(blur.forward(x0, torch.ones(len(x0)), State()), rows)

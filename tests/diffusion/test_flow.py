@@ -19,7 +19,7 @@ SHAPE = (3, 1, 8, 8)
 
 @pytest.fixture
 def straight():
-    return degradations.build("gaussian", schedule="straight")
+    return degradations.build("gaussian", schedule="rectified")
 
 
 def frames(sampler, restorer, d, x_T, seed=0, start=1.0):

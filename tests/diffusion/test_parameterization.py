@@ -13,7 +13,7 @@ SHAPE = (4, 1, 6, 6)
 ALL = {"x0": X0(), "eps": Eps(), "v": V(), "flow": Flow()}
 
 
-@pytest.fixture(params=["linear", "straight"])
+@pytest.fixture(params=["linear", "rectified"])
 def sample(request):
     d = degradations.build("gaussian", schedule=request.param)
     x0, t = torch.randn(SHAPE, dtype=torch.float64), torch.tensor([0.1, 0.4, 0.7, 0.95])
@@ -58,7 +58,7 @@ def test_guidance_commutes_with_the_parameterization(sample):
         torch.testing.assert_close(mixed, p.x0(b, x_t, t, d) + 3 * (p.x0(a, x_t, t, d) - p.x0(b, x_t, t, d)))
 
 
-@pytest.mark.parametrize("schedule", ["zero_snr", "straight"])
+@pytest.mark.parametrize("schedule", ["zero_snr", "rectified"])
 def test_v_and_flow_are_defined_at_pure_noise(schedule):
     d = degradations.build("gaussian", schedule=schedule)
     x0, state, one = torch.randn(SHAPE), state_of(d, SHAPE), torch.ones(4)

@@ -9,7 +9,7 @@ import degradations
 from configs import UserError, build, compose, registry
 from degradations.randomness import Streams
 from diffusion import load, tasks
-from diffusion.priors import Colour, Mixture, Others, Prior
+from diffusion.priors import ColorPrior, DatasetPrior, MixturePrior, Prior
 from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults
 from scripts.fit_prior import fit_prior
@@ -33,7 +33,8 @@ def streams(n, seed=0):
 class TestMixture:
     @pytest.mark.parametrize("components", [1, 2])
     def test_mean_colours_have_the_law_of_the_images(self, components):
-        blur, prior, x0 = degradations.build("blur", **BLUR), Mixture(components=components, noise=0.0), images(900)
+        blur, x0 = degradations.build("blur", **BLUR), images(900)
+        prior = MixturePrior(components=components, noise=0.0)
         prior.fit(x0.split(64), blur)
         x_T, state = prior.sample((2000, 3, 8, 8), blur, streams(2000))
         assert not list(state)
@@ -49,13 +50,13 @@ class TestMixture:
         """``D(x_T, 1) = x_T``."""
         halved = degradations.build("downsample", first="average")
         for operator, size in ((degradations.build("blur", **BLUR), 1), (halved, 2)):
-            prior = Mixture(size, noise=0.0)
+            prior = MixturePrior(size, noise=0.0)
             prior.fit(images(100).split(32), operator)
             x_T, state = prior.sample((5, 3, 16, 16), operator, streams(5))
             torch.testing.assert_close(operator.forward(x_T, torch.ones(5), state), x_T, atol=1e-6, rtol=0)
 
     def test_small_images_are_those_of_the_last_level(self):
-        down, prior, x0 = degradations.build("downsample"), Mixture(2, noise=0.0), images(2000)
+        down, prior, x0 = degradations.build("downsample"), MixturePrior(2, noise=0.0), images(2000)
         prior.fit(x0.split(64), down)
         x_T, _ = prior.sample((2000, 3, 16, 16), down, streams(2000))
         last = down.forward(x0, torch.ones(2000), state_of(down, x0.shape))
@@ -65,50 +66,50 @@ class TestMixture:
 
     def test_the_noise_breaks_the_symmetry(self):
         blur, x0 = degradations.build("blur", **BLUR), images(50)
-        plain, broken = Mixture(noise=0.0), Mixture()
+        plain, broken = MixturePrior(noise=0.0), MixturePrior()
         plain.fit([x0], blur)
         broken.restore(plain.state())
         a, b = (prior.sample((4, 3, 16, 16), blur, streams(4))[0] for prior in (plain, broken))
         assert (b - a).std().item() == pytest.approx(0.002, rel=0.1)
 
     def test_a_sample_does_not_depend_on_its_batch(self):
-        blur, prior = degradations.build("blur", **BLUR), Mixture(components=2)
+        blur, prior = degradations.build("blur", **BLUR), MixturePrior(components=2)
         prior.fit([images(60)], blur)
         whole = prior.sample((6, 3, 8, 8), blur, streams(6))[0]
         alone = prior.sample((2, 3, 8, 8), blur, Streams(0, (4, 1)))[0]
         assert torch.equal(alone, whole[[4, 1]])
 
     def test_other_settings_than_those_of_the_fit(self):
-        blur, prior = degradations.build("blur", **BLUR), Mixture()
+        blur, prior = degradations.build("blur", **BLUR), MixturePrior()
         prior.fit([images(50)], blur)
-        for other in (Mixture(components=2), Mixture(size=2)):
+        for other in (MixturePrior(components=2), MixturePrior(size=2)):
             with pytest.raises(UserError, match="fitted with 1 components"):
                 other.restore(prior.state())
 
     @pytest.mark.parametrize(("components", "count"), [(1, 1), (5, 4)])
     def test_too_few_images(self, components, count):
         with pytest.raises(UserError, match=f"from {count} images"):
-            Mixture(components=components).fit([images(count)], degradations.build("blur"))
+            MixturePrior(components=components).fit([images(count)], degradations.build("blur"))
 
 
 class TestColour:
     def test_the_end_of_inpainting(self):
-        veil = degradations.build("inpaint_colour")
-        x_T, state = Colour().sample((5, 3, 8, 8), veil, streams(5))
+        veil = degradations.build("inpaint_color")
+        x_T, state = ColorPrior().sample((5, 3, 8, 8), veil, streams(5))
         assert torch.equal(x_T, veil.forward(torch.randn(5, 3, 8, 8), torch.ones(5), state))
         assert x_T.abs().max() <= 0.5
 
 
 class TestOthers:
     def test_images_of_the_other_set_each_once(self):
-        morph, prior = degradations.build("animorph"), Others(20)
+        morph, prior = degradations.build("animorph"), DatasetPrior(20)
         prior.fit(torch.zeros(20, 1, 16, 16).split(8), morph)
         assert prior.state()["images"].dtype == torch.uint8
         x_T, state = prior.sample((20, 1, 16, 16), morph, streams(20, seed=4))
         assert torch.equal(state["z"], x_T)
         kept = morph.draw((20, 1, 16, 16), streams(20))["z"]
         assert sorted(x_T.flatten(1).sum(1).tolist()) == pytest.approx(sorted(kept.flatten(1).sum(1).tolist()), abs=1)
-        again = Others(20)
+        again = DatasetPrior(20)
         again.restore(prior.state())
         assert torch.equal(again.sample((2, 1, 16, 16), morph, Streams(4, (7, 3)))[0], x_T[[7, 3]])
         assert not torch.equal(again.sample((20, 1, 16, 16), morph, streams(20, seed=5))[0], x_T)
@@ -116,8 +117,8 @@ class TestOthers:
 
 @pytest.mark.parametrize(("prior", "degradation", "fix"), [
     ("mixture", "gaussian", "prior=noise"), ("mixture", "inpaint", "prior=degraded"),
-    ("colour", "blur", "prior=degraded"),
-    ("others", "gaussian", "prior=noise"), ("others", "blur", "prior=degraded"), ("noise", "snow", "prior=degraded")])
+    ("color", "blur", "prior=degraded"),
+    ("dataset", "gaussian", "prior=noise"), ("dataset", "blur", "prior=degraded"), ("noise", "snow", "prior=degraded")])
 def test_a_prior_of_another_operator_is_refused(prior, degradation, fix):
     with pytest.raises(UserError) as error:
         build("prior", prior).check(build("degradation", degradation))
@@ -134,7 +135,7 @@ def test_unusable_settings_are_refused(settings):
     with pytest.raises(UserError, match="mixture"):
         build("prior", "mixture", **settings)
     with pytest.raises(UserError, match="at least 1"):
-        build("prior", "others", count=0)
+        build("prior", "dataset", count=0)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def test_fitted_by_the_script(tmp_path):
     run = train(tmp_path, *small("cold_blur_digits"), "callbacks.pictures.count=0", "run.name=late")
     fit_prior(compose("sample", [f"run={run.folder}", "prior=mixture", "prior.components=2"]))
     model = load(run.folder, device="cpu")
-    assert isinstance(model.prior, Mixture)
+    assert isinstance(model.prior, MixturePrior)
     assert model.prior.state()["means"].shape == (2, 1)
     assert run.config["prior"] == registry.node("prior", "mixture", components=2)
     assert model.sample(range(2), recipe=model.recipe(["sampler.num_steps=2"])).shape == (2, 1, 16, 16)
@@ -203,5 +204,5 @@ def test_fitted_by_the_script(tmp_path):
 
 
 def test_most_priors_have_nothing_to_fit():
-    assert {name for name in registry.available("prior") if not build("prior", name).fitted} == {"mixture", "others"}
+    assert {name for name in registry.available("prior") if not build("prior", name).fitted} == {"mixture", "dataset"}
     assert Prior().fitted

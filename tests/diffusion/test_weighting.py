@@ -7,11 +7,11 @@ import degradations
 from configs import UserError, compose, construct
 from diffusion.objectives.parameterization import X0, Eps, Flow, V
 from diffusion.objectives.restoration import Objective
-from diffusion.objectives.times import Uniform
-from diffusion.objectives.weighting import P2, Constant, MinSNR, Sigmoid, TruncatedSNR
+from diffusion.objectives.times import UniformTimes
+from diffusion.objectives.weighting import P2, ConstantWeighting, MinSNR, SigmoidWeighting, TruncatedSNR
 
 T = torch.tensor([0.05, 0.2, 0.6, 0.9], dtype=torch.float64)
-ALL = {"min_snr": MinSNR(), "truncated_snr": TruncatedSNR(), "p2": P2(), "sigmoid": Sigmoid(-1.0)}
+ALL = {"min_snr": MinSNR(), "truncated_snr": TruncatedSNR(), "p2": P2(), "sigmoid": SigmoidWeighting(-1.0)}
 PARAMETERIZATIONS = {"x0": X0(), "eps": Eps(), "v": V(), "flow": Flow()}
 
 
@@ -28,8 +28,8 @@ def gaussian(schedule="linear"):
     (P2(), Eps(), lambda snr: 1 / (1 + snr)),
     (P2(2.0, 0.5), Eps(), lambda snr: (2 + snr) ** -0.5),
     (P2(1.0, 1.0), V(), lambda snr: snr / (1 + snr) ** 2),
-    (Sigmoid(-1.0), Eps(), lambda snr: 1 / (1 + snr * torch.e)),
-    (Sigmoid(), X0(), lambda snr: snr / (1 + snr))])
+    (SigmoidWeighting(-1.0), Eps(), lambda snr: 1 / (1 + snr * torch.e)),
+    (SigmoidWeighting(), X0(), lambda snr: snr / (1 + snr))])
 def test_is_the_papers(weighting, parameterization, formula):
     """With alpha^2 + sigma^2 = 1, where the papers are at home."""
     d = gaussian()
@@ -37,7 +37,7 @@ def test_is_the_papers(weighting, parameterization, formula):
     torch.testing.assert_close(weighting(T, d, parameterization), formula(d.schedule.snr(T)), rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "straight"])
+@pytest.mark.parametrize("schedule", ["cosine", "rectified"])
 @pytest.mark.parametrize("parameterization", ["eps", "v", "flow"])
 @pytest.mark.parametrize("weighting", ALL)
 def test_one_loss_for_every_parameterization(weighting, parameterization, schedule):
@@ -49,7 +49,7 @@ def test_one_loss_for_every_parameterization(weighting, parameterization, schedu
     torch.testing.assert_close(w(T, d, p) * error, w(T, d, X0()) * error_x0, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "zero_snr", "straight"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "zero_snr", "rectified"])
 @pytest.mark.parametrize("weighting", ALL)
 def test_finite_everywhere(weighting, schedule):
     """At pure noise, next to the clean image, and where a table rounds to it."""
@@ -63,8 +63,8 @@ def test_finite_everywhere(weighting, schedule):
 
 @pytest.mark.parametrize(("weighting", "parameterization", "clean", "noise"), [
     (MinSNR(), V(), 0.0, 0.0), (TruncatedSNR(), V(), 1.0, 1.0), (P2(0.5), V(), 0.0, 0.0), (P2(0.5), Eps(), 0.0, 2.0),
-    (MinSNR(), Eps(), 0.0, 1.0), (Sigmoid(), Eps(), 0.0, 1.0), (TruncatedSNR(), Flow(), 1.0, 1.0)])
-@pytest.mark.parametrize("schedule", ["zero_snr", "straight"])
+    (MinSNR(), Eps(), 0.0, 1.0), (SigmoidWeighting(), Eps(), 0.0, 1.0), (TruncatedSNR(), Flow(), 1.0, 1.0)])
+@pytest.mark.parametrize("schedule", ["zero_snr", "rectified"])
 def test_the_limits_at_the_ends(weighting, parameterization, clean, noise, schedule):
     values = weighting(torch.tensor([2**-24, 1.0]), gaussian(schedule), parameterization)
     assert values.tolist() == pytest.approx([clean, noise], abs=1e-5)
@@ -72,11 +72,11 @@ def test_the_limits_at_the_ends(weighting, parameterization, clean, noise, sched
 
 @pytest.mark.parametrize("weighting", ALL)
 def test_a_degradation_without_noise_is_refused(weighting):
-    objective = Objective(X0(), Uniform(), ALL[weighting])
+    objective = Objective(X0(), UniformTimes(), ALL[weighting])
     with pytest.raises(UserError, match="objective/weighting=constant"):
         objective.check(degradations.build("blur"))
     objective.check(gaussian())
-    Objective(X0(), Uniform(), Constant()).check(degradations.build("blur"))
+    Objective(X0(), UniformTimes(), ConstantWeighting()).check(degradations.build("blur"))
 
 
 @pytest.mark.parametrize(("make", "key"), [(lambda: MinSNR(0.0), "gamma"), (lambda: P2(0.0), "k=")])

@@ -15,10 +15,10 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 from configs import UserError, build
 from diffusion.data.pixels import to_float
 from diffusion.metrics.extractors import inception as inception_module
-from diffusion.metrics.extractors.classifier import Classifier, find, predictions
-from diffusion.metrics.extractors.dinov2 import DINOv2, positions
-from diffusion.metrics.extractors.inception import Inception
-from diffusion.metrics.extractors.random import Random
+from diffusion.metrics.extractors.classifier import ClassifierExtractor, find, predictions
+from diffusion.metrics.extractors.dinov2 import DINOv2Extractor, positions
+from diffusion.metrics.extractors.inception import InceptionExtractor
+from diffusion.metrics.extractors.random import RandomExtractor
 from diffusion.runs import checkpoint
 
 
@@ -41,31 +41,31 @@ class TestRandom:
     def test_it_depends_on_the_seed_alone(self):
         images = pictures(5)
         torch.manual_seed(1)
-        first = Random()(images).values
+        first = RandomExtractor()(images).values
         torch.manual_seed(2)
-        assert torch.equal(Random()(images).values, first)
+        assert torch.equal(RandomExtractor()(images).values, first)
         assert first.shape == (5, 2 * 8 * (1 + 2 + 4 + 8))
-        assert not torch.allclose(Random(seed=1)(images).values, first)
-        others = [Random(), Random(seed=1), Random(width=4)]
+        assert not torch.allclose(RandomExtractor(seed=1)(images).values, first)
+        others = [RandomExtractor(), RandomExtractor(seed=1), RandomExtractor(width=4)]
         assert len({extractor.identity for extractor in others}) == 3
         assert [extractor.name for extractor in others] == ["random", "random-1", "random"]
         assert not any(extractor.official for extractor in others)
 
     def test_rows_do_not_depend_on_each_other(self):
-        images, extractor = pictures(9), Random()
+        images, extractor = pictures(9), RandomExtractor()
         whole = extractor(images).values
         for rows in ([4], [8, 4, 0]):
             torch.testing.assert_close(extractor(images[rows]).values, whole[rows])
 
     @pytest.mark.parametrize("size", [1, 28])
     def test_grey_is_repeated(self, size):
-        grey, extractor = pictures(3, size, channels=1), Random()
+        grey, extractor = pictures(3, size, channels=1), RandomExtractor()
         torch.testing.assert_close(extractor(grey).values, extractor(grey.repeat(1, 3, 1, 1)).values)
         assert extractor(grey).values.isfinite().all()
 
     def test_no_width(self):
         with pytest.raises(UserError, match=r"extractor\.width=0"):
-            Random(width=0)
+            RandomExtractor(width=0)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def inception_file(tmp_path_factory):
 
 class TestInception:
     def test_it_is_that_of_torch_fidelity(self, inception_file):
-        ours, images = Inception(inception_file), pictures(2, 28)
+        ours, images = InceptionExtractor(inception_file), pictures(2, 28)
         theirs = fidelity.FeatureExtractorInceptionV3("theirs", ["2048", "logits_unbiased"], str(inception_file))
         found = ours(images)
         values, logits = theirs(images)
@@ -94,13 +94,13 @@ class TestInception:
         torch.testing.assert_close(ours(grey).values, theirs(grey.repeat(1, 3, 1, 1))[0])
 
     def test_only_the_official_weights_have_its_name(self, inception_file, monkeypatch):
-        other = Inception(inception_file)
+        other = InceptionExtractor(inception_file)
         assert other.name == f"inception-{other.identity[:8]}"
         assert len(other.identity) == 64
         assert not other.official
         assert inception_module.OFFICIAL == "6726825d"
         monkeypatch.setattr(inception_module, "OFFICIAL", other.identity[:8])
-        official = Inception(inception_file)
+        official = InceptionExtractor(inception_file)
         assert official.name == "inception"
         assert official.official == {"fd": "FID", "kid": "KID", "is": "IS"}
 
@@ -150,7 +150,7 @@ def cubic(x):
 
 class TestDINOv2:
     def test_it_is_the_authors_network(self, dino_file, dino_state):
-        extractor, images = DINOv2(dino_file), pictures(2, 224)
+        extractor, images = DINOv2Extractor(dino_file), pictures(2, 224)
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         found = extractor(images)
         assert found.values.shape == (2, 384)
@@ -165,7 +165,7 @@ class TestDINOv2:
     @pytest.mark.parametrize(("size", "channels"), [(28, 1), (64, 3), (300, 3)])
     def test_images_are_resized_as_pillow_does(self, dino_file, size, channels):
         """Stein et al. take torchvision's resizing of Pillow images: bicubic, 8 bits."""
-        seen, extractor, images = [], DINOv2(dino_file), pictures(1, size, channels)
+        seen, extractor, images = [], DINOv2Extractor(dino_file), pictures(1, size, channels)
         extractor._network = lambda x: seen.append(x) or torch.zeros(1, 384)
         extractor(images)
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -200,7 +200,7 @@ class TestDINOv2:
 
         monkeypatch.setattr(timm, "create_model", lambda name, **_: Network())
         torch.save({"pos_embed": torch.zeros(1, 1 + 37 * 37, 1024)}, tmp_path / "large.pth")
-        extractor = DINOv2(tmp_path / "large.pth")
+        extractor = DINOv2Extractor(tmp_path / "large.pth")
         assert extractor.name == "dinov2-large"
         assert extractor.official == {"fd": "FD-DINOv2"}
 
@@ -214,11 +214,11 @@ class TestDINOv2:
     def test_weights_of_other_transformers(self, dino_state, change, tmp_path):
         torch.save(change(dino_state), tmp_path / "weights.pth")
         with pytest.raises(UserError, match="another network") as error:
-            DINOv2(tmp_path / "weights.pth")
+            DINOv2Extractor(tmp_path / "weights.pth")
         assert "extractor.weights=" in error.value.fix
 
 
-@pytest.mark.parametrize("extractor", [Inception, DINOv2])
+@pytest.mark.parametrize("extractor", [InceptionExtractor, DINOv2Extractor])
 class TestWeights:
     @pytest.mark.parametrize(("content", "words"), [
         (b"", "cannot be read"), (b"no weights" * 100, "cannot be read"),
@@ -261,7 +261,7 @@ class TestWeights:
 
     def test_the_network_of_the_other(self, extractor, dino_file, inception_file):
         with pytest.raises(UserError, match="another network"):
-            extractor(dino_file if extractor is Inception else inception_file)
+            extractor(dino_file if extractor is InceptionExtractor else inception_file)
 
 
 class TestClassifier:
@@ -277,7 +277,7 @@ class TestClassifier:
     def test_features_are_those_of_the_run(self, runs):
         _, first, second, _ = runs
         images = pictures(9, 16, channels=1)
-        extractor = Classifier(first.folder, device="cpu")
+        extractor = ClassifierExtractor(first.folder, device="cpu")
         extractor.check((9, 1, 16, 16))
         found = extractor(images)
         features = extractor._model.weights.net.features(to_float(images), torch.zeros(9))
@@ -290,17 +290,17 @@ class TestClassifier:
         assert extractor.identity == f"step {step}, {path.name.split('.')[1]}"
         assert extractor.name == "classifier"
         assert not extractor.official
-        assert Classifier(str(second.folder)).run == str(second.folder)
+        assert ClassifierExtractor(str(second.folder)).run == str(second.folder)
 
     @pytest.mark.parametrize("shape", [(9, 1, 32, 32), (9, 3, 16, 16), (9, 1, 16, 17)])
     def test_other_images(self, runs, shape):
         with pytest.raises(UserError, match="16 x 16 px, grey") as error:
-            Classifier(runs[1].folder).check(shape)
+            ClassifierExtractor(runs[1].folder).check(shape)
         assert "extractor=random" in error.value.fix
 
     def test_a_run_that_makes_images(self, runs):
         with pytest.raises(UserError, match="makes images") as error:
-            Classifier(runs[3].folder)
+            ClassifierExtractor(runs[3].folder)
         assert "experiment=classifier_digits" in error.value.fix
 
     def test_the_newest_of_the_data_is_found(self, runs):

@@ -12,7 +12,7 @@ from diffusion.data.files.index import default_cache
 from diffusion.metrics import features as module
 from diffusion.metrics.base import Features, Images
 from diffusion.metrics.extractors.base import Extractor
-from diffusion.metrics.extractors.random import Random
+from diffusion.metrics.extractors.random import RandomExtractor
 from diffusion.metrics.features import features, fingerprint
 
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (103, 3, 6, 5), np.uint8))
@@ -53,9 +53,9 @@ def test_some_at_a_time(chunk, logits):
     assert torch.allclose(found.values, PIXELS.float().mean((2, 3)))
     assert (found.logits is not None) is logits
     assert len(found) == 103
-    extractor = Random()
+    extractor = RandomExtractor()
     extractor.chunk = chunk
-    torch.testing.assert_close(features(IMAGES, extractor, "images").values, Random()(PIXELS).values)
+    torch.testing.assert_close(features(IMAGES, extractor, "images").values, RandomExtractor()(PIXELS).values)
 
 
 class TestCache:

@@ -13,7 +13,7 @@ from diffusion.metrics.diversity import MeanSimilarity, Vendi
 from diffusion.metrics.frechet import Frechet
 from diffusion.metrics.intervals import GROUPS, bootstrap, difference, grouped, jackknife, leaving_out, share, splits
 from diffusion.metrics.kid import KID
-from diffusion.metrics.neighbours import Neighbours
+from diffusion.metrics.neighbors import Neighbors
 
 
 def values(n, seed=0):
@@ -159,7 +159,7 @@ def test_intervals_of_sets_hold_what_they_promise(metric, name, n):
 
 def test_intervals_of_neighbours_hold_what_they_promise():
     """The jackknife of the two that are not smooth is too wide rather than too narrow."""
-    measured = [Neighbours()(sets(normal(80, 4, seed, mean=0.3, std=1.2), REFERENCE)) for seed in range(120)]
+    measured = [Neighbors()(sets(normal(80, 4, seed, mean=0.3, std=1.2), REFERENCE)) for seed in range(120)]
     for name in ("precision", "recall", "density", "coverage"):
         assert held([numbers[name] for numbers in measured]) >= 0.9
 

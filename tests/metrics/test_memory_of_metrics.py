@@ -20,23 +20,23 @@ import torch
 torch.set_num_threads(1)
 from diffusion.data.base import ImageSet
 from diffusion.metrics import distances, kid
-from diffusion.metrics.base import Features, Sets
+from diffusion.metrics.base import Features, MetricInput
 from diffusion.metrics.frechet import Frechet
 from diffusion.metrics.intervals import grouped
 from diffusion.metrics.kid import KID
-from diffusion.metrics.neighbours import Memorisation, Neighbours
+from diffusion.metrics.neighbors import Memorization, Neighbors
 
 n, d = 4500, 64
 distances.BLOCK, kid.CHUNK = 2**20, 512
 x, y = torch.randn(n, d), torch.randn(n, d)
 nothing = ImageSet(torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
-sets = Sets(nothing, Features(x), Features(y), grouped(n), train=Features(y), held_out=Features(x))
-small = Sets(nothing, Features(x[:100]), Features(y[:100]), grouped(100))
-for metric in KID(), Neighbours(), Frechet():
+sets = MetricInput(nothing, Features(x), Features(y), grouped(n), train=Features(y), held_out=Features(x))
+small = MetricInput(nothing, Features(x[:100]), Features(y[:100]), grouped(100))
+for metric in KID(), Neighbors(), Frechet():
     metric(small)  # what libraries take for themselves
 used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))
 resource.setrlimit(resource.RLIMIT_DATA, (used + 100 * 2**20,) * 2)
-for metric in KID(), Neighbours(), Frechet(), Memorisation():
+for metric in KID(), Neighbors(), Frechet(), Memorization():
     print(*metric(sets))
 try:
     torch.cdist(x.double(), y.double())

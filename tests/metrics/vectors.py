@@ -3,7 +3,7 @@
 import torch
 
 from diffusion.data.base import ImageSet
-from diffusion.metrics.base import Features, Sets
+from diffusion.metrics.base import Features, MetricInput
 from diffusion.metrics.intervals import grouped
 
 NONE = ImageSet(torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
@@ -19,14 +19,14 @@ def correlated(n: int, d: int, seed: int) -> torch.Tensor:
     return normal(n, d, seed) @ normal(d, d, seed + 1000) / d**0.5 + normal(1, d, seed + 2000)
 
 
-def sets(samples, reference=None, labels=None, logits=None, groups=None, **more) -> Sets:
+def sets(samples, reference=None, labels=None, logits=None, groups=None, **more) -> MetricInput:
     """What a metric looks at, of features."""
     reference = samples if reference is None else reference
     groups = grouped(len(samples), labels) if groups is None else groups
-    return Sets(NONE, Features(samples, logits), Features(reference), groups, labels=labels, **more)
+    return MetricInput(NONE, Features(samples, logits), Features(reference), groups, labels=labels, **more)
 
 
-def without(sets_: Sets, group: int) -> torch.Tensor:
+def without(sets_: MetricInput, group: int) -> torch.Tensor:
     """The features of the samples that are left when a group is left out."""
     return sets_.samples.values[sets_.groups != group]
 

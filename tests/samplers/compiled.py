@@ -14,7 +14,7 @@ from samplers.guidance.base import Guided
 from samplers.guidance.cads import CADS
 from samplers.guidance.cfg import CFG
 from samplers.guidance.pag import PAG
-from samplers.guidance.schedules import Linear
+from samplers.guidance.schedules import LinearScale
 
 torch.set_num_threads(1)
 base.ROWS = {"cpu": 100}
@@ -43,6 +43,6 @@ def added(*parts, seed=0):
 print(json.dumps({
     "base": added(), "cfg": added(CFG(2.0)), "cfg + pag": added(CFG(2.0), PAG(1.0)),
     "other scales and seed": added(CFG(3.0), PAG(0.5), seed=1),
-    "per sample, on a schedule": added(CFG([2.0, 3.0], Linear())),
+    "per sample, on a schedule": added(CFG([2.0, 3.0], LinearScale())),
     "pag": added(CFG(1.0), PAG(2.0)), "cads": added(CADS(), CFG(2.0)),
     "other sites": added(CFG(2.0), PAG(1.0, sites=["up"]))}))

@@ -31,7 +31,15 @@ from samplers.guidance.cads import CADS
 from samplers.guidance.cfg import CFG
 from samplers.guidance.cfg_zero import CFGZero
 from samplers.guidance.classifier import ClassifierGuidance
-from samplers.guidance.pag import PAG, Drop, Identity, Mask, Noise, Soft, Uniform
+from samplers.guidance.pag import (
+    PAG,
+    DroppedAttention,
+    IdentityAttention,
+    MaskedAttention,
+    NoisyAttention,
+    SoftAttention,
+    UniformAttention,
+)
 from samplers.guidance.rescale import Rescale
 from samplers.guidance.sag import SAG
 from samplers.guidance.seg import SEG, Smoothed
@@ -90,21 +98,22 @@ class TestScales:
         ends = {"Constant": (1, 1, 1), "Linear": (0, 1, 2), "InverseLinear": (2, 1, 0), "Cosine": (0, 1, 2),
                 "Sine": (2, 1, 0), "Lambda": (0, 2, 0), "V": (2, 0, 2), "PowerCosine": (0, 0.5, 1)}
         for name, values in ends.items():
-            schedule = getattr(schedules, name)()
+            schedule = getattr(schedules, f"{name}Scale")()
             assert [schedule(1.0, t) for t in (1.0, 0.5, 0.0)] == pytest.approx(values, abs=1e-9)
 
     def test_clamp_is_of_the_strength(self):
-        term = CFG(3.0, schedules.Clamp(schedules.Linear(), floor=1.5))
+        term = CFG(3.0, schedules.ClampedScale(schedules.LinearScale(), floor=1.5))
         assert self.strength(term, 1.0) == 1.5
         assert self.strength(term, 0.25) == pytest.approx(3.0)
 
     def test_interval_is_open_below_and_closed_above(self):
-        term = PAG(3.0, schedule=schedules.Interval(0.3, 0.6))
+        term = PAG(3.0, schedule=schedules.IntervalScale(0.3, 0.6))
         assert [self.strength(term, t) for t in (0.3, 0.30000001, 0.6, 0.61)] == [0, 3, 3, 0]
-        assert self.strength(CFG(4.0, schedules.Interval(0, 1, schedules.Linear())), 0.5) == pytest.approx(3.0)
+        nested = schedules.IntervalScale(0, 1, schedules.LinearScale())
+        assert self.strength(CFG(4.0, nested), 0.5) == pytest.approx(3.0)
 
     def test_dynamic_cfg_begins_unconditional(self, x, ctx, gaussian, restorer):
-        term = CFG(4.0, schedules.Dynamic(0.6, 0.9))
+        term = CFG(4.0, schedules.DynamicScale(0.6, 0.9))
         assert (self.strength(term, 0.95), self.strength(term, 0.5)) == (-1, 3)
         close(ask(guided([term], gaussian, restorer), x, ctx, gaussian, 0.95),
               ask(restorer, x, ctx.alt["null"], gaussian, 0.95))
@@ -125,7 +134,7 @@ class TestScales:
 
     def test_a_schedule_needs_a_step(self, x, ctx, gaussian, restorer):
         with pytest.raises(ValueError, match="step"):
-            guided([CFG(2.0, schedules.Linear())], gaussian, restorer)(
+            guided([CFG(2.0, schedules.LinearScale())], gaussian, restorer)(
                 x, torch.full((B,), 0.5), ctx, state=state_of(gaussian, SHAPE), step=None)
 
 
@@ -148,8 +157,8 @@ class TestEvaluations:
             self.rows([CFG(2), PAG(s)], x, Context(), gaussian, restorer)
 
     def test_outside_of_an_interval(self, x, ctx, gaussian, restorer):
-        for term in (CFG(3.0, schedules.Interval(0.2, 0.4)), PAG(3.0, schedule=schedules.Interval(0.2, 0.4)),
-                     SAG(1.0, schedule=schedules.Interval(0.2, 0.4))):
+        for term in (CFG(3.0, schedules.IntervalScale(0.2, 0.4)), PAG(3.0, schedule=schedules.IntervalScale(0.2, 0.4)),
+                     SAG(1.0, schedule=schedules.IntervalScale(0.2, 0.4))):
             assert self.rows([term], x, ctx, gaussian, restorer, t=0.3)[0] == 2
             count, out = self.rows([term], x, ctx, gaussian, restorer, t=0.5)
             assert count == 1
@@ -157,7 +166,7 @@ class TestEvaluations:
 
     def test_over_a_run(self, x, ctx, gaussian, restorer):
         spy = Spy(restorer)
-        terms = [CFG(3.0, schedules.Interval(0.2, 0.6)), PAG(1.0, schedule=schedules.Linear())]
+        terms = [CFG(3.0, schedules.IntervalScale(0.2, 0.6)), PAG(1.0, schedule=schedules.LinearScale())]
         sampler = samplers.build("ddim", num_steps=10)
         sampler.sample(guided(terms, gaussian, spy), gaussian, x, state_of(gaussian, SHAPE), ctx, Streams(0, (0, 1, 2)))
         # CFG at t = .6, .5, .4, .3; PAG everywhere but at t = 1, where the schedule is 0.
@@ -165,7 +174,7 @@ class TestEvaluations:
 
     def test_a_heun_step_is_guided_as_its_beginning(self, x, ctx, gaussian, restorer):
         spy = Spy(restorer)
-        term = CFG(3.0, schedules.Interval(0.45, 0.8))
+        term = CFG(3.0, schedules.IntervalScale(0.45, 0.8))
         samplers.build("heun", num_steps=4).sample(guided([term], gaussian, spy), gaussian, x,
                                                    state_of(gaussian, SHAPE), ctx, Streams(0, (0, 1, 2)))
         assert [rows // B for rows in spy.rows] == [1, 1, 2, 2, 2, 2, 1]
@@ -212,10 +221,10 @@ class TestPAG:
     def test_queries_and_keys_do_not_matter_and_are_not_asked_for(self):
         call = call_of()
         other = replace(call, q=torch.full_like(call.q, torch.nan), k=torch.full_like(call.k, torch.nan))
-        assert torch.equal(Identity()(call, None), Identity()(other, None))
+        assert torch.equal(IdentityAttention()(call, None), IdentityAttention()(other, None))
         order = torch.randperm(16)
         permuted = replace(call, v=call.v[:, :, order])
-        assert torch.equal(Identity()(permuted, None), call.v[:, :, order])
+        assert torch.equal(IdentityAttention()(permuted, None), call.v[:, :, order])
 
     def test_the_map_that_is_thrown_away_is_not_computed(self, x, ctx, gaussian, restorer, monkeypatch):
         """Of three branches at the site, two attend; everywhere else all three do, in one call."""
@@ -234,7 +243,7 @@ class TestPAG:
         assert sorted(seen) == [B, B, 3 * B, 3 * B, 3 * B]
 
     def test_soft_reaches_from_nothing_to_all(self, x, ctx, gaussian, restorer):
-        soft = [ask(guided([PAG(3.0, perturbation=Soft(a))], gaussian, restorer), x, ctx, gaussian, 0.5)
+        soft = [ask(guided([PAG(3.0, perturbation=SoftAttention(a))], gaussian, restorer), x, ctx, gaussian, 0.5)
                 for a in (0.0, 1.0, [1.0, 1.0], [1.0, 0.0])]
         close(soft[0], ask(restorer, x, ctx, gaussian, 0.5), atol=1e-4)
         whole = ask(guided([PAG(3.0)], gaussian, restorer), x, ctx, gaussian, 0.5)
@@ -242,7 +251,7 @@ class TestPAG:
         close(soft[2], whole, atol=1e-4)
         assert (soft[3].x0 - whole.x0).abs().max() > 1e-4
         with pytest.raises(UserError, match="2 heads"):
-            Soft([0.1, 0.2, 0.3])(call_of(), None)
+            SoftAttention([0.1, 0.2, 0.3])(call_of(), None)
 
     @pytest.mark.parametrize("name", registry.available("guidance/perturbation"))
     def test_every_perturbation_is_of_the_sample(self, name, x):
@@ -258,15 +267,15 @@ class TestPAG:
     def test_limits_of_the_perturbations(self):
         call, step = call_of(), step_at(0.5)
         torch.testing.assert_close(weights(call) @ call.v, call.rest())
-        torch.testing.assert_close(Mask(1.0)(call, step), call.v)
-        for nothing in (Mask(0.0), Drop(0.0), Noise(0.0)):
+        torch.testing.assert_close(MaskedAttention(1.0)(call, step), call.v)
+        for nothing in (MaskedAttention(0.0), DroppedAttention(0.0), NoisyAttention(0.0)):
             torch.testing.assert_close(nothing(call, step), call.rest())
-        assert Drop(1.0)(call, step).abs().max() == 0
-        torch.testing.assert_close(Uniform()(call, step), replace(call, q=0 * call.q).rest())
+        assert DroppedAttention(1.0)(call, step).abs().max() == 0
+        torch.testing.assert_close(UniformAttention()(call, step), replace(call, q=0 * call.q).rest())
 
     def test_one_token_has_nothing_to_lose(self):
         call = call_of(n=1)
-        for perturbation in (Identity(), Soft(0.5), Uniform(), Mask(0.5)):
+        for perturbation in (IdentityAttention(), SoftAttention(0.5), UniformAttention(), MaskedAttention(0.5)):
             torch.testing.assert_close(perturbation(call, step_at(0.5)), call.rest())
 
     def test_a_site_that_the_network_lacks(self, x, ctx, gaussian, restorer):
@@ -375,7 +384,7 @@ class TestClassifier:
             ask(guided([ClassifierGuidance(Linear())], gaussian, restorer), x, Context(), gaussian, 0.5)
 
     def test_pure_noise_is_left_alone(self, x, ctx):
-        line = degradations.build("gaussian", schedule="straight")
+        line = degradations.build("gaussian", schedule="rectified")
         restorer = restorer_of(line)
         out = ask(guided([ClassifierGuidance(Linear(), 5.0)], line, restorer), x, ctx, line, 1.0)
         equal(out, ask(restorer, x, ctx, line, 1.0))

@@ -16,7 +16,7 @@ from degradations.gaussian import Gaussian
 from degradations.randomness import Streams
 from models.conditioning import Context
 from samplers.base import Sampler
-from samplers.grids import Leading, Levels, Uniform
+from samplers.grids import LeadingGrid, LevelGrid, UniformGrid
 from samplers.moves import Belief, Direct, Infer, Keep, Residual
 from samplers.protocol import Callback
 
@@ -142,14 +142,14 @@ def test_direct_and_residual_agree_with_an_inferred_state():
     x_T = torch.randn(SHAPE)
     ddim = run(samplers.build("ddim", num_steps=20), Arbitrary(d), d, x_T)
     for move in (Direct(), Residual()):
-        torch.testing.assert_close(run(Sampler(Uniform(), Infer(), move, 20), Arbitrary(d), d, x_T), ddim, atol=1e-4,
-                                   rtol=1e-4)
+        sampler = Sampler(UniformGrid(), Infer(), move, 20)
+        torch.testing.assert_close(run(sampler, Arbitrary(d), d, x_T), ddim, atol=1e-4, rtol=1e-4)
 
 
 def test_algorithm_2_with_kept_noise_is_another_sampler():
     d = degradations.build("gaussian")
     x_T, state = torch.randn(SHAPE), state_of(d, SHAPE)
-    kept = run(Sampler(Uniform(), Keep(), Residual(), 10), Arbitrary(d), d, x_T, state)
+    kept = run(Sampler(UniformGrid(), Keep(), Residual(), 10), Arbitrary(d), d, x_T, state)
     assert (kept - run(samplers.build("ddim", num_steps=10), Arbitrary(d), d, x_T, state)).abs().max() > 0.1
 
 
@@ -270,23 +270,23 @@ class TestGrids:
         """``round(T - i T / N) - 1`` as indices from 0 (Lin et al. 2023, table 2)."""
         for n in (3, 7, 50, 1000):
             expected = [round(1000 - i * 1000 / n) for i in range(n)]
-            assert [round(t * 1000) for t in Uniform()(n, 1000)[:-1]] == expected
+            assert [round(t * 1000) for t in UniformGrid()(n, 1000)[:-1]] == expected
 
     def test_leading_starts_below_the_end(self):
-        assert [round(t * 1000) for t in Leading()(50, 1000)[:2]] == [981, 961]
+        assert [round(t * 1000) for t in LeadingGrid()(50, 1000)[:2]] == [981, 961]
 
     def test_levels_takes_all(self):
-        assert Levels()(None, 4) == [1.0, 0.75, 0.5, 0.25, 0.0]
-        assert Levels()(None, 20, start=0.5)[0] == 0.5
-        assert len(Levels()(None, 20, start=0.5)) == 11
+        assert LevelGrid()(None, 4) == [1.0, 0.75, 0.5, 0.25, 0.0]
+        assert LevelGrid()(None, 20, start=0.5)[0] == 0.5
+        assert len(LevelGrid()(None, 20, start=0.5)) == 11
 
     def test_too_many_steps(self):
         with pytest.raises(UserError, match=r"num_steps=20"):
-            Levels()(50, 20)
+            LevelGrid()(50, 20)
         with pytest.raises(UserError, match="levels"):
-            Levels()(5, None)
+            LevelGrid()(5, None)
         with pytest.raises(UserError, match="start"):
-            Uniform()(5, 20, start=0.0)
+            UniformGrid()(5, 20, start=0.0)
 
     @pytest.mark.parametrize("n", [1, 2, 13, 99, 100])
     @pytest.mark.parametrize("grid", ["uniform", "quadratic", "leading", "levels"])
@@ -351,7 +351,8 @@ class TestCallbacks:
                     frame.ctx = late
 
         d, late = degradations.build("blur", levels=4), Context(emb=torch.ones(3, 2))
-        steps = Sampler(Levels(), Count(), Direct()).steps(Arbitrary(d), d, torch.randn(SHAPE), State(n=torch.zeros(3)),
-                                                           Context(), Streams(0, (0, 1, 2)), callbacks=[Exchange()])
+        steps = Sampler(LevelGrid(), Count(), Direct()).steps(
+            Arbitrary(d), d, torch.randn(SHAPE), State(n=torch.zeros(3)), Context(), Streams(0, (0, 1, 2)),
+            callbacks=[Exchange()])
         frames = [(frame.state["n"][0].item(), frame.ctx is late) for frame in steps]
         assert frames == [(1, False), (2, True), (3, True), (4, True)]

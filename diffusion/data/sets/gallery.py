@@ -54,7 +54,7 @@ class Gallery:
         images = self.data.split(self.split)
         if len(images) < LEAST:
             raise UserError(f"a gallery of {len(images)} images", f"at least {LEAST}",
-                            "degradation.others.data.root=WHERE_THERE_ARE_MORE")
+                            "degradation.target_set.data.root=WHERE_THERE_ARE_MORE")
         return images
 
 
@@ -70,7 +70,7 @@ def coloured(x: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b d h
     if channels == 1:
         return torch.einsum("bchw,c->bhw", x, x.new_tensor(LUMA))[:, None]
     raise UserError(f"other images of {x.shape[1]} channels for images of {channels}", "as many, or grey ones",
-                    "degradation.others.data.channels=1")
+                    "degradation.target_set.data.channels=1")
 
 
 @lru_cache(maxsize=4)

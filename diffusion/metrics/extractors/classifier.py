@@ -17,7 +17,7 @@ from diffusion.runs import checkpoint
 from diffusion.runs.run import Run
 
 
-class Classifier(Extractor):
+class ClassifierExtractor(Extractor):
     """The features and logits of a run that classifies, ``experiment=classifier_mnist``.
 
     :param run: its folder

@@ -15,7 +15,7 @@ SIZES = {384: "small", 768: "base", 1024: "large"}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class DINOv2(Extractor):
+class DINOv2Extractor(Extractor):
     """The class token of a DINOv2 vision transformer with patches of 14 (Oquab et al. 2023, arXiv 2304.07193), as in
     the FD-DINOv2 of Stein et al. 2023 (arXiv 2306.04675), who take the large one, of images that Pillow has resized to
     8-bit values; torch's resizing differs from it by one grey level here and there. timm's network.

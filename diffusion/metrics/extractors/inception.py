@@ -15,7 +15,7 @@ OFFICIAL = "6726825d"
 converted them."""
 
 
-class Inception(Extractor):
+class InceptionExtractor(Extractor):
     """Inception v3 as Heusel et al. 2017 (arXiv 1706.08500) used it: the 2,048 pooled features, and for the Inception
     Score logits without their bias. torch-fidelity's network, with the resizing of TensorFlow 1.
 

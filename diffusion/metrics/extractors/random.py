@@ -13,7 +13,7 @@ from diffusion.metrics.base import Features
 from diffusion.metrics.extractors.base import Extractor, rgb
 
 
-class Random(Extractor):
+class RandomExtractor(Extractor):
     """A convolutional network that nothing was taught: four layers of stride 2 with random weights, of each of which
     the mean and the standard deviation over all places are features. It sees colours, edges and textures, which is
     enough to tell blurred or noisy images from sharp ones, and not what is in a picture.

@@ -13,13 +13,13 @@ from vectors import correlated, left_out, normal, sets, without
 from configs import UserError
 from diffusion.metrics import distances
 from diffusion.metrics.distances import blocks, nearest, radii
-from diffusion.metrics.neighbours import Memorisation, Neighbours
+from diffusion.metrics.neighbors import Memorization, Neighbors
 
 NAMES = ("precision", "recall", "density", "coverage")
 
 
 def values(samples, reference, **settings) -> dict[str, float]:
-    return {name: measured.value for name, measured in Neighbours(**settings)(sets(samples, reference)).items()}
+    return {name: measured.value for name, measured in Neighbors(**settings)(sets(samples, reference)).items()}
 
 
 @pytest.fixture(params=[(103, 80, 2), (103, 150, 6), (200, 200, 32)])
@@ -59,7 +59,7 @@ def test_by_hand():
     """On a line, with k = 1: the balls around 0, 1, 4 reach 1, 1, 3; those around -0.5, 0.75, 9 reach 1.25, 1.25,
     8.25."""
     real, fake = (torch.tensor(x)[:, None] for x in ([0.0, 1.0, 4.0], [-0.5, 0.75, 9.0]))
-    measured = Neighbours(k=1, density_k=1)(sets(fake, real, groups=torch.arange(3)))
+    measured = Neighbors(k=1, density_k=1)(sets(fake, real, groups=torch.arange(3)))
     assert measured["precision"].parts.tolist() == [1, 1, 0]
     assert measured["recall"].value == 1
     # -0.5 lies in the first ball; 0.75 in the first and the second (and 3.25 from 4); 9 in none.
@@ -99,9 +99,9 @@ def test_of_one_distribution():
 @pytest.mark.parametrize("block", [1, 500, 103 * 80 - 1])
 def test_in_blocks(monkeypatch, block):
     both = sets(normal(103, 5, seed=1, mean=0.5), normal(80, 5, seed=2), labels=torch.arange(103) % 3)
-    whole = Neighbours()(both)
+    whole = Neighbors()(both)
     monkeypatch.setattr(distances, "BLOCK", block)
-    some = Neighbours()(both)
+    some = Neighbors()(both)
     for name in NAMES:
         assert some[name].value == pytest.approx(whole[name].value)
         assert torch.allclose(some[name].parts, whole[name].parts)
@@ -110,7 +110,7 @@ def test_in_blocks(monkeypatch, block):
 def test_the_jackknife_leaves_out_what_it_says():
     both = sets(normal(103, 5, seed=1, mean=0.5), normal(80, 5, seed=2))
     expected = [values(without(both, g), both.reference.values) for g in range(10)]
-    measured = Neighbours()(both)
+    measured = Neighbors()(both)
     for name in ("recall", "coverage"):
         assert left_out(measured[name]) == pytest.approx([e[name] for e in expected])
         assert len(set(left_out(measured[name]))) > 1
@@ -120,14 +120,14 @@ def test_parts_are_in_the_order_of_the_samples():
     """By which two evaluations are paired: shuffling the samples shuffles the parts."""
     x, y = normal(103, 5, seed=1, mean=0.5), normal(80, 5, seed=2)
     order = torch.randperm(103, generator=torch.Generator().manual_seed(0))
-    both, shuffled = Neighbours()(sets(x, y)), Neighbours()(sets(x[order], y))
+    both, shuffled = Neighbors()(sets(x, y)), Neighbors()(sets(x[order], y))
     for name in ("precision", "density"):
         assert torch.equal(shuffled[name].parts, both[name].parts[order])
         assert len(both[name].parts.unique()) > 1
 
 
 def test_the_fewest_samples():
-    metric = Neighbours(k=3, density_k=5)
+    metric = Neighbors(k=3, density_k=5)
     for n in (metric.least, metric.least + 1):
         measured = metric(sets(normal(n, 3, seed=1), normal(metric.least_reference, 3, seed=2)))
         assert all(torch.isfinite(torch.tensor([m.value, m.low, m.high])).all() for m in measured.values())
@@ -136,7 +136,7 @@ def test_the_fewest_samples():
 @pytest.mark.parametrize("settings", [{"k": 0}, {"density_k": 0}])
 def test_no_neighbours(settings):
     with pytest.raises(UserError, match="at least one"):
-        Neighbours(**settings)
+        Neighbors(**settings)
 
 
 class TestDistances:
@@ -169,7 +169,7 @@ class TestDistances:
 class TestMemorisation:
     def measure(self, samples, train, held_out, rare=0.01):
         more = {name: sets(x).samples for name, x in (("train", train), ("held_out", held_out))}
-        return Memorisation(rare)(sets(samples, **more))
+        return Memorization(rare)(sets(samples, **more))
 
     def test_by_hand(self):
         """Held-out images are 1 to 10 from the nearest image of the training, the samples 0, 5 and 11."""
@@ -189,11 +189,11 @@ class TestMemorisation:
 
     def test_it_needs_both_sets(self):
         x = sets(normal(20, 3, seed=1))
-        assert Memorisation().lacks(x) is not None
-        assert Memorisation().lacks(sets(normal(20, 3, seed=1), train=x.samples)) is not None
-        assert Memorisation().lacks(sets(normal(20, 3, seed=1), train=x.samples, held_out=x.samples)) is None
+        assert Memorization().lacks(x) is not None
+        assert Memorization().lacks(sets(normal(20, 3, seed=1), train=x.samples)) is not None
+        assert Memorization().lacks(sets(normal(20, 3, seed=1), train=x.samples, held_out=x.samples)) is None
 
     @pytest.mark.parametrize("rare", [0.0, 1.0])
     def test_rare_is_a_share(self, rare):
         with pytest.raises(UserError, match="rare"):
-            Memorisation(rare)
+            Memorization(rare)

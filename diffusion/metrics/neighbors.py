@@ -7,12 +7,12 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from configs import UserError
-from diffusion.metrics.base import Metric, Sets
+from diffusion.metrics.base import Metric, MetricInput
 from diffusion.metrics.distances import blocks, nearest, radii
-from diffusion.metrics.intervals import Measured, bootstrap, jackknife, share
+from diffusion.metrics.intervals import MetricValue, bootstrap, jackknife, share
 
 
-class Neighbours(Metric):
+class Neighbors(Metric):
     """``precision``, the share of the samples inside a ball around a real image, and ``recall``, the share of the real
     images inside a ball around a sample; a ball reaches to the k-th neighbour in its own set (Kynkäänniemi et al. 2019,
     arXiv 1904.06991, eq. 1, with <=). ``density``, in how many balls around real images a sample lies, over k, which
@@ -31,7 +31,7 @@ class Neighbours(Metric):
         # Without a group of at most a half, k others must be left.
         self.least, self.least_reference = 2 * (k + 1), max(k, density_k) + 1
 
-    def __call__(self, sets: Sets) -> dict[str, Measured]:
+    def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
         order = torch.argsort(sets.groups, stable=True)
         fake, real = sets.samples.values[order], sets.reference.values
         bounds = [0, *torch.bincount(sets.groups).cumsum(0).tolist()]
@@ -73,7 +73,7 @@ def _reached(distances: Float64[Tensor, "r n"], radius: Float64[Tensor, "g n"],
     return torch.stack(answers)
 
 
-class Memorisation(Metric):
+class Memorization(Metric):
     """How near the samples are to images of the training set, by the nearest one, beside held-out real images.
     ``train distance`` is the mean distance over that of held-out images: near 1 for samples as new as those, 0 for
     copies. ``copied`` is the share of the samples that are nearer than all but ``rare`` of the held-out images: about
@@ -89,10 +89,10 @@ class Memorisation(Metric):
             raise UserError(f"rare={rare:g}", "a share in (0, 1)", "rare=0.01")
         self.rare = rare
 
-    def lacks(self, sets: Sets) -> str | None:
+    def lacks(self, sets: MetricInput) -> str | None:
         return "the images of the training and held-out ones" if sets.train is None or sets.held_out is None else None
 
-    def __call__(self, sets: Sets) -> dict[str, Measured]:
+    def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
         assert sets.train is not None
         assert sets.held_out is not None
         distances, _ = sets.nearest_train
