@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -16,18 +16,20 @@ from configs import UserError, compose, registry
 from configs.values import to_plain
 from diffusion.data.base import ImageSet
 from diffusion.data.files.images import Files
-from diffusion.data.pixels import to_float, to_uint8
+from diffusion.data.pixels import to_float
 from diffusion.evaluation.bench import EvaluationContext, equal_sizes, images_of
 from diffusion.evaluation.cost import flops
+from diffusion.evaluation.pair_scores import PairScores
 from diffusion.evaluation.report import Report
-from diffusion.metrics.base import Features, Images, MetricInput, PairMetric
+from diffusion.metrics.base import Features, MetricInput
 from diffusion.metrics.features import features, fingerprint
-from diffusion.metrics.intervals import MetricValue, bootstrap, share
+from diffusion.metrics.intervals import bootstrap, share
 from diffusion.pictures import save_grid
 from diffusion.recipe import Recipe
 from diffusion.runs.memory import peak
 from diffusion.sampling import command as sampling
 from diffusion.sampling.manifest import words
+from diffusion.sampling.watchers import evaluations
 from samplers.base import fitting
 
 log = logging.getLogger(__name__)
@@ -180,14 +182,14 @@ class RestorationsSubject(Subject):
             report.sets[name] = found.numbers() | bench.numbers(sets, name, report.skipped, restorations=True)
         return report
 
-    def _restore(self, recipe: Recipe, originals: ImageSet, outcome: dict[str, "PairScores"],
+    def _restore(self, recipe: Recipe, originals: ImageSet, outcome: dict[str, PairScores],
                  name: str) -> dict[str, Any]:
         """Restore all images with one sampler; gives what that has cost."""
         model, cfg = self.bench.model, self.bench.cfg
         first = name == cfg.samplers[0]
         labels = originals.labels if model.num_classes is not None else None
         begin = time.monotonic()
-        with sampling.evaluations(model, recipe) as counts, peak(model.device) as memory:
+        with evaluations(model, recipe) as counts, peak(model.device) as memory:
             for rows in torch.arange(len(originals)).split(cfg.batch):
                 label = labels[rows].tolist() if labels is not None else None
                 x_T, direct, restored = sampling.restore(
@@ -254,38 +256,6 @@ class ClassifierSubject(Subject):
         report.sets[name] = {"accuracy": share(logits.argmax(dim=1) == labels),
                              "cross-entropy": bootstrap(loss)}
         return report
-
-
-class PairScores:
-    """Restorations as they come: the values of the pair metrics, and the images in 8 bits.
-
-    :param pairs: the metrics, by name
-    :param originals: the images that were degraded
-    :param rounded: measure the pairs as they would be after a file of 8 bits
-    :param keep: keep the images
-    """
-
-    def __init__(self, pairs: dict[str, PairMetric], originals: Images, rounded: bool = True, keep: bool = True):
-        self._pairs, self._originals, self._rounded = pairs, originals, rounded
-        self._pixels = torch.zeros(originals.shape if keep else 0, dtype=torch.uint8)
-        self._values = {name: torch.zeros(originals.shape[0], dtype=torch.float64) for name in pairs}
-
-    @property
-    def images(self) -> ImageSet:
-        """The restorations."""
-        return ImageSet(self._pixels)
-
-    def add(self, images: Float[Tensor, "b c h w"], rows: Int64[Tensor, " b"]) -> None:
-        """Restorations in [-1, 1], not clipped."""
-        pixels, originals = to_uint8(images), to_float(self._originals.batch(rows)[0])
-        if len(self._pixels):
-            self._pixels[rows] = pixels
-        for name, metric in self._pairs.items():
-            self._values[name][rows] = metric(to_float(pixels) if self._rounded else images, originals).double()
-
-    def numbers(self) -> dict[str, MetricValue]:
-        """What the pair metrics say about all."""
-        return {name: bootstrap(self._values[name], metric.root) for name, metric in self._pairs.items()}
 
 
 def made(bench: EvaluationContext, sampler: DictConfig | None) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 import logging
 import re
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from PIL import Image
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from configs import UserError, construct, registry
 from configs.values import drop_keys, require_ints, to_plain
 from diffusion.data.base import Data
-from diffusion.data.files.progress import progress
 from diffusion.data.pixels import to_float
 from diffusion.data.sets.folder import Folder
 from diffusion.loading import load
@@ -31,13 +28,12 @@ from diffusion.runs import checkpoint
 from diffusion.runs.environment import describe_environment
 from diffusion.runs.memory import peak
 from diffusion.runs.run import Run
-from diffusion.sampling.guides import RunModel
 from diffusion.sampling.inputs import Inputs, held_out, photos, tell
 from diffusion.sampling.manifest import Manifest, Sample, folder_name, words
 from diffusion.sampling.selection import samples
 from diffusion.sampling.trajectory import Trajectory
-from samplers.guidance.base import list_models
-from samplers.protocol import Callback, LoopState
+from diffusion.sampling.watchers import Bar, First, evaluations
+from samplers.protocol import Callback
 
 log = logging.getLogger(__name__)
 
@@ -200,58 +196,6 @@ def _load(path: Path) -> Tensor:
     with Image.open(path) as image:
         pixels = torch.from_numpy(np.array(image))
     return to_float(pixels.movedim(-1, 0) if pixels.ndim == 3 else pixels[None])
-
-
-@contextmanager
-def evaluations(model: Model, recipe: Recipe) -> Iterator[Counter[str]]:
-    """Counts: how many images the network (``own``), and those of other runs that guide it (``others``), have seen in
-    the meantime."""
-    counts: Counter[str] = Counter()
-
-    def watch(net: nn.Module, whose: str) -> RemovableHandle:
-        return net.register_forward_pre_hook(lambda net, inputs: counts.update({whose: len(inputs[0])}))
-
-    others = [partner.model for partner in list_models(recipe.parts) if isinstance(partner, RunModel)]
-    hooks = [watch(model.weights.net, "own"), *(watch(other.weights.net, "others") for other in others)]
-    try:
-        yield counts
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-class Bar(Callback):
-    """A sign of life for the person who waits, counting steps over all batches."""
-
-    def __init__(self, model: Model, recipe: Recipe, samples: int, batch: int):
-        steps = len(recipe.sampler.times(model.degradation, recipe.start)) - 1
-        total = steps * -(-samples // batch)
-        self._ticks = progress(range(total), total, "sampling")
-
-    def after(self, frame: LoopState) -> None:
-        next(self._ticks, None)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        for _ in self._ticks:
-            pass
-
-
-class First(Callback):
-    """Notes what the first step of each batch saw and answered.
-
-    :ivar x_T: the degraded images
-    :ivar x0: the direct estimates
-    """
-
-    def __init__(self):
-        self.x_T: list[Tensor] = []
-        self.x0: list[Tensor] = []
-
-    def after(self, frame: LoopState) -> None:
-        if frame.step.i == 0 and frame.estimate is not None:
-            self.x_T.append(frame.x_t)
-            self.x0.append(frame.estimate.x0)
 
 
 def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *, seed: int = 0, label: Any = None,

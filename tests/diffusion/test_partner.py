@@ -8,7 +8,7 @@ from configs import UserError, registry
 from degradations.randomness import Streams
 from diffusion import load
 from diffusion.model import Model
-from diffusion.sampling.command import evaluations
+from diffusion.sampling.watchers import evaluations
 from samplers.guidance.base import list_models
 
 WEAK = "guidance.autoguidance.weak"
