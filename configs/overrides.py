@@ -1,7 +1,8 @@
 """Override strings: those of a run, which somebody else may have written, and those that were typed."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,31 @@ def refuse_unknown(cfg: DictConfig, config: str) -> None:
     known: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).parent / f"{config}.yaml"))
     groups = [key for entry in known.pop("defaults") if isinstance(entry, dict) for key in entry]
     tables = {"": (cfg, [*known, *groups])}
-    tables |= {f"{key}.": (cfg.get(key) or {}, list(node)) for key, node in known.items() if isinstance(node, dict)}
+    tables |= {f"{key}.": (cfg.get(key) or {}, list(node)) for key, node in known.items() if isinstance(node, dict)
+               and key != "condition"}  # the run knows its own signals
     for place, (given, names) in tables.items():
         for key in given:
             if str(key) not in names:
                 raise UserError(f"+{place}{key}: a setting that {config}.py does not have",
                                 f"one of {', '.join(name for name in names if name != 'hydra')}",
                                 f"{place}{closest(str(key), names)}=...")
+
+
+@cache
+def reserved_names() -> frozenset[str]:
+    """Names that no signal can have: the keys and groups of the commands, and the arguments of ``Model.sample``."""
+    names = {"indices", "recipe", "images", "degraded", "callbacks", "input", "condition", "hydra"}
+    for config in ("sample", "evaluate"):
+        known: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).parent / f"{config}.yaml"))
+        names |= {key for entry in known.pop("defaults") if isinstance(entry, dict) for key in entry} | set(known)
+    return frozenset(names)
+
+
+def ask_signals(overrides: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Overrides in which ``text=...`` and ``hint.of=...`` are about ``condition``, where these are names of signals."""
+    free = [name for name in names if name.isidentifier() and name not in reserved_names()]
+    own = re.compile(rf"({'|'.join(free)})(\.of)?=") if free else None
+    return [f"++condition.{override}" if own and own.match(override) else override for override in overrides]
 
 
 def is_inside(key: str, value: str, root: Path) -> bool:
@@ -105,11 +124,9 @@ def merge_overrides(defaults: Sequence[str], overrides: Sequence[str]) -> list[s
     return [*kept, *overrides]
 
 
-def drop_label_guidance(overrides: Sequence[str], condition: Mapping[str, Any]) -> list[str]:
-    """A ``sampling`` list without classifier-free guidance where there is no condition to guide by, so that
+def drop_condition_guidance(overrides: Sequence[str]) -> list[str]:
+    """A ``sampling`` list without classifier-free guidance, for models without a condition to guide by: so
     ``condition=none``, or images without classes, are enough to make an experiment unconditional."""
-    if condition.get("signals", True):
-        return list(overrides)
     left = {f"guidance=cfg{rest}": f"guidance={rest[1:]}" if rest else None for rest in ("", "_clip", "_pag")}
     kept = (left.get(o, o) for o in overrides if "guidance.cfg." not in o)
     return [o for o in kept if o]

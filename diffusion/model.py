@@ -5,7 +5,7 @@
 >>> images = model.sample(range(16), label=3, seed=0)      # (16, C, H, W) in [-1, 1]
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -27,16 +27,14 @@ from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.priors import Prior
 from diffusion.recipe import Recipe
 from diffusion.spaces.base import Space
-from models.conditioning import AugmentSignal, Condition, ConditionEncoder, Context
+from models.conditioning import AugmentSignal, ConditionEncoder
+from models.context import Condition, Context
+from models.readers import Reader, read_condition
 from samplers.guidance.base import Guided, list_models
 from samplers.protocol import Callback, LoopState, Restorer
 
 ROLES: dict[str, type] = {"model": nn.Module, "condition": ConditionEncoder, "degradation": Degradation,
                           "objective": Criterion, "space": Space, "prior": Prior, "augment": Augmentation}
-
-
-Label = int | Sequence[int] | str | None
-"""The class of all samples, or one per sample; None goes through the classes, "none" is the null condition."""
 
 
 class Weights(nn.Module):
@@ -79,6 +77,7 @@ class Model:
             self.weights = Weights(part("model"), part("condition"))
             self.augment: Augmentation | None = part("augment") if config.get("augment") else None
             self.evaluator = self.objective.use(self.weights.net, self.degradation, str(config["precision"]))
+            self.objective.check_encoder(self.weights.encoder)
             if self.augment is not None and self.restores:  # what is done to images is nothing to a classifier
                 encoder = self.weights.encoder
                 encoder.add_signal("augment", AugmentSignal(self.augment.length, encoder.dim))
@@ -112,10 +111,11 @@ class Model:
         return prior
 
     @torch.no_grad()
-    def try_out(self) -> None:
+    def try_out(self, condition: Condition | None = None) -> None:
         """One evaluation of the network and one step of the run's own sampling, so that what does not fit together
         fails before any work.
 
+        :param condition: the raw signals of one image
         :raises UserError: from the parts, or if the network's answer is not what the objective wants
         """
         x = torch.zeros(1, *self.shape, device=self.device)
@@ -124,8 +124,9 @@ class Model:
         if not self.restores:
             return
         images = torch.zeros(1, *self.image_shape) if self.prior.restores else None
+        asked: dict[str, Any] = {name: raw for name, raw in (condition or {}).items() if name in self.readers()}
         try:
-            next(self.trajectory([0], images=images)[1])
+            next(self.trajectory([0], images=images, **asked)[1])
         except UserError as error:
             raise UserError(f"sampling={self.config['sampling']}: {error.got}", error.wanted,
                             f"""{error.fix}, in the list, as in 'sampling=["sampler=ddim","start=0.5"]'""") from error
@@ -181,12 +182,6 @@ class Model:
             parts.append([value.cpu() for value in self.classifier(x, x.new_zeros(len(x)))])
         return Answer(*map(torch.cat, zip(*parts, strict=True)))
 
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes of the label condition, None if the model has none."""
-        signal = self.config["condition"].get("signals", {}).get("label")
-        return signal["num_classes"] if signal else None
-
     def recipe(self, overrides: Sequence[str] = ()) -> Recipe:
         """The run's own way of sampling, with overrides of ``sample.py`` on top."""
         if not overrides:
@@ -206,38 +201,29 @@ class Model:
             partner.check(self.config)
         return Guided(self.restorer, self.degradation, parts) if parts else self.restorer
 
-    def classes(self, recipe: Recipe | None = None) -> int | None:
-        """Number of classes that a sample may be asked of: the model's, else that of another in the guidance."""
-        return self.num_classes or (recipe.classes if recipe else None)
+    def readers(self, recipe: Recipe | None = None) -> dict[str, Reader]:
+        """The signals that a sample may be asked for: the model's, and those of other models in the guidance."""
+        return {**(recipe.readers if recipe else {}), **self.weights.encoder.readers}
 
-    def labels(self, indices: Sequence[int], label: Label, recipe: Recipe | None = None) -> list[int]:
-        """The class of each sample: the one asked for, or else index modulo the number of classes."""
-        classes = self.classes(recipe)
-        if classes is None:
-            raise UserError(f"label={label} for an unconditional model", "a model trained with labels",
-                            "drop label=..., or train with condition=label")
-        wanted = [i % classes for i in indices] if label is None else label
-        wanted = [wanted] * len(indices) if isinstance(wanted, int | str) else list(wanted)
-        bad = [c for c in wanted if isinstance(c, str) or not 0 <= c < classes]
-        if bad or len(wanted) != len(indices):
-            raise UserError(f"label={bad[0] if bad else wanted}", f"one of 0 .. {classes - 1}, one per sample, or none",
-                            f"label={classes - 1}")
-        return [int(c) for c in wanted]
+    def condition(self, indices: Sequence[int], asked: Mapping[str, Any], recipe: Recipe | None = None) -> Condition:
+        """The raw signals of these samples, on the CPU.
 
-    def context(self, indices: Sequence[int], label: Label = None, recipe: Recipe | None = None) -> Context:
-        """The encoded condition of these samples; its alternates are the null, and ``raw``, which holds the condition
-        as it is, for other models in the guidance."""
-        null = self.weights.encoder.null(len(indices), self.device)
-        told = self.num_classes is not None
-        if label == "none" or (label is None and self.classes(recipe) is None):
-            return null.replace(alt={"null": null}) if told else null
-        condition: Condition = {"label": torch.tensor(self.labels(indices, label, recipe), device=self.device)}
-        ctx = self.weights.encoder.with_null(condition) if told else null
-        return ctx.replace(alt={**ctx.alt, "raw": Context(extra=dict(condition))})
+        :param asked: by name: a value for all samples, a list with one for each, or a tensor; "none" leaves the signal
+            out, None takes what is usual: all classes in turn
+        :raises UserError: for a signal that nothing here knows, or a value that it cannot read
+        """
+        return read_condition(self.readers(recipe), indices, asked)
 
-    def trajectory(self, indices: Sequence[int], *, seed: int = 0, label: Label = None,
-                   recipe: Recipe | None = None, images: Tensor | None = None, degraded: bool = False,
-                   callbacks: Sequence[Callback] = ()) -> tuple[Tensor, Iterator[LoopState]]:
+    def context(self, condition: Condition, n: int) -> Context:
+        """The encoded condition of n samples, with its nulls, and the raw condition for other models in the guidance.
+
+        :raises UserError: if a signal is missing that has to be given
+        """
+        return self.weights.encoder.with_null({name: raw.to(self.device) for name, raw in condition.items()}, n)
+
+    def trajectory(self, indices: Sequence[int], *, seed: int = 0, recipe: Recipe | None = None,
+                   images: Tensor | None = None, degraded: bool = False, callbacks: Sequence[Callback] = (),
+                   **asked: Any) -> tuple[Tensor, Iterator[LoopState]]:
         """``x_T`` and the loop of one batch, frame by frame, in the model's space; arguments as for :meth:`sample`."""
         recipe = recipe or self.recipe()
         restorer = self.guided(recipe.parts)
@@ -250,31 +236,32 @@ class Model:
             x, state = given, self.degradation.draw(shape, streams)
         else:
             x, state = prior.sample(shape, self.degradation, streams, given, recipe.start)
-        ctx = self.context(indices, label, recipe)
+        ctx = self.context(self.condition(indices, asked, recipe), len(indices))
         return x, recipe.sampler.steps(restorer, self.degradation, x, state, ctx, streams, callbacks=callbacks,
                                        start=recipe.start)
 
     @torch.no_grad()
-    def sample(self, indices: Sequence[int], *, seed: int = 0, label: Label = None,
-               recipe: Recipe | None = None, images: Float[Tensor, "n c h w"] | None = None, degraded: bool = False,
-               batch: int = 64, callbacks: Sequence[Callback] = ()) -> Float[Tensor, "n c h w"]:
+    def sample(self, indices: Sequence[int], *, seed: int = 0, recipe: Recipe | None = None,
+               images: Float[Tensor, "n c h w"] | None = None, degraded: bool = False, batch: int = 64,
+               callbacks: Sequence[Callback] = (), **asked: Any) -> Float[Tensor, "n c h w"]:
         """Images in [-1, 1] (not clipped), on the CPU. Sample i of a seed does not depend on the others.
 
         :param indices: global indices of the samples, e.g. ``range(16)``
         :param seed: seed of all draws
-        :param label: class of all, or one per sample; None goes through the classes, "none" is no condition
         :param recipe: sampler, guidance, prior; None takes the run's own
         :param images: images to restore, in [-1, 1], one per index
         :param degraded: the images are degraded already
         :param batch: samples at a time
+        :param asked: signals by name, see :meth:`condition`: ``label=3``, ``label=[0, 1, 2]``, ``text="a red seven"``
         """
         recipe = recipe or self.recipe()
-        done = []
+        condition, done = self.condition(indices, asked, recipe), []
         for first in range(0, len(indices), batch):
             rows = slice(first, first + batch)
-            some = label[rows] if isinstance(label, list | tuple) else label
-            x, frames = self.trajectory(indices[rows], seed=seed, label=some, recipe=recipe, degraded=degraded,
-                                        images=images[rows] if images is not None else None, callbacks=callbacks)
+            some = {name: condition[name][rows] if name in condition else "none" for name in self.readers(recipe)}
+            x, frames = self.trajectory(indices[rows], seed=seed, recipe=recipe, degraded=degraded,
+                                        images=images[rows] if images is not None else None, callbacks=callbacks,
+                                        **some)
             for frame in frames:
                 assert frame.x_s is not None
                 x = frame.x_s
@@ -283,8 +270,9 @@ class Model:
 
     @torch.no_grad()
     def direct(self, x_t: Float[Tensor, "b c h w"], t: float, *, indices: Sequence[int], seed: int = 0,
-               label: Label = None, state: State | None = None) -> Float[Tensor, "b c h w"]:
+               state: State | None = None, **asked: Any) -> Float[Tensor, "b c h w"]:
         """The restorer's single answer ``R(x_t, t)``, in the model's space."""
         state = state or self.degradation.draw(x_t.shape, Streams(seed, tuple(map(int, indices)), self.device))
         times = torch.full((len(x_t),), t, device=self.device)
-        return self.restorer(x_t.to(self.device), times, self.context(indices, label), state=state, step=None).x0
+        ctx = self.context(self.condition(indices, asked), len(indices))
+        return self.restorer(x_t.to(self.device), times, ctx, state=state, step=None).x0

@@ -63,18 +63,18 @@ def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wid
     return next((cut for cut in cuts if font.getlength(cut) <= width), "")
 
 
-def by_class(labels: Sequence[int] | None, names: Sequence[str] | None = None) -> tuple[int | None, list[str]]:
-    """Columns and captions of a grid of samples: a column for each class if they go through the classes in turn, the
-    last round perhaps cut short; else None and no captions.
+def by_condition(captions: Sequence[str]) -> tuple[int | None, list[str]]:
+    """Columns and captions of a grid of samples: a column for each condition if they go through some in turn, the last
+    round perhaps cut short; else None and no captions.
 
-    :param names: of the classes; None takes their numbers
+    :param captions: the condition of each sample in words; none for samples without
     """
-    if not labels:
+    if not captions:
         return None, []
-    turn = next((i for i, label in enumerate(labels) if i and label == labels[0]), len(labels))
-    if not 1 < turn <= COLUMNS or any(label != labels[i % turn] for i, label in enumerate(labels)):
+    turn = next((i for i, caption in enumerate(captions) if i and caption == captions[0]), len(captions))
+    if not 1 < turn <= COLUMNS or any(caption != captions[i % turn] for i, caption in enumerate(captions)):
         return None, []
-    return turn, [names[label] if names else str(label) for label in labels[:turn]]
+    return turn, list(captions[:turn])
 
 
 def save_grid(images: Float[Tensor, "n c h w"], path: Path, columns: int | None = None, scale: int | None = None,

@@ -7,6 +7,7 @@ from typing import Any
 from configs import UserError, compose, construct
 from configs.overrides import check_recipe
 from diffusion.priors import Prior
+from models.readers import Reader
 from samplers.base import Sampler
 from samplers.guidance.base import ConditionTransform, EstimateTransform, Term, list_models
 
@@ -42,6 +43,6 @@ class Recipe:
         return cls.build(compose("sample", ["run=none", *check_recipe(overrides)]), packages)
 
     @property
-    def classes(self) -> int | None:
-        """Number of classes that another model in the guidance tells apart, None if there is no such."""
-        return max((partner.classes or 0 for partner in list_models(self.parts)), default=0) or None
+    def readers(self) -> dict[str, Reader]:
+        """The signals that other models in the guidance can be told of, by name."""
+        return {name: reader for model in list_models(self.parts) for name, reader in model.readers.items()}

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from models.blocks import Norm, zero
-from models.conditioning import Context
+from models.context import Context
 
 PLAIN_TOKENS = 256
 """Keys up to which a CPU multiplies the matrices itself. There the backward of the fused kernel is slow; but the plain

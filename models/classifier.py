@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from configs.errors import UserError
 from models.attention import AttentionHook
 from models.blocks import NORMS, Downsample, Recomputed, ResBlock
-from models.conditioning import Context
+from models.context import Context
 from models.embeddings import ScalarEmbedding
 
 

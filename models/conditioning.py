@@ -1,7 +1,6 @@
 """From raw conditions to what a network consumes: ``Condition`` -> ``ConditionEncoder`` -> ``Context``."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -10,145 +9,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from configs.errors import UserError
+from degradations.randomness import Draws
+from models.context import Condition, Context, choose_rows, merge_contexts
 from models.embeddings import ScalarEmbedding
-
-Condition = dict[str, Tensor]
-"""Raw signals by name, batch first: ``label (B,)`` of integers, ``scalar:NAME (B,)``, ``vector:NAME (B, D)``,
-``text (B, L)``, ``image:NAME (B, C, h, w)``. Any of them may be absent."""
+from models.readers import ClassReader, Reader, is_number, write_digests
 
 
-@dataclass(frozen=True, eq=False)
-class Context:
-    """The encoded condition: all that a network may know besides ``x`` and ``t``. ``Context()`` is "no condition".
-
-    Everything is batch first. ``cat``, ``repeat``, ``to`` and indexing act on every tensor, those of ``alt`` included.
-
-    :param emb: added to the time embedding
-    :param tokens: token streams by name; the U-Net attends to ``main`` alone, other streams are for attention hooks
-    :param mask: which tokens of a stream are real (at least one per row); a stream without a mask is all real
-    :param spatial: maps concatenated to ``x``: a pose, a low resolution, a masked image
-    :param extra: payload that the U-Net ignores and a wrapped network may read
-    :param alt: alternatives to this context, such as ``null``, the context without condition
-    """
-
-    emb: Float[Tensor, "b e"] | None = None
-    tokens: dict[str, Float[Tensor, "b _ _"]] = field(default_factory=dict)
-    mask: dict[str, Bool[Tensor, "b _"]] = field(default_factory=dict)
-    spatial: Float[Tensor, "b _ _ _"] | None = None
-    extra: dict[str, Tensor] = field(default_factory=dict)
-    alt: dict[str, "Context"] = field(default_factory=dict)
-
-    @staticmethod
-    def cat(contexts: Sequence["Context"]) -> "Context":
-        """One batch of several, in order. Alternates that not all of them have are left out.
-
-        :raises ValueError: if a field is present in some and absent in others
-        """
-        return _combine(torch.cat, contexts)
-
-    def __getitem__(self, rows: slice | Tensor) -> "Context":
-        """Rows of the batch: a slice, indices or a boolean mask."""
-        return _combine(lambda tensors: tensors[0][rows], [self])
-
-    def repeat(self, n: int) -> "Context":
-        """``n`` copies of the batch, one after another."""
-        return Context.cat([self] * n)
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Context":
-        """Moved to a device; ``dtype`` concerns floating point alone, so masks and indices stay what they are."""
-        return _combine(lambda ts: ts[0].to(device=device, dtype=dtype if ts[0].is_floating_point() else None), [self])
-
-    def map(self, fn: Callable[[Tensor], Tensor], fields: Sequence[str] = ("emb",)) -> "Context":
-        """``fn`` applied to some fields of this context; ``alt`` is left as it is.
-
-        :param fn: keeps the shape, e.g. adds noise
-        :param fields: among ``emb``, ``tokens``, ``spatial``, ``extra``; an absent one is skipped
-        :raises UserError: for any other field
-        """
-        changed: dict[str, Any] = {}
-        for name in fields:
-            if name not in ("emb", "tokens", "spatial", "extra"):
-                raise UserError(f"context field {name!r}", "emb, tokens, spatial or extra", "fields=[emb]")
-            value = getattr(self, name)
-            if isinstance(value, dict):
-                changed[name] = {key: fn(tensor) for key, tensor in value.items()}
-            elif value is not None:
-                changed[name] = fn(value)
-        return self.replace(**changed)
-
-    def replace(self, **fields: Any) -> "Context":
-        """A copy with other values of some fields."""
-        return replace(self, **fields)
-
-
-def _combine(fn: Callable[[list[Tensor]], Tensor], contexts: Sequence[Context]) -> Context:
-    """``fn`` over the corresponding tensors of contexts of the same structure."""
-
-    def each(name: str, values: Sequence[Tensor | None]) -> Tensor:
-        present = [value for value in values if value is not None]
-        if len(present) < len(values):
-            raise ValueError(f"{name} is in {len(present)} of {len(values)} contexts; wanted: in all or in none")
-        return fn(present)
-
-    def single(name: str) -> Tensor | None:
-        values = [getattr(ctx, name) for ctx in contexts]
-        return None if all(value is None for value in values) else each(name, values)
-
-    def table(name: str, tables: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {key: each(f"{name}[{key!r}]", [t.get(key) for t in tables]) for key in _union(tables)}
-
-    masked = _union([ctx.mask for ctx in contexts])
-    alternates = [key for key in _union([ctx.alt for ctx in contexts]) if all(key in ctx.alt for ctx in contexts)]
-    return Context(
-        emb=single("emb"),
-        tokens=table("tokens", [ctx.tokens for ctx in contexts]),
-        mask=table("mask", [{key: _mask(ctx, key) for key in masked if key in ctx.tokens} for ctx in contexts]),
-        spatial=single("spatial"),
-        extra=table("extra", [ctx.extra for ctx in contexts]),
-        alt={key: _combine(fn, [ctx.alt[key] for ctx in contexts]) for key in alternates})
-
-
-def _union(tables: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for table in tables for key in table))
-
-
-def _mask(ctx: Context, stream: str) -> Tensor:
-    tokens = ctx.tokens[stream]
-    return ctx.mask.get(stream, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
-
-
-def _where(rows: Bool[Tensor, " b"], yes: Context, no: Context) -> Context:
-    """Per row, one context or the other."""
-    return _combine(lambda ts: torch.where(rows.view(-1, *[1] * (ts[0].dim() - 1)), ts[0], ts[1]), [yes, no])
-
-
-def _merge(a: Context, b: Context) -> Context:
-    """Two signals of the same batch: embeddings add up, tokens and maps are joined."""
-
-    def join(x: Tensor | None, y: Tensor | None, how: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
-        return how(x, y) if x is not None and y is not None else (y if x is None else x)
-
-    def tables(x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {**x, **y} | {key: torch.cat([x[key], y[key]], dim=1) for key in x if key in y}
-
-    masked = _union([a.mask, b.mask])
-    masks = [{key: _mask(ctx, key) for key in masked if key in ctx.tokens} for ctx in (a, b)]
-    return Context(
-        emb=join(a.emb, b.emb, torch.add),
-        tokens=tables(a.tokens, b.tokens),
-        mask=tables(*masks),
-        spatial=join(a.spatial, b.spatial, lambda x, y: torch.cat([x, y], dim=1)),
-        extra={**a.extra, **b.extra})
-
-
-class Signal(nn.Module):
+class Signal(nn.Module, Reader):
     """Encodes one raw signal. A new kind of condition is a subclass; it may fill any field of its context.
 
-    :cvar droppable: whether training may replace it by its null, so that the model learns to do without
+    :cvar droppable: whether training may replace it by its null, so that the model learns to do without. What is not
+        droppable has to be given, and no guidance takes it away
+    :cvar optional: its null means that nothing was done, so that it need not be given all the same
     :param dim: length E of the embedding
     """
 
     droppable: bool = True
+    optional: bool = False
 
     def __init__(self, dim: int):
         super().__init__()
@@ -162,22 +39,33 @@ class Signal(nn.Module):
         """The context of "not given", mostly learned, for n rows, with the fields of :meth:`forward`."""
         raise NotImplementedError
 
+    def mirror(self, raw: Tensor, side: int) -> Tensor:
+        """The raw values of images that are mirrored left to right, e.g. ``side - x`` for places.
+
+        :param side: of the images, in pixels
+        :raises UserError: if the signal does not say
+        """
+        raise UserError(f"data.flip=true with the signal {self.name}, which does not say what it is of a "
+                        "mirrored image", "images as they are",
+                        f"data.flip=false, or a method mirror of {type(self).__name__}")
+
     def silence(self) -> None:
         """Sets the last layer to zero, null included: nothing changes for the network until the signal is trained."""
         raise NotImplementedError
 
 
-class LabelSignal(Signal):
+class LabelSignal(ClassReader, Signal):
     """A class in 0 .. num_classes - 1, looked up in a table whose last row is the null.
 
     :param num_classes: K
     :param dim: length E of the embedding
+    :param words: names of the classes, which may then be asked for by name
     :raises UserError: for a class outside the range (checked on the CPU alone: a GPU would have to wait for it)
     """
 
-    def __init__(self, num_classes: int, dim: int):
-        super().__init__(dim)
-        self.num_classes = num_classes
+    def __init__(self, num_classes: int, dim: int, words: Sequence[str] | None = None):
+        Signal.__init__(self, dim)
+        ClassReader.__init__(self, num_classes, words)
         self.table = nn.Embedding(num_classes + 1, dim)
 
     def forward(self, value: Int[Tensor, " b"]) -> Context:
@@ -192,6 +80,9 @@ class LabelSignal(Signal):
         rows = torch.full((n,), self.num_classes, device=self.table.weight.device)
         return Context(emb=self.table(rows))
 
+    def mirror(self, raw: Tensor, side: int) -> Tensor:
+        return raw
+
     def silence(self) -> None:
         nn.init.zeros_(self.table.weight)
 
@@ -205,8 +96,20 @@ class VectorSignal(Signal):
 
     def __init__(self, in_dim: int, dim: int):
         super().__init__(dim)
+        self.in_dim = in_dim
         self.mlp = nn.Sequential(nn.Linear(in_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.missing = nn.Parameter(torch.zeros(dim))
+
+    def is_single(self, value: Any) -> bool:
+        return not isinstance(value, list | tuple) or not any(isinstance(each, list | tuple) for each in value)
+
+    def read(self, values: Sequence[Any]) -> Float[Tensor, "b d"]:
+        length = self.in_dim
+        for value in values:
+            if not isinstance(value, list | tuple) or len(value) != length or not all(map(is_number, value)):
+                raise UserError(f"{self.name}={value}", f"a list of {length} numbers, or a list of such lists",
+                                f"{self.name}={[0.0] * length}")
+        return torch.tensor(values, dtype=torch.float32)
 
     def forward(self, value: Float[Tensor, "b d"]) -> Context:
         return Context(emb=self.mlp(value))
@@ -231,8 +134,17 @@ class ScalarSignal(Signal):
         self.embedding = ScalarEmbedding(dim, dim, scale)
         self.missing = nn.Parameter(torch.zeros(dim))
 
+    def read(self, values: Sequence[Any]) -> Float[Tensor, " b"]:
+        for value in values:
+            if not is_number(value):
+                raise UserError(f"{self.name}={value}", "a number, or one for each sample", f"{self.name}=1.0")
+        return torch.tensor(values, dtype=torch.float32)
+
     def forward(self, value: Float[Tensor, " b"]) -> Context:
         return Context(emb=self.embedding(value))
+
+    def mirror(self, raw: Tensor, side: int) -> Tensor:
+        return raw
 
     def null(self, n: int) -> Context:
         return Context(emb=self.missing.expand(n, -1))
@@ -251,6 +163,7 @@ class AugmentSignal(Signal):
     """
 
     droppable = False
+    optional = True
 
     def __init__(self, in_dim: int, dim: int):
         super().__init__(dim)
@@ -271,29 +184,86 @@ def _silence(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
+class ImageSignal(Signal):
+    """An image that is concatenated to ``x``: a low resolution, a drawing, a masked picture. Never dropped: guidance
+    along the other signals keeps it. Not given where there is no other way, it is zeros.
+
+    :param channels: of the image
+    :param side: its height and width, in pixels, those of the network's maps
+    :param dim: length E of the embeddings of the other signals
+    """
+
+    droppable = False
+
+    def __init__(self, channels: int, side: int, dim: int):
+        super().__init__(dim)
+        self.picture = (channels, side)
+        self.register_buffer("missing", torch.zeros(1, channels, side, side), persistent=False)
+
+    def forward(self, value: Float[Tensor, "b c h w"]) -> Context:
+        return Context(spatial=value)
+
+    def null(self, n: int) -> Context:
+        missing = self.get_buffer("missing")
+        return Context(spatial=missing.expand(n, -1, -1, -1))
+
+    def write(self, raw: Tensor) -> list[str]:
+        return write_digests(raw)
+
+    def mirror(self, raw: Tensor, side: int) -> Tensor:
+        return raw.flip(-1)
+
+    def silence(self) -> None:
+        """Nothing to do: it is the network's first layer that must not listen yet."""
+
+
+class Source(nn.Module):
+    """Makes a raw signal from the images themselves: edges, a low resolution, a hole. It is frozen, and lies in the
+    checkpoint beside the signals."""
+
+    def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Tensor:
+        """Raw values, batch first.
+
+        :param images: in [-1, 1], as the network will see them: mirrored and augmented
+        :param condition: what is known about the images besides, such as places from which a map is drawn
+        :param rng: for sources that draw at random
+        """
+        raise NotImplementedError
+
+
 class ConditionEncoder(nn.Module):
     """Encodes a :data:`Condition`, each signal by its own module; their embeddings add up.
 
     A signal that is absent, or dropped for a sample, becomes its null for that sample, whatever the others do.
     Names of a condition without a signal here are ignored. Without signals every context is empty.
 
-    :param signals: :class:`Signal` by name
+    :param signals: :class:`Signal` by name, an identifier; None for one that the data turned out not to have
     :param dim: length E of the embedding, the network's ``emb_dim``
-    :raises UserError: if a signal has another length
+    :param sources: :class:`Source` by the name of the signal that it makes
+    :raises UserError: if a signal has another length, or a name that is taken
     """
 
-    def __init__(self, signals: Mapping[str, Signal], dim: int):
+    def __init__(self, signals: Mapping[str, Signal | None], dim: int, sources: Mapping[str, Source] | None = None):
         super().__init__()
         self.dim = dim
         self.signals = nn.ModuleDict()
         for name, signal in signals.items():
-            self._register(name, signal)
+            if signal is not None:
+                self._register(name, signal)
+        self.sources = nn.ModuleDict(dict(sources or {})).requires_grad_(False)
+        for name in self.sources:
+            if name not in self.signals:
+                raise UserError(f"condition.sources.{name} without a signal of this name",
+                                f"one of {', '.join(self.signals) or 'no signals'}", f"condition.signals.{name}")
 
     def _register(self, name: str, signal: Signal) -> None:
         if signal.dim != self.dim:
             raise UserError(f"signal {name} of length {signal.dim}", f"the network's {self.dim}",
                             f"condition.signals.{name}.dim={self.dim}")
+        if not name.isidentifier() or hasattr(self.signals, name):
+            raise UserError(f"a signal called {name!r}", "a word that is free", "letters, digits and _")
         self.signals[name] = signal
+        signal.name = name
 
     def add_signal(self, name: str, signal: Signal) -> None:
         """Adds a signal to a trained encoder; outputs stay the same, bit for bit, until it is trained.
@@ -305,45 +275,88 @@ class ConditionEncoder(nn.Module):
         signal.silence()
         self._register(name, signal)
 
-    def forward(self, cond: Condition, drop: Mapping[str, Bool[Tensor, " b"]] | None = None) -> Context:
+    @property
+    def readers(self) -> dict[str, Signal]:
+        """The signals that a sample may be asked for."""
+        return {name: signal for name, signal in self._signals() if not signal.optional}
+
+    @property
+    def droppable(self) -> list[str]:
+        """Names of the signals that training drops and guidance takes away."""
+        return [name for name, signal in self._signals() if signal.droppable]
+
+    def _signals(self) -> list[tuple[str, Signal]]:
+        return [(name, signal) for name, signal in self.signals.items() if isinstance(signal, Signal)]
+
+    def forward(self, cond: Condition, drop: Mapping[str, Bool[Tensor, " b"]] | None = None,
+                n: int | None = None) -> Context:
         """The context of a condition.
 
         :param cond: raw signals, on the device of the weights
         :param drop: by name, the samples that lose this signal; without effect on one that is not ``droppable``
-        :raises UserError: if the condition is empty, so that the number of samples is unknown
+        :param n: number of samples; None takes it from the condition
+        :raises UserError: if a signal is missing that cannot be dropped, or the condition is empty, so that the number
+            of samples is unknown
         """
         if not self.signals:
             return Context()
         drop = drop or {}
-        n = self._batch(cond)
+        n = count_rows(cond) if n is None else n
         parts = []
-        for name, signal in self.signals.items():
-            assert isinstance(signal, Signal)
+        for name, signal in self._signals():
+            if name not in cond and not signal.droppable and not signal.optional:
+                raise UserError(f"no {name}, without which this model does not work", f"a value of {name}",
+                                f"{name}=..." if signal.picture is None else f"{name}=FOLDER")
             if name not in cond:
                 parts.append(signal.null(n))
             elif name in drop and signal.droppable:
-                parts.append(_where(drop[name], signal.null(n), signal(cond[name])))
+                parts.append(choose_rows(drop[name], signal.null(n), signal(cond[name])))
             else:
                 parts.append(signal(cond[name]))
-        return reduce(_merge, parts)
+        return reduce(merge_contexts, parts)
 
     def null(self, n: int, device: torch.device | str | None = None) -> Context:
-        """The context of n samples without any condition."""
-        parts = [signal.null(n) for signal in self.signals.values() if isinstance(signal, Signal)]
-        return reduce(_merge, parts).to(device) if parts else Context()
+        """The context of n samples without any condition, also without signals that have to be given."""
+        parts = [signal.null(n) for _, signal in self._signals()]
+        return reduce(merge_contexts, parts).to(device) if parts else Context()
 
-    def with_null(self, cond: Condition) -> Context:
-        """The context of a condition that carries its null as ``alt["null"]``, where guidance looks for it.
+    def with_null(self, cond: Condition, n: int | None = None) -> Context:
+        """The context of a condition that carries what guidance needs: ``null``, without the signals that are droppable
+        (the others stay), ``nulls[NAME]``, without one of several, and ``raw``, the condition itself.
 
-        Without signals there is no difference to guide along, and the context is empty.
+        Without droppable signals there is no difference to guide along, and ``null`` is None.
+
+        :param n: number of samples; None takes it from the condition
         """
-        if not self.signals:
-            return Context()
-        return self(cond).replace(alt={"null": self.null(self._batch(cond))})
+        droppable = self.droppable
+        given = [name for name in droppable if name in cond]
+        n = count_rows(cond) if n is None and self.signals else n
 
-    @staticmethod
-    def _batch(cond: Condition) -> int:
-        for value in cond.values():
-            return value.shape[0]
-        raise UserError("an empty condition", "at least one signal, to know the number of samples",
-                        "encoder.null(n) for samples without a condition")
+        def without(*names: str) -> Context:
+            kept = {name: raw for name, raw in cond.items() if name not in names}
+            return self(kept, n=n).replace(raw=kept)
+
+        nulls = {name: without(name) for name in given} if len(given) > 1 else {}
+        kept = {name: raw for name, raw in cond.items() if name in self.signals and name not in droppable}
+        null = self(kept, n=n).replace(raw=kept) if droppable else None
+        return self(cond, n=n).replace(null=null, nulls=nulls, raw=dict(cond))
+
+    @torch.no_grad()
+    def derive(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Condition:
+        """The condition with the signals that the sources make of the images; a value that is given stays."""
+        made = dict(condition)
+        for name, source in self.sources.items():
+            if name not in condition:
+                made[name] = source(images, condition, rng)
+        return made
+
+
+def count_rows(cond: Condition) -> int:
+    """Number of samples of a condition.
+
+    :raises UserError: if it is empty
+    """
+    for value in cond.values():
+        return value.shape[0]
+    raise UserError("an empty condition", "at least one signal, to know the number of samples",
+                    "encoder.null(n) for samples without a condition")

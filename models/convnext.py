@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from configs.errors import UserError
 from models.attention import AttentionHook, AttentionSite, LinearAttention
 from models.blocks import ChannelLayerNorm, Norm
-from models.conditioning import Context
+from models.context import Context
 from models.embeddings import sinusoid
 from models.protocol import Features, ThreeParts, conditioned
 from models.unet import Block, Middle

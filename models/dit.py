@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from configs.errors import UserError
 from models.attention import AttentionHook, AttentionSite, CrossAttention, SelfAttention
 from models.blocks import ChannelLayerNorm, Norm, Recomputed, film, zero
-from models.conditioning import Context
+from models.context import Context
 from models.embeddings import ScalarEmbedding, sinusoid
 from models.protocol import Features, ThreeParts, conditioned
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from configs.errors import UserError
 from models.attention import Attention, AttentionHook, AttentionSite
-from models.conditioning import Context
+from models.context import Context
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from configs.errors import UserError
 from models.attention import AttentionHook, AttentionSite, CrossAttention, SelfAttention
 from models.blocks import MODULATIONS, NORMS, Downsample, Norm, Recomputed, ResBlock, Upsample, zero
-from models.conditioning import Context
+from models.context import Context
 from models.embeddings import ScalarEmbedding
 from models.protocol import Features, ThreeParts, conditioned
 

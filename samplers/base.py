@@ -11,7 +11,7 @@ from torch import Tensor
 from configs import UserError, registry
 from degradations.base import Degradation, State
 from degradations.randomness import Streams
-from models.conditioning import Context
+from models.context import Context
 from samplers.grids import Grid
 from samplers.moves import Belief, Move
 from samplers.protocol import Callback, LoopState, Restorer, Step

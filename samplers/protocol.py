@@ -9,7 +9,7 @@ from torch import Tensor
 from degradations.base import Estimate, State
 from degradations.randomness import Streams
 from models.attention import AttentionHook
-from models.conditioning import Context
+from models.context import Context
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ from diffusion.metrics.intervals import grouped
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import V
 from models.attention import AttentionCall
-from models.conditioning import ConditionEncoder, Context, LabelSignal
+from models.conditioning import ConditionEncoder, LabelSignal
+from models.context import Context
 from samplers.guidance.base import Guided
 
 Call = Callable[[], object]
@@ -266,7 +267,7 @@ def guidance(device: str, quick: bool) -> Iterator[Case]:
 
             @torch.no_grad()
             def apart(ctx: Context = ctx, evaluate: Callable[..., Any] = evaluate) -> object:
-                base, null, perturbed = evaluate(ctx), evaluate(ctx.alt["null"]), evaluate(ctx, attn=unmixed)
+                base, null, perturbed = evaluate(ctx), evaluate(ctx.null), evaluate(ctx, attn=unmixed)
                 return base + 1.0 * (base - null) + 3.0 * (base - perturbed)
 
             @torch.no_grad()

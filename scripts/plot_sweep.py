@@ -26,7 +26,7 @@ from configs import UserError
 from configs.cli import stop
 from configs.registry import closest
 
-OTHERS = ("run", "checkpoint", "weights", "start", "label", "seed", "count")
+OTHERS = ("run", "checkpoint", "weights", "start", "condition", "seed", "count")
 """Entries in which evaluations may differ besides."""
 
 

@@ -5,7 +5,8 @@ from torch import nn
 
 import models
 from configs import registry
-from models.conditioning import ConditionEncoder, Context, LabelSignal
+from models.conditioning import ConditionEncoder, LabelSignal
+from models.context import Context
 from models.protocol import ThreeParts
 
 CLASSES = 10

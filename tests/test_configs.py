@@ -19,7 +19,6 @@ import models
 import samplers
 import samplers.guidance
 from configs import UserError, compose, construct, registry
-from configs.overrides import drop_label_guidance
 from configs.values import require_values, to_plain
 from degradations.base import Degradation
 from degradations.randomness import BatchStream
@@ -36,7 +35,7 @@ from diffusion.objectives.weighting import Weighting
 from diffusion.priors import Prior
 from diffusion.runs import checkpoint
 from diffusion.spaces.base import Space
-from diffusion.training.fit import with_classes
+from diffusion.training.fit import fill_signals
 from diffusion.training.optimization import AdamW
 from models.conditioning import ConditionEncoder
 from samplers.base import Sampler, fitting
@@ -107,7 +106,7 @@ def test_every_option_composes_and_builds(group, name, roots, tmp_path):
         cfg = compose("sample", ["run=x", f"{group}={name}"])
     else:
         overrides = placed([*PARENT.get(group, []), f"{group}={name}"], roots)
-        cfg = OmegaConf.create(with_classes(to_plain(compose("train", overrides)), 10))
+        cfg = OmegaConf.create(fill_signals(to_plain(compose("train", overrides)), {"label": {"num_classes": 10}}))
     require_values(cfg)
     made = {"save_dir": str(tmp_path)} if group == "logger" and name != "csv" else {}
     node = OmegaConf.select(cfg, place)
@@ -151,7 +150,7 @@ def test_every_experiment_trains(name, roots, tmp_path):
         assert pictures == ["estimates-00000003.png", "samples-00000003.png"]
     content = checkpoint.latest(run.checkpoints)
     assert content is not None
-    assert run.config["sampling"] == drop_label_guidance(cfg.sampling, content["config"]["condition"])
+    assert run.config["sampling"] == content["config"]["sampling"]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -171,13 +170,13 @@ def test_every_file_begins_with_what_it_is(path):
 
 def variant(*overrides) -> Model:
     cfg = compose("train", ["data=digits", *SMALL, *overrides])
-    return Model(with_classes(to_plain(cfg), 10))
+    return Model(fill_signals(to_plain(cfg), {"label": {"num_classes": 10}}))
 
 
 def one_step(model: Model) -> None:
     """A gradient that is finite and reaches the network."""
     x0 = torch.rand(4, *model.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    condition = {"label": torch.arange(4)} if model.num_classes else {}
+    condition = {"label": torch.arange(4)} if "label" in model.readers() else {}
     losses = model.objective(model.restorer.output, model.weights.encoder, model.degradation, x0, condition,
                              BatchStream(0, 0, slice(0, 4), 4))
     assert losses.values.shape == losses.t.shape == (4,)

@@ -26,10 +26,11 @@ from PIL import Image
 import configs
 import degradations
 from configs import compose, construct, registry
-from configs.overrides import merge_overrides
+from configs.overrides import ask_signals, merge_overrides
 from degradations.randomness import BatchStream, Streams
 from diffusion.data.sets.cifar10 import CLASSES
-from models.conditioning import ConditionEncoder, Context, LabelSignal
+from models.conditioning import ConditionEncoder, LabelSignal
+from models.context import Context
 from models.unet import UNet
 from samplers.guidance.base import Guided
 
@@ -177,7 +178,7 @@ def test_a_long_command_composes(page, arguments, monkeypatch, capsys):
     elif script in ("sample.py", "evaluate.py"):
         experiment = next(a.split("/")[1] for a in overrides if a.startswith("run=runs/"))
         defaults = compose("train", [f"experiment={experiment}"]).sampling
-        assert compose(script[:-3], merge_overrides(defaults, overrides)).run
+        assert compose(script[:-3], merge_overrides(defaults, ask_signals(overrides, ["label"]))).run
     elif script == "scripts/reproduce.py":
         assert compose("reproduce", rest).table.rows
     else:
@@ -264,7 +265,8 @@ def test_own_guidance_and_network(extending):
 
 def test_own_data(extending):
     shapes = extending["Shapes"](16, 1, False)
-    images, labels = shapes.split("train").batch(np.arange(2000))
+    images, signals = shapes.split("train").batch(np.arange(2000))
+    labels = signals["label"]
     area = (images == 255).double().mean(dim=(1, 2, 3))
     torch.testing.assert_close(area[labels == 1].mean(), torch.tensor(0.4**2).double(), rtol=0.05, atol=0)
     torch.testing.assert_close(area[labels == 0].mean(), torch.tensor(torch.pi * 0.2**2).double(), rtol=0.05, atol=0)
@@ -286,7 +288,7 @@ def test_own_condition(extending):
     ctx = encoder.with_null({"label": torch.tensor([0, 2])})
     x, t = torch.randn(1, 1, 8, 8).expand(2, -1, -1, -1), torch.full((2,), 0.5)
     first, second = net(x, t, ctx)
-    null = net(x, t, ctx.alt["null"])
+    null = net(x, t, ctx.null)
     assert (first - second).abs().max() > 1e-4
     assert (first - null[0]).abs().max() > 1e-4
     torch.testing.assert_close(null[0], null[1])

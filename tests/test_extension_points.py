@@ -18,7 +18,7 @@ from degradations.shapes import like
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import X0, V
 from models.attention import attend, chain
-from models.conditioning import Context
+from models.context import Context
 from samplers.base import Sampler
 from samplers.grids import UniformGrid
 from samplers.guidance.base import Branch, Guided, Term
@@ -160,7 +160,7 @@ def test_control_net(net, gaussian, x):
     def hinted(value):
         ctx = context([1, 2, 3])
         extra = {"hint": torch.full(SHAPE, value)}
-        return ctx.replace(extra=extra, alt={"null": ctx.alt["null"].replace(extra=extra)})
+        return ctx.replace(extra=extra, null=ctx.null.replace(extra=extra))
 
     controlled = Controlled(net)
     assert torch.equal(controlled(x, T, hinted(0.5)), net(x, T, hinted(0.5)))

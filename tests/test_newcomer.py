@@ -9,7 +9,7 @@ from helpers import COLD, DIGITS, train
 from PIL import Image
 
 from configs import UserError, build, compose
-from configs.overrides import drop_label_guidance
+from configs.overrides import drop_condition_guidance
 from configs.values import require_ints, to_plain
 from degradations.blur import Blur, ConstantKernels
 from diffusion import load, tasks
@@ -17,6 +17,7 @@ from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults
 from diffusion.runs.files import write_whole
 from diffusion.runs.run import Run
+from diffusion.training.fit import fill_signals
 
 
 @pytest.mark.parametrize(("group", "name", "values"), [
@@ -57,10 +58,14 @@ def test_an_experiment_without_its_condition(tmp_path):
 
 
 def test_guidance_stays_where_there_is_a_condition():
-    overrides = ["guidance=cfg", "guidance.cfg.scale=2", "sampler=ddim"]
-    assert drop_label_guidance(overrides, {"signals": {"label": {}}}) == overrides
-    assert drop_label_guidance(overrides, {"_target_": "somebody.Encoder"}) == overrides
-    assert drop_label_guidance(overrides, {"signals": {}}) == ["sampler=ddim"]
+    overrides, signals = ["guidance=cfg", "guidance.cfg.scale=2", "sampler=ddim"], {"label": {"num_classes": 3}}
+    config = {"sampling": overrides, "model": {}}
+    label = {"_target_": "models.conditioning.LabelSignal", "num_classes": None, "dim": 4}
+    for condition, described, kept in (
+            ({"signals": {"label": label}}, signals, overrides), ({"signals": {"label": label}}, {}, ["sampler=ddim"]),
+            ({"_target_": "somebody.Encoder"}, {}, overrides), ({"signals": {}}, signals, ["sampler=ddim"])):
+        assert fill_signals({**config, "condition": condition}, described)["sampling"] == kept
+    assert drop_condition_guidance(["guidance=cfg_pag", "guidance.cfg.scale=2"]) == ["guidance=pag"]
 
 
 @pytest.mark.parametrize(("sampling", "words"), [("sampler=ddim", "sampler=cold1 or sampler=cold2"),

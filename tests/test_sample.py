@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
-from configs import UserError, compose, registry
+from configs import UserError, compose
 from degradations.base import State
 from diffusion import load, tasks
 from diffusion.data.files.decode import Decoder
@@ -40,7 +40,7 @@ def draw(run, *overrides, out=None):
     cfg = composed(tuple(o.input_line for o in parsed if o.key_or_group in groups)).copy()
     for o in parsed:
         if o.key_or_group not in groups:
-            OmegaConf.update(cfg, o.key_or_group, o.value(), force_add=False)
+            OmegaConf.update(cfg, o.key_or_group, o.value(), force_add=o.key_or_group.startswith("condition."))
     return tasks.sample(cfg)
 
 
@@ -87,7 +87,7 @@ class TestManifest:
     def test_generation(self, hot, tmp_path, scale, evaluations):
         folder = draw(hot, "samples=3-14", "seed=2", f"guidance.cfg.scale={scale}", out=tmp_path / "out")
         record = manifest(folder)
-        assert [(e["file"], e["index"], e["label"], e["seed"]) for e in record["samples"]] == [
+        assert [(e["file"], e["index"], e["condition"]["label"], e["seed"]) for e in record["samples"]] == [
             (f"{i:06d}.png", i, i % 10, 2) for i in range(3, 15)]
         assert record["checkpoint"]["step"] == 12
         path = next(hot.checkpoints.glob("step-00000012.*.pt"))
@@ -104,7 +104,7 @@ class TestManifest:
         """Their files go by the index; in the grid there are rows for them."""
         folder = draw(cold, "samples=[1,4]", out=tmp_path / "out")
         assert list(listed(folder)) == ["000001.png", "000004.png"]
-        assert all(e["source"] is None and e["label"] is None for e in manifest(folder)["samples"])
+        assert all(e["source"] is None and e["condition"] == {} for e in manifest(folder)["samples"])
         width, height = Image.open(folder / "grid.png").size
         assert width > 2 * 66 + 2
         assert height > 4 * 66 + 2
@@ -135,7 +135,7 @@ class TestAgain:
         folder = draw(hot, "samples=4-5", "label=[1,2]", out=tmp_path / "out")
         seconds = manifest(folder)["seconds"]
         draw(hot, "samples=[0,5]", "label=[7,8]", out=folder)
-        assert {e["index"]: e["label"] for e in manifest(folder)["samples"]} == {0: 7, 4: 1, 5: 8}
+        assert {e["index"]: e["condition"]["label"] for e in manifest(folder)["samples"]} == {0: 7, 4: 1, 5: 8}
         assert manifest(folder)["seconds"] >= seconds
         model = load(hot.folder, device="cpu")
         expected = model.sample([0, 4, 5], label=[7, 1, 8], recipe=model.recipe([f"sampler.num_steps={STEPS}"]))
@@ -270,7 +270,7 @@ class TestInput:
         for label in ("none", 3):
             more = [] if label == "none" else ["label=3"]
             folder = draw(hot, f"input={path}", "start=0.6", *more, out=tmp_path / str(label))
-            assert listed(folder)["a.png"]["label"] == (None if label == "none" else 3)
+            assert listed(folder)["a.png"]["condition"] == ({} if label == "none" else {"label": 3})
             assert close(folder, ["a.png"], model.sample([0], label=label, recipe=recipe, images=images))
 
     @pytest.mark.parametrize(("input", "words"), [
@@ -297,7 +297,7 @@ class TestSettings:
 
     def test_a_list_of_labels_says_how_many(self, hot, tmp_path):
         folder = draw(hot, "label=[4,4,2]", out=tmp_path / "out")
-        assert [e["label"] for e in manifest(folder)["samples"]] == [4, 4, 2]
+        assert [e["condition"]["label"] for e in manifest(folder)["samples"]] == [4, 4, 2]
 
     @pytest.mark.parametrize("overrides", [
         ["label=3.5"], ["label=[0,1.5]"], ["label=[]"], ["label=[0,10]"], ["label=-1"], ["label=true"],
@@ -313,16 +313,6 @@ class TestSettings:
     def test_a_prior_that_needs_no_images(self, hot, tmp_path):
         with pytest.raises(UserError, match="prior=degraded"):
             draw(hot, f"input={photo(tmp_path / 'a.png')}", "prior=noise", out=tmp_path / "out")
-
-    def test_names_of_classes_without_their_images(self, hot, tmp_path):
-        model = load(hot.folder, device="cpu")
-        assert sampling.class_names(model, None, registry.trusted()) == [str(digit) for digit in range(10)]
-        model.config["data"] = {"_target_": "diffusion.data.sets.cifar10.CIFAR10", "root": str(tmp_path)}
-        assert sampling.class_names(model, None, registry.trusted())[:2] == ["airplane", "automobile"]
-        photo(tmp_path / "a" / "0.png")
-        photo(tmp_path / "b" / "1.png")
-        model.config["data"] = {"_target_": "diffusion.data.sets.folder.Folder", "root": str(tmp_path)}
-        assert sampling.class_names(model, None, registry.trusted()) is None
 
     def test_the_grid_goes_through_the_classes(self, hot, tmp_path):
         """Its columns are the classes, and it shows the files."""

@@ -3,10 +3,10 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from configs.errors import UserError
+from configs.values import hash_plain
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -31,14 +32,13 @@ class ImageSet:
     """One split: the images are chosen rows of pixels that lie in memory, or in a file that is mapped into it.
 
     :ivar pixels: uint8 in 0..255, read only
-    :ivar labels: int64 class of each image, or None when the images have no classes
-    :ivar names: the class names, indexed by label, or None
+    :ivar signals: what is known about the images, by the name of the signal, a row for each image: ``label (n,)`` of
+        int64 is the class
     :ivar rows: which rows of ``pixels`` the images are, int64, or None for all of them
     """
 
     pixels: UInt8[Tensor, "m c h w"]
-    labels: Int[Tensor, " n"] | None = None
-    names: list[str] | None = None
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
     rows: Int[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
@@ -49,6 +49,20 @@ class ImageSet:
         """``(n, c, h, w)`` of all images."""
         channels, height, width = self.pixels.shape[1:]
         return len(self), channels, height, width
+
+    @property
+    def labels(self) -> Int[Tensor, " n"] | None:
+        """The class of each image, or None when the images have no classes."""
+        return self.signals.get("label")
+
+    @property
+    def conditions(self) -> Int[Tensor, " n"] | None:
+        """A number for each image, equal where all signals are equal; None when nothing is known about the images."""
+        if not self.signals:
+            return None
+        columns = [torch.unique(raw.flatten(1) if raw.dim() > 1 else raw, dim=0, return_inverse=True)[1]
+                   for raw in self.signals.values()]
+        return torch.unique(torch.stack(columns, dim=1), dim=0, return_inverse=True)[1]
 
     @property
     def images(self) -> UInt8[Tensor, "n c h w"]:
@@ -65,20 +79,25 @@ class ImageSet:
         pixels = torch.empty(self.shape, dtype=torch.uint8, device=device)
         for place, (images, _) in zip(pixels.split(CHUNK), self.chunks(), strict=True):
             place.copy_(images)
-        return ImageSet(pixels, None if self.labels is None else self.labels.to(device), self.names)
+        return ImageSet(pixels, {name: raw.to(device) for name, raw in self.signals.items()})
+
+    def choose(self, places: Int[Tensor, " b"]) -> "ImageSet":
+        """The set of the images at these places; no pixels are copied."""
+        return ImageSet(self.pixels, {name: raw[places] for name, raw in self.signals.items()},
+                        places if self.rows is None else self.rows[places])
 
     def batch(self, indices: Int[np.ndarray, " b"] | Int[Tensor, " b"]
-              ) -> tuple[UInt8[Tensor, "b c h w"], Int[Tensor, " b"] | None]:
-        """A copy of the images at ``indices``, and their labels if there are any, on the device of the set."""
+              ) -> tuple[UInt8[Tensor, "b c h w"], dict[str, Tensor]]:
+        """A copy of the images at ``indices``, and their signals, on the device of the set."""
         chosen = torch.as_tensor(indices, device=self.pixels.device)
-        labels = None if self.labels is None else self.labels.index_select(0, chosen)
+        signals = {name: raw.index_select(0, chosen) for name, raw in self.signals.items()}
         rows = chosen if self.rows is None else self.rows.index_select(0, chosen)
         # On the CPU, choosing rows of a matrix is forty times faster than choosing rows of four axes.
         images = self.pixels.flatten(1).index_select(0, rows).unflatten(1, self.pixels.shape[1:])
-        return images, labels
+        return images, signals
 
-    def chunks(self) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Int[Tensor, " b"] | None]]:
-        """All images in their order, and their labels, ``CHUNK`` at a time."""
+    def chunks(self) -> Iterator[tuple[UInt8[Tensor, "b c h w"], dict[str, Tensor]]]:
+        """All images in their order, and their signals, ``CHUNK`` at a time."""
         for indices in torch.arange(len(self)).split(CHUNK) if len(self) else ():
             yield self.batch(indices)
 
@@ -86,7 +105,8 @@ class ImageSet:
 class Data(ABC):
     """A data set: square images of one size, in a training and a test split that never change.
 
-    A subclass loads a split in ``load``, once. Classes are known by ``class_names``.
+    A subclass loads a split in ``load``, once. What else than pixels its images have, it says in ``described``; for
+    classes alone, ``class_names`` is enough.
 
     :param size: height and width of the images, in pixels
     :param channels: 1 (grey) or 3 (RGB)
@@ -104,14 +124,16 @@ class Data(ABC):
         self._loaded: dict[Split, ImageSet] = {}
 
     @property
-    @abstractmethod
     def class_names(self) -> list[str] | None:
         """The names of the classes, indexed by label, or None when the images have no labels."""
+        return None
 
     @property
-    def classes(self) -> int | None:
-        """How many classes there are, or None when the images have no labels."""
-        return None if self.class_names is None else len(self.class_names)
+    def described(self) -> dict[str, dict[str, Any]]:
+        """The signals of the images, as plain data: for each the arguments that its module needs to know, which fill
+        those that the config leaves open (null). ``{"label": {"num_classes": 10, "words": ["airplane", ...]}}``"""
+        names = self.class_names
+        return {} if names is None else {"label": {"num_classes": len(names), "words": names}}
 
     @abstractmethod
     def load(self, name: Split) -> ImageSet:
@@ -130,7 +152,7 @@ class Data(ABC):
         return images
 
     def fingerprint(self) -> str:
-        """A hash of pixels, labels and class names of both splits: equal content has equal fingerprints anywhere."""
+        """A hash of pixels, signals and class names of both splits: equal content has equal fingerprints anywhere."""
         return self._fingerprint
 
     def _part(self, name: Split) -> ImageSet:
@@ -141,12 +163,19 @@ class Data(ABC):
     @cached_property
     def _fingerprint(self) -> str:
         whole = hashlib.sha256(repr(self.class_names).encode())
+        others = {name: words for name, words in self.described.items() if name != "label"}
+        if others:
+            whole.update(hash_plain(others, 64).encode())
         for name in SPLITS:
             part = self._part(name)
             whole.update(f"{name} {part.shape}".encode())
             whole.update(self._digests(name))
             if part.labels is not None:
                 whole.update(part.labels.numpy().astype("<i8").data)
+            for other, raw in sorted(part.signals.items()):
+                if other != "label":
+                    whole.update(f"{other} {raw.dtype} {tuple(raw.shape)}".encode())
+                    whole.update(np.ascontiguousarray(raw.numpy()).data)
         return whole.hexdigest()
 
     def _digests(self, name: Split) -> bytes:
@@ -159,23 +188,23 @@ def digest(image: UInt8[np.ndarray, "c h w"]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
-def chosen(images: ImageSet, classes: list[str]) -> ImageSet:
-    """The images of these classes, which are numbered anew in the order that is given.
+def choose_classes(images: ImageSet, names: Sequence[str], classes: Sequence[str]) -> ImageSet:
+    """The images of some classes, which are numbered anew in the order that is given.
 
-    :param images: a set with classes, all of these among them
+    :param images: a set with classes
+    :param names: of all of them
+    :param classes: names of those to keep
     """
     assert images.labels is not None
-    assert images.names is not None
-    number = torch.full((len(images.names),), -1)
-    number[[images.names.index(name) for name in classes]] = torch.arange(len(classes))
+    number = torch.full((len(names),), -1)
+    number[[list(names).index(name) for name in classes]] = torch.arange(len(classes))
     labels = number[images.labels]
     (places,) = torch.where(labels >= 0)
-    rows = places if images.rows is None else images.rows[places]
-    return ImageSet(images.pixels, labels[places], classes, rows)
+    some = images.choose(places)
+    return ImageSet(some.pixels, {**some.signals, "label": labels[places]}, some.rows)
 
 
-def labelled(pixels: UInt8[np.ndarray, "n h w"], labels: Int[np.ndarray, " n"], channels: int,
-             names: list[str]) -> ImageSet:
+def make_labelled(pixels: UInt8[np.ndarray, "n h w"], labels: Int[np.ndarray, " n"], channels: int) -> ImageSet:
     """Grey images and their classes as an ``ImageSet``, the grey repeated over ``channels``."""
     images = torch.from_numpy(pixels)[:, None].expand(-1, channels, -1, -1).contiguous()
-    return ImageSet(images, torch.from_numpy(labels.astype(np.int64)), names)
+    return ImageSet(images, {"label": torch.from_numpy(labels.astype(np.int64))})

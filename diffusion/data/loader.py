@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from configs.errors import UserError
@@ -47,74 +47,72 @@ class Batch:
     """The share of one process in one accumulation part of the global batch of an optimizer step.
 
     :ivar images: uint8 pixels, on the device of the image set
-    :ivar labels: the class of each image, or None
+    :ivar condition: the raw signals of the images, by name, as they are of images that are not mirrored
+    :ivar mirrored: which of the images are mirrored
     :ivar positions: the position of each image in the order of training
     :ivar rows: which rows of the global batch these are
     :ivar total: the size of the global batch
     :ivar step: the optimizer step, from 0
-    :ivar part: the accumulation part within the step, from 0
+    :ivar micro: the accumulation part within the step, from 0
     """
 
     images: UInt8[Tensor, "b c h w"]
-    labels: Int[Tensor, " b"] | None
+    condition: dict[str, Tensor]
+    mirrored: Bool[np.ndarray, " b"]
     positions: Int64[np.ndarray, " b"]
     rows: slice
     total: int
     step: int
-    part: int
-
-    @property
-    def condition(self) -> dict[str, Tensor]:
-        """The raw signals of the images, by name."""
-        return {} if self.labels is None else {"label": self.labels}
+    micro: int
 
 
 class Batches:
     """An endless iterable over the batches of one process, which starts anew each time it is iterated.
 
     The global batch of optimizer step g covers the positions from g * batch to (g + 1) * batch. It is cut into
-    ``parts`` accumulation parts, and each part into contiguous rows, one range for each rank. A batch may be larger
+    ``accumulate`` parts, and each part into contiguous rows, one range for each rank. A batch may be larger
     than the set.
 
     :param images: the set to draw from; batches live on its device
     :param seed: decides the order and the mirroring
-    :param batch: size of the global batch, over all ranks and parts
+    :param batch: size of the global batch, over all ranks and accumulation parts
     :param flip: mirror half of the images left to right
     :param start: the optimizer step to begin with
     :param rank: which of the processes this is, from 0
     :param world: how many processes there are
-    :param parts: accumulation parts of an optimizer step
-    :raises UserError: ``batch`` is not a positive multiple of ``world * parts``
+    :param accumulate: accumulation parts of an optimizer step
+    :raises UserError: ``batch`` is not a positive multiple of ``world * accumulate``
     :raises ValueError: ``rank`` or ``start`` is out of range, or the set is empty
     """
 
     def __init__(self, images: ImageSet, seed: int, batch: int, flip: bool = False, start: int = 0, rank: int = 0,
-                 world: int = 1, parts: int = 1):
-        pieces = world * parts
+                 world: int = 1, accumulate: int = 1):
+        pieces = world * accumulate
         if pieces < 1 or batch < 1 or batch % pieces:
             nearest = max(1, round(batch / max(1, pieces))) * max(1, pieces)
-            raise UserError(f"a batch of {batch} for {world} processes and {parts} accumulation parts",
-                            f"a positive multiple of {world} x {parts}", f"batch={nearest}")
+            raise UserError(f"a batch of {batch} for {world} processes and {accumulate} accumulation parts",
+                            f"a positive multiple of {world} x {accumulate}", f"batch={nearest}")
         if not 0 <= rank < world or start < 0:
             raise ValueError(f"rank {rank} of {world} and step {start}, but 0 <= rank < world and start >= 0 must hold")
         if len(images) == 0:
             raise ValueError("there are no batches of an empty set")
         self.images, self.seed, self.batch, self.flip = images, seed, batch, flip
-        self.start, self.rank, self.world, self.parts = start, rank, world, parts
+        self.start, self.rank, self.world, self.accumulate = start, rank, world, accumulate
 
     def __iter__(self) -> Iterator[Batch]:
         step = self.start
         while True:
-            for part in range(self.parts):
-                yield self._batch(step, part)
+            for micro in range(self.accumulate):
+                yield self._batch(step, micro)
             step += 1
 
-    def _batch(self, step: int, part: int) -> Batch:
-        share = self.batch // (self.parts * self.world)
-        first = (part * self.world + self.rank) * share
+    def _batch(self, step: int, micro: int) -> Batch:
+        share = self.batch // (self.accumulate * self.world)
+        first = (micro * self.world + self.rank) * share
         positions = np.arange(first, first + share, dtype=np.int64) + step * self.batch
-        images, labels = self.images.batch(order(self.seed, positions, len(self.images)))
+        images, condition = self.images.batch(order(self.seed, positions, len(self.images)))
+        mirrored = flips(self.seed, positions) if self.flip else np.zeros(share, bool)
         if self.flip:
-            mirrored = torch.from_numpy(np.flatnonzero(flips(self.seed, positions))).to(images.device)
-            images[mirrored] = images[mirrored].flip(-1)
-        return Batch(images, labels, positions, slice(first, first + share), self.batch, step, part)
+            places = torch.from_numpy(np.flatnonzero(mirrored)).to(images.device)
+            images[places] = images[places].flip(-1)
+        return Batch(images, condition, mirrored, positions, slice(first, first + share), self.batch, step, micro)

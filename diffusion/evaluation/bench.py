@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int64
 from omegaconf import DictConfig
-from torch import Tensor
 
 from configs import UserError, construct, registry
 from configs.values import to_plain
@@ -87,7 +85,7 @@ class EvaluationContext:
         if choice == "none":
             return None
         if choice is None:
-            if self.run is None or self._data is None or not self._data.classes:
+            if self.run is None or self._data is None or self._data.class_names is None:
                 return None
             root = self.run.folder.parents[1]
             choice = classifier.find(root, self._data.fingerprint())
@@ -137,20 +135,22 @@ class EvaluationContext:
                 "metrics": {key: to_plain(self.cfg.metrics[key]) for key in self.metrics},
                 "pixels": "uint8, round((x + 1) 127.5)"}
 
-    def sets(self, images: Images, what: str, reference: Features, labels: Int64[Tensor, " n"] | None,
+    def sets(self, images: Images, what: str, reference: Features, like: Images | None = None,
              **more: Any) -> MetricInput:
         """A set of images as metrics see it.
 
         :param what: the images in words
-        :param labels: classes that they were made under
+        :param like: images of which these have the conditions; None takes their own
         :param more: ``train`` and ``held_out``
         """
         found = features(images, self.extractor, what)
+        labels, conditions = (like or images).labels, (like or images).conditions
         predictions = None
         if self.judge is not None and labels is not None:
             seen = found if self.judge is self.extractor else features(images, self.judge, what)
             predictions = classifier.predictions(seen)
-        return MetricInput(images, found, reference, grouped(len(found), labels), labels, predictions, **more)
+        return MetricInput(images, found, reference, grouped(len(found), conditions), labels, conditions,
+                           predictions, **more)
 
     def numbers(self, sets: MetricInput, what: str, skipped: dict[str, str], restorations: bool = False) -> Numbers:
         """All that can be measured of a set.
@@ -233,7 +233,7 @@ def images_of(root: str, option: str = "images") -> tuple[Files, dict[str, Any]]
         samples = manifest["samples"]
     except (OSError, ValueError, KeyError, TypeError):
         return Files(folder, option=option), {}
-    return Files(folder, [s["file"] for s in samples], [s["label"] for s in samples], option), manifest
+    return Files(folder, [s["file"] for s in samples], [s["condition"] for s in samples], option), manifest
 
 
 def equal_sizes(images: Images, reference: Images, what: str) -> None:

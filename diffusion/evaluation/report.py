@@ -20,7 +20,7 @@ from diffusion.runs.files import write_whole
 
 Numbers = dict[str, MetricValue]
 """By name."""
-MINE = ("what", "run", "images", "checkpoint", "weights", "sampler", "guidance", "prior", "start", "label", "seed")
+MINE = ("what", "run", "images", "checkpoint", "weights", "sampler", "guidance", "prior", "start", "condition", "seed")
 """Parts of the protocol in which two evaluations that are compared may differ: what is being compared."""
 
 

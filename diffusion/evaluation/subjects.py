@@ -28,14 +28,16 @@ from diffusion.pictures import save_grid
 from diffusion.recipe import Recipe
 from diffusion.runs.memory import peak
 from diffusion.sampling import command as sampling
+from diffusion.sampling.inputs import Inputs
 from diffusion.sampling.manifest import words
+from diffusion.sampling.selection import read_condition
 from diffusion.sampling.watchers import evaluations
 from samplers.base import fitting
 
 log = logging.getLogger(__name__)
 
-SHARED = ("run", "sampler", "guidance", "prior", "seed", "label", "weights", "step", "start", "batch", "device", "data",
-          "allow")
+SHARED = ("run", "sampler", "guidance", "prior", "seed", "condition", "weights", "step", "start", "batch", "device",
+          "data", "allow")
 """Settings that ``sample.py`` has too."""
 SUSPECTS = 8
 """Samples that are shown beside the nearest image of the training."""
@@ -80,7 +82,7 @@ class ImagesSubject(Subject):
         equal_sizes(images, self.reference, self.what)
         reference = features(self.reference, bench.extractor, "the reference", self.protocol["reference"]["hash"])
         more = self._real(reference) if bench.run is not None else {}
-        sets = bench.sets(images, self.what, reference, images.labels, **more)
+        sets = bench.sets(images, self.what, reference, None, **more)
         report = Report(self.protocol, [self.what], cost=cost)
         report.sets[self.what] = bench.numbers(sets, self.what, report.skipped)
         if sets.train is not None:
@@ -112,7 +114,7 @@ class ImagesSubject(Subject):
         """As many real images of the other split: what a perfect model would have."""
         name, what = ("train", "training images") if self.bench.cfg.split == "test" else ("test", "held-out images")
         images = some(self.bench.data.split(name), count)
-        sets = self.bench.sets(images, what, reference, images.labels)
+        sets = self.bench.sets(images, what, reference)
         report.sets[what] = self.bench.numbers(sets, what, {})
 
 
@@ -142,7 +144,7 @@ class SamplesSubject(ImagesSubject):
                 "GB at the peak": manifest.get("peak_memory_gb"), "device": str(bench.model.device)}
         if each is not None:
             cost["GFLOP/sample"] = round(each * flops(bench.model) / 1e9, 3)
-        return (Files(folder, [s["file"] for s in entries], [s["label"] for s in entries]),
+        return (Files(folder, [s["file"] for s in entries], [s["condition"] for s in entries]),
                 {self.what: {key: value for key, value in cost.items() if value is not None}})
 
 
@@ -178,7 +180,7 @@ class RestorationsSubject(Subject):
             report.cost[name] = self._restore(recipe, originals, outcome, name)
         reference = features(originals, bench.extractor, "the originals")
         for name, found in outcome.items():
-            sets = bench.sets(found.images, name, reference, originals.labels)
+            sets = bench.sets(found.images, name, reference, originals)
             report.sets[name] = found.numbers() | bench.numbers(sets, name, report.skipped, restorations=True)
         return report
 
@@ -187,14 +189,15 @@ class RestorationsSubject(Subject):
         """Restore all images with one sampler; gives what that has cost."""
         model, cfg = self.bench.model, self.bench.cfg
         first = name == cfg.samplers[0]
-        labels = originals.labels if model.num_classes is not None else None
+        inputs, asked = Inputs(self.images), to_plain(cfg.condition)
         begin = time.monotonic()
         with evaluations(model, recipe) as counts, peak(model.device) as memory:
             for rows in torch.arange(len(originals)).split(cfg.batch):
-                label = labels[rows].tolist() if labels is not None else None
-                x_T, direct, restored = sampling.restore(
-                    model, recipe, to_float(originals.batch(rows)[0]), self.chosen[rows].tolist(), seed=cfg.seed,
-                    label=label if cfg.label is None else cfg.label, batch=cfg.batch)
+                indices = self.chosen[rows].tolist()
+                condition = read_condition(model, recipe, indices, asked, inputs, lambda: self.bench.data)
+                known: dict[str, Any] = {name: condition.get(name, "none") for name in model.readers(recipe)}
+                x_T, direct, restored = sampling.restore(model, recipe, to_float(originals.batch(rows)[0]), indices,
+                                                         seed=cfg.seed, batch=cfg.batch, **known)
                 outcome[name].add(restored, rows)
                 if first:  # the same for every sampler
                     outcome["degraded"].add(x_T, rows)
@@ -230,7 +233,7 @@ class PairsSubject(Subject):
         for rows in torch.arange(len(self.restored)).split(self.bench.cfg.batch):
             outcome.add(to_float(self.restored.batch(rows)[0]), rows)
         reference = features(self.originals, self.bench.extractor, "the originals")
-        sets = self.bench.sets(self.restored, "images", reference, self.originals.labels)
+        sets = self.bench.sets(self.restored, "images", reference, self.originals)
         report.sets["images"] = outcome.numbers() | self.bench.numbers(sets, "images", report.skipped, True)
         return report
 
@@ -264,7 +267,7 @@ def made(bench: EvaluationContext, sampler: DictConfig | None) -> dict[str, Any]
     stated = {"sampler": words(to_plain(sampler))} if sampler is not None else {}
     return stated | {"guidance": words(to_plain(cfg.guidance) if cfg.guidance else None), "weights": cfg.weights,
                      "prior": words(to_plain(cfg.prior) if cfg.prior else None), "start": cfg.start, "seed": cfg.seed,
-                     "label": to_plain(cfg).get("label")}
+                     "condition": to_plain(cfg)["condition"]}
 
 
 def suspects(sets: MetricInput, train: ImageSet, folder: Path) -> None:
@@ -277,9 +280,7 @@ def suspects(sets: MetricInput, train: ImageSet, folder: Path) -> None:
 
 def some(images: ImageSet, count: int) -> ImageSet:
     """``count`` images of a set, evenly spread over it."""
-    rows = spread(len(images), count)
-    labels = None if images.labels is None else images.labels[rows]
-    return ImageSet(images.pixels, labels, images.names, rows if images.rows is None else images.rows[rows])
+    return images.choose(spread(len(images), count))
 
 
 def spread(n: int, count: int) -> Int64[Tensor, " m"]:

@@ -42,7 +42,10 @@ class Images(Protocol):
     @property
     def labels(self) -> Int64[Tensor, " n"] | None: ...
 
-    def batch(self, indices: Int64[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"] | None]: ...
+    @property
+    def conditions(self) -> Int64[Tensor, " n"] | None: ...
+
+    def batch(self, indices: Int64[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c h w"], dict[str, Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class MetricInput:
     :ivar samples: features of ``images``
     :ivar reference: features of the images that they should be like
     :ivar groups: of each sample, for the jackknife
-    :ivar labels: the condition under which each sample was made
+    :ivar labels: the class under which each sample was made, where there are classes
+    :ivar conditions: a number for each sample, equal where they were made under the same condition
     :ivar predictions: the class that the judge sees in each sample
     :ivar train: features of the images of the training, where they are known
     :ivar held_out: features of real images that were not among these
@@ -64,6 +68,7 @@ class MetricInput:
     reference: Features
     groups: Int64[Tensor, " n"]
     labels: Int64[Tensor, " n"] | None = None
+    conditions: Int64[Tensor, " n"] | None = None
     predictions: Int64[Tensor, " n"] | None = None
     train: Features | None = None
     held_out: Features | None = None

@@ -37,16 +37,16 @@ def mean_similarity(unit: Float[Tensor, "n d"], diagonal: bool = True) -> float:
     return whole / n**2 if diagonal else (whole - own) / (n * (n - 1))
 
 
-def per_condition(labels: Int64[Tensor, " n"] | None, n: int) -> list[Int64[Tensor, " m"]]:
-    """The rows of each condition; all rows are one where there are no labels."""
-    if labels is None:
+def per_condition(conditions: Int64[Tensor, " n"] | None, n: int) -> list[Int64[Tensor, " m"]]:
+    """The rows of each condition; all rows are one where there are no conditions."""
+    if conditions is None:
         return [torch.arange(n)]
-    return [torch.nonzero(labels == label)[:, 0] for label in labels.unique()]
+    return [torch.nonzero(conditions == condition)[:, 0] for condition in conditions.unique()]
 
 
-def too_few(labels: Int64[Tensor, " n"] | None) -> str | None:
+def too_few(conditions: Int64[Tensor, " n"] | None) -> str | None:
     """What is missing, in words, where no condition has three samples, of which one can be left out."""
-    return "at least 3 samples of a condition" if labels is not None and labels.bincount().max() < 3 else None
+    return "at least 3 samples of a condition" if conditions is not None and conditions.bincount().max() < 3 else None
 
 
 class _OfSimilarities(Metric):
@@ -62,14 +62,14 @@ class _OfSimilarities(Metric):
         unit = torch.nn.functional.normalize(sets.samples.values, dim=1)
 
         def mean(rows: Int64[Tensor, " m"]) -> float:
-            parts = per_condition(None if sets.labels is None else sets.labels[rows], len(rows))
+            parts = per_condition(None if sets.conditions is None else sets.conditions[rows], len(rows))
             values = [self.statistic(unit[rows[part]]) for part in parts if len(part) > 1]
             return sum(values) / len(values)
 
         return {self.name: leaving_out(sets.groups, mean)}
 
     def lacks(self, sets: MetricInput) -> str | None:
-        return too_few(sets.labels)
+        return too_few(sets.conditions)
 
 
 class Vendi(_OfSimilarities):

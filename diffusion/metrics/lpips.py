@@ -88,11 +88,11 @@ class PerceptualDiversity(Metric):
     def lacks(self, sets: MetricInput) -> str | None:
         if min(sets.images.shape[2:]) < SMALLEST:
             return f"images of at least {SMALLEST} px"
-        return too_few(sets.labels) or lacking(self.net)
+        return too_few(sets.conditions) or lacking(self.net)
 
     @torch.no_grad()
     def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
-        chosen = [rows[:self.samples] for rows in per_condition(sets.labels, len(sets.samples)) if len(rows) > 1]
+        chosen = [rows[:self.samples] for rows in per_condition(sets.conditions, len(sets.samples)) if len(rows) > 1]
         pairs = [self.pairs(to_float(sets.images.batch(rows)[0])) for rows in chosen]
         if len(pairs) > 1:
             measured = bootstrap(torch.stack([of.mean() for of in pairs]))

@@ -9,7 +9,8 @@ from torch import Tensor
 from degradations.base import Degradation
 from degradations.randomness import Draws
 from diffusion.objectives.evaluator import Evaluator
-from models.conditioning import Condition, ConditionEncoder
+from models.conditioning import ConditionEncoder
+from models.context import Condition
 from models.protocol import Network
 
 
@@ -47,6 +48,12 @@ class Criterion:
         """Refuse a degradation that one of the parts cannot treat.
 
         :raises UserError: from the part
+        """
+
+    def check_encoder(self, encoder: ConditionEncoder) -> None:
+        """Refuse a condition that the objective cannot treat.
+
+        :raises UserError: saying why
         """
 
     def use(self, network: Network, degradation: Degradation, precision: str) -> Evaluator:

@@ -13,7 +13,8 @@ from degradations.randomness import Draws
 from diffusion.objectives.base import Criterion, Forward, Losses
 from diffusion.objectives.evaluator import Evaluator
 from diffusion.objectives.times import TimeDistribution
-from models.conditioning import Condition, ConditionEncoder, Context
+from models.conditioning import ConditionEncoder
+from models.context import Condition, Context
 from models.protocol import ClassifierNetwork, Network
 
 

@@ -12,7 +12,7 @@ from configs import UserError
 from degradations.base import Degradation, Estimate, State
 from diffusion.objectives.parameterization import Parameterization
 from models.attention import AttentionHook, AttentionSite
-from models.conditioning import Context
+from models.context import Context
 from models.protocol import Network
 from samplers.protocol import Step
 

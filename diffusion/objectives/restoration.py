@@ -1,5 +1,7 @@
 """The objective of a restorer: draw t and z, degrade, restore, compare."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -13,8 +15,10 @@ from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import Parameterization
 from diffusion.objectives.times import TimeDistribution
 from diffusion.objectives.weighting import Weighting
-from models.conditioning import Condition, ConditionEncoder
+from models.conditioning import ConditionEncoder
+from models.context import Condition
 from models.protocol import Network
+from models.readers import is_number
 
 ERRORS = {"l1": torch.abs, "l2": torch.square}
 
@@ -28,27 +32,40 @@ class Objective(Criterion):
     :param times: distribution of t
     :param weighting: weight of each time, on the error of the network's output
     :param error: ``l1`` or ``l2``, averaged over all values of an image; weights by SNR mean ``l2``
-    :param drop: share of the samples whose condition is replaced by its null, all signals together
+    :param drop: share of the samples whose condition is replaced by its null: a number for all signals together, or a
+        share for each of several disjoint events, such as ``{text: 0.05, hint: 0.1, text+hint: 0.05, all: 0.1}``
     """
 
     def __init__(self, parameterization: Parameterization, times: TimeDistribution, weighting: Weighting,
-                 error: str = "l2", drop: float = 0.1):
+                 error: str = "l2", drop: float | Mapping[str, float] = 0.1):
         if error not in ERRORS:
             raise UserError(f"objective.error={error}", f"one of {', '.join(ERRORS)}", "objective.error=l2")
-        if not 0 <= drop <= 1:
-            raise UserError(f"objective.drop={drop:g}", "a share of the samples, in [0, 1]", "objective.drop=0.1")
+        events = drop if isinstance(drop, Mapping) else {"all": drop}
+        if not all(map(is_number, events.values())) or min([0, *events.values()]) < 0 or sum(events.values()) > 1:
+            raise UserError(f"objective.drop={drop}", "shares of the samples, in [0, 1], together at most 1",
+                            "objective.drop=0.1")
         self.parameterization, self.times, self.weighting = parameterization, times, weighting
-        self.error, self.drop = ERRORS[error], drop
+        self.error, self.drop = ERRORS[error], dict(events)
 
     def __call__(self, forward: Forward, encoder: ConditionEncoder, degradation: Degradation,
                  x0: Float[Tensor, "b *rest"], condition: Condition, rng: Draws) -> Losses:
         t = self.times(x0.shape[0], degradation, rng)
         state = degradation.draw(x0.shape, rng)
         x_t = degradation.forward(x0, t, state)
-        out = forward(x_t, t, encoder(condition, self.dropped(condition, x0.shape[0], rng)))
+        out = forward(x_t, t, encoder(condition, self.draw_drops(condition, x0.shape[0], rng), n=x0.shape[0]))
         target = self.parameterization.target(x0, t, state, degradation)
         weight = self.weighting(t, degradation, self.parameterization)
+        if "weight" in condition:
+            weight = weight * condition["weight"]
         return Losses(weight * flat(self.error(out - target)).mean(dim=1), t)
+
+    def check_encoder(self, encoder: ConditionEncoder) -> None:
+        for event in self.drop:
+            unknown = [name for name in event.split("+") if name not in encoder.droppable]
+            if event != "all" and unknown:
+                raise UserError(f"objective.drop.{event}, and no signal {unknown[0]} that can be dropped",
+                                f"all, or names joined by + of {', '.join(encoder.droppable) or 'none'}",
+                                "objective.drop=0.1")
 
     def check(self, degradation: Degradation) -> None:
         for part in (self.parameterization, self.times, self.weighting):
@@ -57,9 +74,14 @@ class Objective(Criterion):
     def use(self, network: Network, degradation: Degradation, precision: str) -> NetworkRestorer:
         return NetworkRestorer(network, degradation, self.parameterization, precision)
 
-    def dropped(self, condition: Condition, n: int, rng: Draws) -> dict[str, Bool[Tensor, " b"]] | None:
-        """Which samples lose their condition."""
-        if not condition or not self.drop:
+    def draw_drops(self, condition: Condition, n: int, rng: Draws) -> dict[str, Bool[Tensor, " b"]] | None:
+        """Which samples lose which signals: one uniform number per sample falls on one of the events, or on none."""
+        if not condition or not any(self.drop.values()):
             return None
-        mask = rng.uniform("drop", (n,)) < self.drop
-        return dict.fromkeys(condition, mask)
+        u, masks, low = rng.uniform("drop", (n,)), {}, 0.0
+        for event, share in self.drop.items():
+            hit = (u >= low) & (u < low + share)
+            low += share
+            for name in condition if event == "all" else event.split("+"):
+                masks[name] = masks[name] | hit if name in masks else hit
+        return masks

@@ -12,6 +12,8 @@ from configs.values import drop_keys, hash_plain
 IDENTITY = ("data", "space", "model", "condition", "degradation", "prior", "objective", "optimizer", "ema", "batch",
             "accumulate", "precision", "seed", "augment")
 """The fields in which two runs must agree to be the same run; everything else may change on the way."""
+FILLED = ("classes",)
+"""Arguments of the network that are taken from the data where they are null."""
 PATHS = ("root", "cache", "download")
 """Arguments of a data set that say where it lies, not what it is."""
 
@@ -25,6 +27,28 @@ def extract_identity(config: dict[str, Any]) -> dict[str, Any]:
     for key in ("data", "degradation"):  # a degradation may name images of another set
         fields[key] = drop_keys(fields[key] or {}, PATHS)
     return fields
+
+
+def take_filled(mine: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
+    """An identity with what the data have said in another one where it leaves that open: arguments of signals that are
+    null here, signals that are null there since the data do not have them, and the network's classes.
+
+    :param there: the identity of the run that was begun
+    """
+
+    def take(ours: Any, theirs: Any) -> Any:
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            return {key: take(value, theirs[key]) if key in theirs else value for key, value in ours.items()}
+        return theirs if ours is None or theirs is None else ours
+
+    def signals(identity: dict[str, Any]) -> Any:
+        return (identity["condition"] or {}).get("signals")
+
+    filled = {**mine, "model": {key: take(value, there["model"].get(key)) if key in FILLED else value
+                                for key, value in mine["model"].items()}}
+    if signals(mine) and signals(there):
+        filled["condition"] = {**mine["condition"], "signals": take(signals(mine), signals(there))}
+    return filled
 
 
 def check_name(name: Any) -> str:

@@ -32,7 +32,7 @@ from configs import UserError
 from configs.values import list_differences, to_plain
 from diffusion.runs.environment import describe_environment
 from diffusion.runs.files import write_whole
-from diffusion.runs.identity import check_name, extract_identity, hash_identity, name_job
+from diffusion.runs.identity import check_name, extract_identity, hash_identity, name_job, take_filled
 
 FORMAT = 2
 """Of run folders and checkpoints. What this version writes, later versions read."""
@@ -155,8 +155,9 @@ class Run:
                                 "wait for it, or give this one another run.name") from None
 
     def _compare(self, mine: dict[str, Any]) -> None:
-        rows = list_differences(extract_identity(self.config), mine)
-        lines = [f"{key}: {there!r} there, {here!r} here" for key, there, here in rows]
+        there = extract_identity(self.config)
+        rows = list_differences(there, take_filled(mine, there))
+        lines = [f"{key}: {theirs!r} there, {ours!r} here" for key, theirs, ours in rows]
         if lines:
             raise UserError(f"{self.folder} holds another run:\n    " + "\n    ".join(lines),
                             "the same settings, to go on with it", "run.name=ANOTHER_NAME, or undo the difference")

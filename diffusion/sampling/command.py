@@ -4,7 +4,6 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from configs import UserError, construct, registry
 from configs.values import drop_keys, require_ints, to_plain
 from diffusion.data.base import Data
 from diffusion.data.pixels import to_float
-from diffusion.data.sets.folder import Folder
 from diffusion.loading import load
 from diffusion.model import Model
-from diffusion.pictures import by_class, save_each, save_grid
+from diffusion.pictures import by_condition, save_each, save_grid
 from diffusion.recipe import Recipe
 from diffusion.runs import checkpoint
 from diffusion.runs.environment import describe_environment
@@ -30,9 +28,16 @@ from diffusion.runs.memory import peak
 from diffusion.runs.run import Run
 from diffusion.sampling.inputs import Inputs, held_out, photos, tell
 from diffusion.sampling.manifest import Manifest, Sample, folder_name, words
-from diffusion.sampling.selection import samples
+from diffusion.sampling.selection import (
+    caption_conditions,
+    choose_indices,
+    list_samples,
+    read_condition,
+    write_condition,
+)
 from diffusion.sampling.trajectory import Trajectory
 from diffusion.sampling.watchers import Bar, First, evaluations
+from models.context import Condition
 from samplers.protocol import Callback
 
 log = logging.getLogger(__name__)
@@ -48,12 +53,16 @@ class Job:
     """What one command draws with.
 
     :ivar inputs: the images to restore; None for generation
+    :ivar condition: the raw signals of all samples, by their names
+    :ivar rows: the row of the condition of each index
     """
 
     cfg: DictConfig
     model: Model
     recipe: Recipe
     inputs: Inputs | None
+    condition: Condition
+    rows: dict[int, int]
 
     @property
     def title(self) -> str:
@@ -63,16 +72,17 @@ class Job:
     def batch(self, some: Sequence[Sample], callbacks: Sequence[Callback]) -> dict[str, Tensor]:
         """The images of these samples under ``title``, and what the grid shows with them, by caption."""
         cfg, model, indices = self.cfg, self.model, [entry["index"] for entry in some]
-        labels = [entry["label"] for entry in some]
-        label = "none" if None in labels else labels
+        rows = [self.rows[i] for i in indices]
+        asked: dict[str, Any] = {name: self.condition[name][rows] if name in self.condition else "none"
+                                 for name in model.readers(self.recipe)}
         if self.inputs is None:
-            return {self.title: model.sample(indices, seed=cfg.seed, label=label, recipe=self.recipe, batch=cfg.batch,
-                                             callbacks=callbacks)}
+            return {self.title: model.sample(indices, seed=cfg.seed, recipe=self.recipe, batch=cfg.batch,
+                                             callbacks=callbacks, **asked)}
         x0 = to_float(self.inputs.images.batch(torch.tensor(indices))[0])
-        x_t, direct, restored = restore(model, self.recipe, x0, indices, seed=cfg.seed, label=label,
-                                        degraded=cfg.input.degraded, batch=cfg.batch, callbacks=callbacks)
-        rows = {"degraded": x_t, "direct estimate": direct, self.title: restored}
-        return rows if cfg.input.degraded else rows | {"original": x0}
+        x_t, direct, restored = restore(model, self.recipe, x0, indices, seed=cfg.seed, batch=cfg.batch,
+                                        degraded=cfg.input.degraded, callbacks=callbacks, **asked)
+        shown = {"degraded": x_t, "direct estimate": direct, self.title: restored}
+        return shown if cfg.input.degraded else shown | {"original": x0}
 
 
 def sample(cfg: DictConfig) -> Path:
@@ -84,14 +94,16 @@ def sample(cfg: DictConfig) -> Path:
     model = load(cfg.run, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
     _ = model.restorer  # refuses a classifier
     files |= checkpoint.found(run.checkpoints)  # a training that goes on writes and removes some
-    recipe, inputs, classes = Recipe.build(cfg, packages), None, None
+    recipe, inputs = Recipe.build(cfg, packages), None
     if cfg.input.root or (recipe.prior or model.prior).restores:
         recipe, inputs = restoring(model, recipe, cfg), to_restore(model, cfg, packages)
-    else:
-        classes = class_names(model, cfg.data.root, packages)
     recipe.sampler.times(model.degradation, recipe.start)
     model.start(recipe)
-    asked = samples(model, cfg, inputs, recipe)
+    indices = choose_indices(cfg, inputs)
+    condition = read_condition(model, recipe, indices, to_plain(cfg.condition), inputs,
+                               lambda: data_of(model, cfg.data.root, packages))
+    asked = list_samples(indices, cfg, inputs, write_condition(model, recipe, condition, len(indices)))
+    job = Job(cfg, model, recipe, inputs, condition, {i: row for row, i in enumerate(indices)})
 
     settings: dict[str, Any] = {**to_plain(cfg), "step": model.step}
     stamp = {"step": model.step, "checksum": files[model.step].name.split(".")[1]}
@@ -103,7 +115,7 @@ def sample(cfg: DictConfig) -> Path:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", "a folder that can be written",
                         "out=FOLDER") from error
-    draw(Job(cfg, model, recipe, inputs), asked, Manifest(folder, record, cfg.overwrite), classes)
+    draw(job, asked, Manifest(folder, record, cfg.overwrite))
     log.info("pictures: %s", folder)
     return folder
 
@@ -119,12 +131,11 @@ def check(cfg: DictConfig) -> None:
         raise UserError("input.degraded=true without images", "the degraded images", "input=FOLDER")
 
 
-def draw(job: Job, asked: Sequence[Sample], manifest: Manifest, classes: Sequence[str] | None) -> None:
+def draw(job: Job, asked: Sequence[Sample], manifest: Manifest) -> None:
     """Draw what the folder of the manifest lacks, and the pictures about it. Each batch is saved as it comes: little is
     in memory, and whatever ends the command, what is done stays done.
 
     :param asked: the samples that the folder shall hold
-    :param classes: names of the classes
     """
     cfg, names = job.cfg, [entry["file"] for entry in asked]
     film = Trajectory(job.model.space.decode, cfg.animation.frames, cfg.animation.count) if cfg.animate else None
@@ -171,8 +182,8 @@ def draw(job: Job, asked: Sequence[Sample], manifest: Manifest, classes: Sequenc
         heads = [Path(entry["file"]).stem if job.inputs.files else str(entry["index"]) for entry in asked[:ROW]]
         images, columns = torch.cat([torch.cat(row) for row in rows.values()]), len(heads)
     else:
-        labels = [entry["label"] for entry in asked[:GRID]]
-        columns, heads = by_class(None if None in labels else labels, classes)
+        columns, heads = by_condition(caption_conditions(job.model.readers(job.recipe),
+                                                         [entry["condition"] for entry in asked[:GRID]]))
         images = torch.stack([_load(manifest.folder / name) for name in names[:GRID]])
     save_grid(images, manifest.folder / "grid.png", columns, rows=list(rows) if job.inputs else (), heads=heads)
     if film:
@@ -198,13 +209,13 @@ def _load(path: Path) -> Tensor:
     return to_float(pixels.movedim(-1, 0) if pixels.ndim == 3 else pixels[None])
 
 
-def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *, seed: int = 0, label: Any = None,
-            degraded: bool = False, batch: int = 64,
-            callbacks: Sequence[Callback] = ()) -> tuple[Tensor, Tensor, Tensor]:
+def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *, seed: int = 0,
+            degraded: bool = False, batch: int = 64, callbacks: Sequence[Callback] = (),
+            **asked: Any) -> tuple[Tensor, Tensor, Tensor]:
     """``(x_T, R(x_T, T), restored)`` of these images in [-1, 1], on the CPU."""
     first = First()
-    restored = model.sample(indices, seed=seed, label=label, recipe=recipe, images=x0, degraded=degraded, batch=batch,
-                            callbacks=[first, *callbacks])
+    restored = model.sample(indices, seed=seed, recipe=recipe, images=x0, degraded=degraded, batch=batch,
+                            callbacks=[first, *callbacks], **asked)
     x_T, direct = (torch.cat([model.space.decode(x).cpu() for x in part]) for part in (first.x_T, first.x0))
     return x_T, direct, restored
 
@@ -242,13 +253,3 @@ def data_of(model: Model, root: str | None, packages: Sequence[str]) -> Data:
     # A stranger's config may say what to read, not what to write or to fetch.
     config = drop_keys(model.config["data"], ("cache", "download"))
     return construct(config | ({"root": root} if root else {}), packages=packages, role=Data)
-
-
-def class_names(model: Model, root: str | None, packages: Sequence[str]) -> list[str] | None:
-    """The names of the classes, if the data set knows them without reading its images; arguments as :func:`data_of`."""
-    config = model.config["data"]
-    if model.num_classes is None or issubclass(registry.locate(config["_target_"], packages, Data), Folder):
-        return None
-    with suppress(UserError):  # the data need not be there
-        return data_of(model, root, packages).class_names
-    return None

@@ -1,5 +1,6 @@
 """Other runs that take part in guidance: a weaker model, an unconditional one, a classifier of degraded images."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,8 @@ from diffusion.loading import load
 from diffusion.model import Model
 from diffusion.objectives.times import CleanTimes
 from models.attention import AttentionHook
-from models.conditioning import Context
+from models.context import Context
+from models.readers import ClassReader, Reader
 from samplers.guidance.base import GuidingModel
 from samplers.guidance.classifier import GuidingClassifier
 from samplers.protocol import Step
@@ -72,14 +74,13 @@ class RunRestorer(RunModel):
     """
 
     @property
-    def classes(self) -> int | None:
-        return self.model.num_classes
+    def readers(self) -> Mapping[str, Reader]:
+        return self.model.weights.encoder.readers
 
     def __call__(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], ctx: Context, *, state: State,
                  step: Step | None, attn: AttentionHook | None = None) -> Estimate:
         model = self.at(x_t.device)
-        raw = ctx.alt.get("raw")
-        own = model.weights.encoder(raw.extra) if raw is not None else model.weights.encoder.null(len(x_t), x_t.device)
+        own = model.weights.encoder(ctx.raw, n=len(x_t))
         return model.restorer(x_t, t, own, state=state, step=step, attn=attn)
 
 
@@ -90,8 +91,12 @@ class RunClassifier(RunModel, GuidingClassifier):
     """
 
     @property
-    def classes(self) -> int | None:
-        return self.model.config["model"].get("classes")
+    def readers(self) -> Mapping[str, Reader]:
+        if "classes" not in self.model.config["model"]:
+            return {}
+        reader = ClassReader(self.model.config["model"]["classes"])
+        reader.name = "label"
+        return {reader.name: reader}
 
     def check(self, config: dict[str, Any]) -> None:
         """Refuse what is no classifier of images that are degraded like the guided model's.

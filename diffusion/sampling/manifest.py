@@ -10,15 +10,15 @@ from configs import UserError
 from configs.values import hash_plain, list_differences
 from diffusion.runs.files import write_whole
 
-FREE = ("run", "out", "batch", "device", "data", "samples", "label", "allow", "overwrite", "animate", "animation")
+FREE = ("run", "out", "batch", "device", "data", "samples", "condition", "allow", "overwrite", "animate", "animation")
 """Settings of ``sample.py`` in which samples of one folder may differ: they say which ones, or where, or how fast."""
 COSTS = ("evaluations_per_sample", "evaluations_of_other_runs", "peak_memory_gb")
 """What a record says of the drawing; a command that draws nothing leaves it as it is."""
 SECONDS_BETWEEN_WRITES = 10.0
 
 Sample = dict[str, Any]
-"""``file``, ``index``, ``label`` and ``seed``; of a restoration also ``source``, the photo's name, and ``pixels``, a
-hash of what was restored."""
+"""``file``, ``index``, ``condition`` (its signals in words) and ``seed``; of a restoration also ``source``, the photo's
+name, and ``pixels``, a hash of what was restored."""
 
 
 def fixed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def fixed(settings: dict[str, Any]) -> dict[str, Any]:
 
 def folder_name(settings: dict[str, Any], checkpoint: dict[str, Any]) -> str:
     """Name of the folder of a set of samples: readable, and different for different settings or checkpoints."""
-    asked = [fixed(settings), settings["label"], settings["input"]["root"], checkpoint]
+    asked = [fixed(settings), settings["condition"], settings["input"]["root"], checkpoint]
     return f"{settings['sampler']['_target_'].split('.')[-1].lower()}-seed{settings['seed']}-{hash_plain(asked, 6)}"
 
 

@@ -1,34 +1,55 @@
-"""Which samples: ``samples=`` and ``label=`` of ``sample.py``, image by image."""
+"""Which samples, and under which condition: ``samples=``, ``label=`` and other signals of ``sample.py``."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig
+from torch import Tensor
 
 from configs import UserError
-from diffusion.data.base import digest
+from configs.values import to_plain
+from degradations.randomness import Streams
+from diffusion.data.base import Data, digest
+from diffusion.data.pixels import to_float
 from diffusion.model import Model
 from diffusion.recipe import Recipe
-from diffusion.sampling.inputs import Inputs
+from diffusion.sampling.inputs import Inputs, photos
 from diffusion.sampling.manifest import Sample
+from models.context import Condition
+from models.readers import Reader, is_none
+
+log = logging.getLogger(__name__)
 
 
-def samples(model: Model, cfg: DictConfig, inputs: Inputs | None, recipe: Recipe | None = None) -> list[Sample]:
-    """The entries of the manifest for all samples that the config asks for."""
-    label = list(cfg.label) if isinstance(cfg.label, ListConfig) else cfg.label
+def choose_indices(cfg: DictConfig, inputs: Inputs | None) -> Sequence[int]:
+    """The indices of all samples that the config asks for.
+
+    :raises UserError: if there is no such image to restore
+    """
+    lengths = [len(value) for value in to_plain(cfg.condition).values() if isinstance(value, list)]
     if cfg.samples is not None:
         indices = parse(cfg.samples)
     elif inputs is not None:
         indices = range(len(inputs) if cfg.input.root else min(16, len(inputs)))
     else:
-        indices = range(len(label) if isinstance(label, list) else 16)
+        indices = range(max(lengths) if lengths and max(lengths) else 16)
     if inputs is not None and max(indices) >= len(inputs):
         raise UserError(f"samples={cfg.samples} of {len(inputs)} images", f"indices below {len(inputs)}",
                         f"samples=0-{len(inputs) - 1}")
-    labels = classes_of(model, label, indices, inputs, recipe)
-    entries: list[Sample] = [{"file": f"{i:06d}.png", "index": i, "label": c, "seed": cfg.seed}
-                             for i, c in zip(indices, labels)]
+    return indices
+
+
+def list_samples(indices: Sequence[int], cfg: DictConfig, inputs: Inputs | None,
+                 written: Sequence[dict[str, Any]]) -> list[Sample]:
+    """The entries of the manifest for these samples.
+
+    :param written: the condition of each, see :func:`write_condition`
+    """
+    entries: list[Sample] = [{"file": f"{i:06d}.png", "index": i, "condition": one, "seed": cfg.seed}
+                             for i, one in zip(indices, written, strict=True)]
     if inputs is None:
         return entries
     for entry in entries:
@@ -39,25 +60,84 @@ def samples(model: Model, cfg: DictConfig, inputs: Inputs | None, recipe: Recipe
     return entries
 
 
-def classes_of(model: Model, label: Any, indices: Sequence[int], inputs: Inputs | None,
-               recipe: Recipe | None = None) -> list[int] | list[None]:
-    """The class of each sample, None for no condition: the one that was asked for; else that of the image to restore;
-    else they go through the classes.
+def read_condition(model: Model, recipe: Recipe, indices: Sequence[int], asked: Mapping[str, Any],
+                   inputs: Inputs | None, data: Callable[[], Data]) -> Condition:
+    """The raw signals of samples: what was asked for; else those of the image to restore; else what is usual, such as
+    all classes in turn; else those of the held-out images in turn.
 
-    :raises UserError: if the model knows no such class, or there is not one for each sample
+    :param asked: by name, see :meth:`diffusion.model.Model.condition`; of a signal that is an image, a folder of
+        images, or ``{"of": FOLDER}``, photos of which the run's source makes it
+    :param data: gives the run's data; only asked where there is no other way
+    :raises UserError: if a signal is unknown, cannot be read, or is missing and has to be given
     """
-    classes = model.classes(recipe)
-    if label is None and inputs is not None and inputs.images.labels is not None and classes is not None:
-        label = inputs.images.labels[torch.tensor(indices)].tolist()
-    if label == "none" or (label is None and (inputs is not None or classes is None)):
-        return [None] * len(indices)
-    if isinstance(label, list) and (not label or len(label) != len(indices)):
-        raise UserError(f"{len(label)} labels for {len(indices)} samples", "one for each, or one for all",
-                        f"samples=0-{len(label) - 1}, or label={label[0] if label else 0}")
-    if not all(type(c) is int for c in (label if isinstance(label, list) else [label or 0])):
-        raise UserError(f"label={label}", "a class or a list of them, by their numbers, or none",
-                        "label=3, label=[0,1,2] or label=none")
-    return model.labels(indices, label, recipe)
+    readers, known = model.readers(recipe), dict(asked)
+    for name, reader in readers.items():
+        if isinstance(known.get(name), Mapping):
+            known[name] = _derive(model, name, known[name], indices)
+        elif reader.picture is not None and isinstance(known.get(name), str) and not is_none(known[name]):
+            channels, side = reader.picture
+            known[name] = _images(known[name], name, side, channels, indices)
+    missing = [name for name, reader in readers.items() if known.get(name) is None
+               and (inputs is not None or reader.usual(indices) is None)]
+    if missing and inputs is not None:
+        own = derive_signals(model, inputs, indices)
+        known |= {name: own.get(name, "none") for name in missing}
+    elif missing:
+        try:
+            held_out = Inputs(data().split("test"))
+            own = derive_signals(model, held_out, [i % len(held_out) for i in indices])
+            log.info("%s: of the held-out images, in turn", ", ".join(missing))
+        except UserError as error:
+            log.info("%s: not given, and the run's data are not there (%s)", ", ".join(missing), error.got)
+            own = {}
+        known |= {name: own.get(name, "none") for name in missing}
+    condition = model.condition(indices, known, recipe)
+    model.weights.encoder({name: raw[:1].to(model.device) for name, raw in condition.items()}, n=1)  # all are there
+    return condition
+
+
+def derive_signals(model: Model, images: Inputs, indices: Sequence[int]) -> Condition:
+    """The raw signals of images, those that the run's sources make of them included, on the CPU."""
+    pixels, signals = images.images.batch(torch.tensor(indices))
+    encoder = model.weights.encoder
+    if not len(encoder.sources):
+        return signals
+    streams = Streams(0, tuple(map(int, indices)), model.device)
+    made = encoder.derive(to_float(pixels).to(model.device), {k: v.to(model.device) for k, v in signals.items()},
+                          streams)
+    return {name: raw.cpu() for name, raw in made.items()}
+
+
+def write_condition(model: Model, recipe: Recipe, condition: Condition, n: int) -> list[dict[str, Any]]:
+    """The condition of each of n samples in words, for manifests."""
+    readers = model.readers(recipe)
+    columns = {name: readers[name].write(raw) for name, raw in condition.items()}
+    return [{name: column[i] for name, column in columns.items()} for i in range(n)]
+
+
+def caption_conditions(readers: Mapping[str, Reader], written: Sequence[dict[str, Any]]) -> list[str]:
+    """The condition of each sample, as it stands above a picture; an empty list where nothing was asked."""
+    captions = [", ".join(readers[name].caption(value) for name, value in one.items() if readers[name].picture is None)
+                for one in written]
+    return captions if all(captions) else []
+
+
+def _derive(model: Model, name: str, asked: Mapping[str, Any], indices: Sequence[int]) -> Tensor:
+    sources = model.weights.encoder.sources
+    if name not in sources or set(asked) != {"of"}:
+        raise UserError(f"{name}.{'/'.join(map(str, asked))}", f"{name}=VALUE, or {name}.of=PHOTOS for a signal that a "
+                        f"source makes of photos; sources: {', '.join(sources) or 'none'}", f"{name}=...")
+    channels, side, _ = model.image_shape
+    found = photos(Path(str(asked["of"])).expanduser(), side, channels)
+    return derive_signals(model, Inputs(found.images), [i % len(found) for i in indices])[name]
+
+
+def _images(folder: str, name: str, side: int, channels: int, indices: Sequence[int]) -> Tensor:
+    try:
+        found = photos(Path(folder).expanduser(), side, channels)
+    except UserError as error:
+        raise UserError(error.got, error.wanted, error.fix.replace("input=", f"{name}=")) from error
+    return to_float(found.images.batch(torch.tensor([i % len(found) for i in indices]))[0])
 
 
 def parse(samples: Any) -> Sequence[int]:

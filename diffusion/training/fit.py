@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -12,15 +13,19 @@ from omegaconf import DictConfig
 
 from configs import UserError, construct
 from configs.cli import job
-from configs.overrides import drop_label_guidance
+from configs.overrides import drop_condition_guidance, reserved_names
+from configs.registry import locate
 from configs.values import to_plain
 from diffusion.data.base import Data
 from diffusion.model import Model
 from diffusion.runs.identity import extract_identity, hash_identity
 from diffusion.runs.run import Run
+from diffusion.sampling.inputs import Inputs
+from diffusion.sampling.selection import derive_signals
 from diffusion.training.callbacks.checkpoint import Checkpoint
 from diffusion.training.module import Training
 from models.blocks import recompute
+from models.conditioning import Signal
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +37,11 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
     """
     data: Data = construct(cfg.data)
     images, held_out = data.split("train"), data.split("test")
+    described = data.described
     log.info("data: %d training and %d held-out images of %d px%s", len(images), len(held_out), data.size,
-             f", {data.classes} classes" if data.classes else "")
-    config = with_classes(to_plain(cfg), data.classes)
+             "".join(f", {words['num_classes']} classes" if name == "label" else f", {name}"
+                     for name, words in described.items()))
+    config = fill_signals(to_plain(cfg), described)
     model = Model(config)
     training = Training(model, images, data.flip, construct(cfg.optimizer),
                         fingerprint=data.fingerprint() + model.degradation.fingerprint(), batch=cfg.batch,
@@ -50,7 +57,11 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
     if not model.prior.fitted:
         log.info("prior: fitted to %d images", min(model.prior.count, len(images)))
         model.fit_prior(images)
-    model.try_out()
+    condition = derive_signals(model, Inputs(images), [0])
+    for name, signal in model.weights.encoder.readers.items():
+        if data.flip and name in condition:
+            signal.mirror(condition[name], data.size)  # refuses to be mirrored before the work, not after a while
+    model.try_out(condition)
     if cfg.trainer.gradient_checkpointing:
         recompute(model.weights.net)
     if cfg.trainer.compile:
@@ -66,7 +77,7 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
         callback.run, callback.held_out = run, held_out
     trainer = lightning_trainer(cfg, run, training, callbacks)
     if trainer.is_global_zero:
-        run.record({**to_plain(cfg), "sampling": config["sampling"]})
+        run.record(config)
     trainer.fit(training)
     asked = next((c.asked for c in callbacks if isinstance(c, Checkpoint) and c.asked is not None), None)
     if asked is not None:
@@ -86,7 +97,7 @@ def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: 
         trainer = L.Trainer(
             accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, strategy=cfg.trainer.strategy,
             plugins=environment(), max_epochs=-1, max_steps=cfg.max_steps - training.step,
-            accumulate_grad_batches=cfg.accumulate, gradient_clip_val=training.recipe.clip, callbacks=callbacks,
+            accumulate_grad_batches=cfg.accumulate, gradient_clip_val=training.optimization.clip, callbacks=callbacks,
             logger=loggers(cfg, run, training.step), enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
             default_root_dir=run.folder)
@@ -100,29 +111,48 @@ def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: 
     return trainer
 
 
-def with_classes(config: dict[str, Any], classes: int | None) -> dict[str, Any]:
-    """The config with the number of classes of the data filled in where it was left open. For images without classes
-    the label is left out, and the guidance by it: any experiment trains on any images, but for a classifier's.
+def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The config with what the data say about their signals filled in where it was left open. A signal that neither the
+    data nor a source has is left out (it is null then), and the guidance by it: any experiment trains on any images,
+    but for a classifier's.
 
-    :raises UserError: for a classifier of images without classes, or of fewer classes than there are
+    :param described: see :attr:`diffusion.data.base.Data.described`
+    :raises UserError: for a classifier of images without classes, or of fewer classes than there are; for a signal that
+        cannot be left out, or whose name the commands use for something else
     """
-    model = config["model"]
+    config, model = {**config, "model": dict(config["model"])}, config["model"]
+    classes = described.get("label", {}).get("num_classes")
     if "classes" in model:
         if classes is None:
             raise UserError("a classifier of images without classes", "images with classes",
                             "a folder of images for each class, or data=digits")
-        if model["classes"] is None:
-            model["classes"] = classes
-        if model["classes"] < classes:
+        config["model"]["classes"] = classes if model["classes"] is None else model["classes"]
+        if config["model"]["classes"] < classes:
             raise UserError(f"model.classes={model['classes']} for images of {classes} classes",
                             "as many as there are", f"model.classes={classes}")
-    signals = config["condition"].get("signals", {})
-    if "label" in signals and classes is None:
-        log.info("the images have no classes: the condition is left without its label")
-        del signals["label"]
-    elif "label" in signals and signals["label"]["num_classes"] is None:
-        signals["label"]["num_classes"] = classes
-    config["sampling"] = drop_label_guidance(config["sampling"], config["condition"])
+    given = config["condition"].get("signals", {})
+    sources, signals = config["condition"].get("sources") or {}, {}
+    droppable = "signals" not in config["condition"]  # somebody's own encoder
+    for name, node in given.items():
+        if name in reserved_names():
+            raise UserError(f"a signal called {name}, which the commands use for something else", "another name",
+                            f"condition.signals.{name}_2")
+        role = locate(node["_target_"], role=Signal) if node else Signal
+        if node and name not in described and name not in sources and not role.droppable:
+            raise UserError(f"images without {name}, which has to be given", f"data that have it: "
+                            f"{', '.join(described) or 'these have nothing but images'}",
+                            f"condition.sources.{name}, which makes it of the images")
+        known = name in described or name in sources
+        if node and not known:
+            log.info("the images have no %s: the condition is left without it",
+                     "classes" if name == "label" else name)
+        said = described.get(name, {})
+        signals[name] = {key: said.get(key) if value is None else value for key, value in node.items()} \
+            if node and known else None
+        droppable |= bool(signals[name]) and role.droppable
+    if given:
+        config["condition"] = {**config["condition"], "signals": signals}
+    config["sampling"] = drop_condition_guidance(config["sampling"]) if not droppable else config["sampling"]
     return config
 
 

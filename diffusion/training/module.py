@@ -17,6 +17,7 @@ from diffusion.model import Model
 from diffusion.objectives.base import Losses
 from diffusion.training.ema import EMA
 from diffusion.training.optimization import AdamW
+from models.context import Condition
 
 BINS = 5
 """Equal parts of (0, 1] for which the loss is logged apart."""
@@ -45,7 +46,7 @@ class Training(L.LightningModule):
                  accumulate: int, max_steps: int, seed: int, decay: float):
         super().__init__()
         self.fingerprint = fingerprint
-        self.model, self.images, self.flip, self.recipe = model, images, flip, optimizer
+        self.model, self.images, self.flip, self.optimization = model, images, flip, optimizer
         self.batch, self.accumulate, self.max_steps, self.seed = batch, accumulate, max_steps, seed
         self.weights = model.weights
         self.ema = EMA(model.weights, decay)
@@ -82,7 +83,7 @@ class Training(L.LightningModule):
             weights.train()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.recipe.build(self.weights.parameters())
+        return self.optimization.build(self.weights.parameters())
 
     def train_dataloader(self) -> Batches:
         # Endless and positioned by our own step: Lightning's way of resuming would start the epoch again.
@@ -96,16 +97,27 @@ class Training(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # The global generator is the networks' dropout: the one draw that depends on the rank.
-        torch.manual_seed(key(self.seed, "dropout", batch.step, batch.part, self.global_rank) % 2**63)
+        torch.manual_seed(key(self.seed, "dropout", batch.step, batch.micro, self.global_rank) % 2**63)
         rng = BatchStream(self.seed, batch.step, batch.rows, batch.total, self.device)
         images, encoder = to_float(batch.images.to(self.device)), self.weights.encoder
-        condition = {name: raw.to(self.device) for name, raw in batch.condition.items()}
+        condition = self.mirror({name: raw.to(self.device) for name, raw in batch.condition.items()}, batch)
         if self.model.augment is not None:
             images, condition["augment"] = self.model.augment(images, self.seed, batch.positions)
+        condition = encoder.derive(images, condition, rng)
         losses = self.model.objective(self.model.evaluator.output, encoder, self.model.degradation,
                                       self.model.space.encode(images), condition, rng)
         self._parts.append(tally(losses))
         return losses.values.mean()
+
+    def mirror(self, condition: Condition, batch: Batch) -> Condition:
+        """The condition as it is of images of which some are mirrored."""
+        if not self.flip:
+            return condition
+        rows, side = torch.from_numpy(batch.mirrored).to(self.device), self.model.image_shape[-1]
+        mirrored = {name: signal.mirror(condition[name], side) for name, signal in
+                    self.model.weights.encoder.readers.items() if name in condition}
+        return condition | {name: torch.where(rows.view(-1, *[1] * (raw.dim() - 1)), raw, condition[name])
+                            for name, raw in mirrored.items() if raw is not condition[name]}
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch
@@ -113,7 +125,7 @@ class Training(L.LightningModule):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any,
                        optimizer_closure: Callable[[], Any] | None = None) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = self.recipe.rate(self.step, self.max_steps)
+            group["lr"] = self.optimization.rate(self.step, self.max_steps)
         optimizer.step(closure=optimizer_closure)
         ours = torch.stack(self._parts).sum(0)
         self._parts.clear()

@@ -9,7 +9,7 @@ Three kinds of part, in any number and order:
 A part may hold a :class:`GuidingModel`, another trained model.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from degradations.base import Degradation, Estimate, State
 from models.attention import AttentionHook, AttentionSite, chain, rows
-from models.conditioning import Context
+from models.context import Context
+from models.readers import Reader
 from samplers.protocol import Restorer, Step
 
 ROWS = {"cpu": 8}
@@ -42,8 +43,7 @@ class Branch:
 class GuidanceInput:
     """What a term may look at, and evaluate again.
 
-    :ivar ctx: the condition, transformed; ``ctx.alt`` holds ``null``, without condition, and ``raw``, whose ``extra``
-        is the condition as it was given, as far as there are such
+    :ivar ctx: the condition, transformed; ``ctx.null`` is the one without, ``ctx.raw`` the condition as it was given
     """
 
     restorer: Restorer
@@ -96,14 +96,14 @@ Part = Term | ConditionTransform | EstimateTransform
 
 
 class GuidingModel:
-    """Another trained model, which a part evaluates. It encodes the condition by itself, from ``ctx.alt["raw"]``; where
-    there is none, as in ``ctx.alt["null"]``, it is told nothing.
+    """Another trained model, which a part evaluates. It encodes the condition by itself, from ``ctx.raw``; what is not
+    there, as in ``ctx.null``, it is not told.
     """
 
     @property
-    def classes(self) -> int | None:
-        """Number of classes that it tells apart, None if it knows none."""
-        return None
+    def readers(self) -> Mapping[str, Reader]:
+        """The signals that it can be told of, by name."""
+        return {}
 
     def check(self, config: dict[str, Any]) -> None:
         """Refuse to work beside a model of this config.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from configs import UserError
 from degradations.shapes import flat, like
-from models.conditioning import Context
+from models.context import Context
 from samplers.guidance.base import ConditionTransform
 from samplers.guidance.schedules import check_ramp, ramp
 from samplers.protocol import Step

@@ -1,7 +1,7 @@
 """Classifier-free guidance: Ho and Salimans 2022, arXiv 2207.12598."""
 
 from configs import UserError
-from models.conditioning import Context
+from models.context import Context
 from samplers.guidance.base import Branch, GuidanceInput
 from samplers.guidance.scales import Contrast, Scale
 from samplers.guidance.schedules import ScaleSchedule
@@ -33,7 +33,7 @@ def null_of(ctx: Context) -> Context:
 
     :raises UserError: if there is none
     """
-    if "null" not in ctx.alt:
+    if ctx.null is None:
         raise UserError("guidance=cfg with an unconditional model", "a model trained with a condition",
                         "guidance=none or guidance=pag, or train with condition=label")
-    return ctx.alt["null"]
+    return ctx.null

@@ -47,9 +47,9 @@ class ClassifierGuidance(Scaled):
     def delta(self, base: Estimate, outs: Sequence[Estimate], view: GuidanceInput) -> Estimate | None:
         if self.off(view):
             return None
-        if "raw" not in view.ctx.alt:
+        if "label" not in view.ctx.raw:
             raise UserError("classifier guidance without a class", "the class to guide to", "label=3")
-        k, gradient = self.strength(view), self.gradient(view, view.ctx.alt["raw"].extra["label"])
+        k, gradient = self.strength(view), self.gradient(view, view.ctx.raw["label"])
         gradient = gradient * (like(k, gradient) if isinstance(k, Tensor) else k)
         if not isinstance(view.degradation, Affine):
             return Estimate(gradient, base.state * 0.0)

@@ -14,7 +14,7 @@ from diffusion.loading import load
 from diffusion.model import Model
 from diffusion.runs import checkpoint
 from diffusion.runs.identity import extract_identity
-from diffusion.training.fit import with_classes
+from diffusion.training.fit import fill_signals
 
 POSITIONS = np.arange(24)
 
@@ -158,7 +158,7 @@ def test_a_share_outside_zero_one_is_refused():
 
 
 def model(*overrides):
-    return Model(with_classes(to_plain(compose("train", [*DIGITS, *overrides])), 10))
+    return Model(fill_signals(to_plain(compose("train", [*DIGITS, *overrides])), {"label": {"num_classes": 10}}))
 
 
 @pytest.mark.parametrize("condition", ["label", "none"])
@@ -172,8 +172,8 @@ def test_sampling_says_that_nothing_was_done(condition):
     plain_one.weights.load_state_dict(weights)
     recipe = with_it.recipe(["sampler.num_steps=3", *(["guidance=none"] if condition == "none" else [])])
     torch.testing.assert_close(with_it.sample(range(3), recipe=recipe), plain_one.sample(range(3), recipe=recipe))
-    ctx = with_it.context(range(3), 1 if condition == "label" else None)
-    given = {"augment": torch.zeros(3, 9)} | ({"label": torch.ones(3).long()} if condition == "label" else {})
+    told = {"label": torch.ones(3).long()} if condition == "label" else {}
+    ctx, given = with_it.context(told, 3), {"augment": torch.zeros(3, 9)} | told
     assert torch.equal(ctx.emb, with_it.weights.encoder(given).emb)
     told = with_it.weights.encoder(given | {"augment": torch.ones(3, 9)}).emb
     torch.testing.assert_close(told - ctx.emb, signal.linear.weight.sum(1).expand(3, -1), atol=1e-5, rtol=1e-5)
@@ -200,4 +200,4 @@ def test_it_belongs_to_the_identity_where_there_is_one():
     old = {name: value for name, value in record.items() if name != "augment"}
     assert extract_identity(record) == extract_identity(old), "a run of before goes on"
     assert extract_identity(to_plain(compose("train", [*DIGITS, "augment=geometric"]))) != extract_identity(record)
-    assert Model(with_classes(old, 10)).augment is None
+    assert Model(fill_signals(old, {"label": {"num_classes": 10}})).augment is None

@@ -17,7 +17,7 @@ def test_digits_shapes_and_split():
     train, test = data.split("train"), data.split("test")
     assert train.images.shape == (1501, 1, 16, 16)
     assert test.images.shape == (296, 1, 16, 16)
-    assert (data.size, data.channels, data.classes, data.flip) == (16, 1, 10, False)
+    assert (data.size, data.channels, len(data.class_names), data.flip) == (16, 1, 10, False)
     assert set(torch.bincount(test.labels).tolist()) == {29, 30}
 
 
@@ -36,9 +36,9 @@ def test_digits_in_three_channels_and_their_fingerprint():
 
 def test_batch_gives_rows_and_labels():
     test = Digits().split("test")
-    images, labels = test.to("cpu").batch(np.array([5, 0, 5]))
+    images, signals = test.to("cpu").batch(np.array([5, 0, 5]))
     assert torch.equal(images, test.images[[5, 0, 5]])
-    assert torch.equal(labels, test.labels[[5, 0, 5]])
+    assert torch.equal(signals["label"], test.labels[[5, 0, 5]])
 
 
 def write_mnist(root):
@@ -60,7 +60,7 @@ def test_mnist_from_either_folder(tmp_path):
     assert train.images.shape == (7, 1, 32, 32)
     assert test.images.shape == (3, 1, 32, 32)
     assert train.labels.tolist() == list(range(7))
-    assert data.classes == 10
+    assert len(data.class_names) == 10
     assert MNIST(tmp_path / "MNIST").fingerprint() == data.fingerprint()
     assert MNIST(tmp_path, size=28, channels=3).split("test").images.shape == (3, 3, 28, 28)
 

@@ -65,7 +65,7 @@ def test_last_tenth_is_held_out_and_as_a_folder(tmp_path):
     root = photos(tmp_path / "photos")
     data = CelebA(root, size=16)
     assert data.files("test") == ["000028.jpg", "000029.jpg", "000030.jpg"]
-    assert (data.classes, data.flip, len(data.split("train"))) == (None, True, 27)
+    assert (data.class_names, data.flip, len(data.split("train"))) == (None, True, 27)
     plain = Folder(root, size=16, crop=0.7865, labels=False)
     assert plain.fingerprint() == data.fingerprint()
     assert CelebA(zipped(root, tmp_path / "photos.zip"), size=16).fingerprint() == data.fingerprint()

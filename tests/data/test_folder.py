@@ -19,7 +19,6 @@ CLASSES = {f"{name}/{number:02d}.png": number for name in ("cat", "dog") for num
 
 def test_unlabelled_folder_holds_out_the_last_tenth(tmp_path):
     data = Folder(fill(tmp_path, FLAT), size=12)
-    assert data.classes is None
     assert data.class_names is None
     assert data.split("train").labels is None
     assert data.files("test") == ["018.png", "019.png"]
@@ -31,12 +30,11 @@ def test_unlabelled_folder_holds_out_the_last_tenth(tmp_path):
 
 def test_first_folder_is_the_class(tmp_path):
     data = Folder(fill(tmp_path, CLASSES), size=8, channels=1)
-    assert (data.classes, data.class_names) == (2, ["cat", "dog"])
+    assert data.described == {"label": {"num_classes": 2, "words": ["cat", "dog"]}}
     test = data.split("test")
-    assert test.names == ["cat", "dog"]
     assert test.labels.tolist() == [0, 1]
     assert data.files("test") == ["cat/09.png", "dog/09.png"]
-    assert Folder(tmp_path, labels=False).classes is None
+    assert Folder(tmp_path, labels=False).described == {}
 
 
 def test_images_of_many_sizes_become_one(tmp_path):

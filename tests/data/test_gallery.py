@@ -12,13 +12,13 @@ from configs.values import to_plain
 from degradations.randomness import BatchStream, Streams
 from diffusion import load
 from diffusion.data import CIFAR10, Digits, ImageSet
-from diffusion.data.base import Data, chosen
+from diffusion.data.base import Data, choose_classes
 from diffusion.data.pixels import to_float
 from diffusion.data.sets.cifar10 import CLASSES
 from diffusion.data.sets.gallery import Gallery
 from diffusion.model import Model
 from diffusion.runs.identity import extract_identity
-from diffusion.training.fit import with_classes
+from diffusion.training.fit import fill_signals
 
 
 class Ramp(Data):
@@ -110,14 +110,13 @@ def test_animals_that_are_not_there_are_missed_before_the_training(tmp_path, oth
 
 def test_chosen_classes_are_numbered_anew():
     digits = Digits().split("test")
-    some = chosen(digits, ["7", "2"])
-    assert some.names == ["7", "2"]
+    some = choose_classes(digits, Digits().class_names, ["7", "2"])
     assert some.labels is not None
     assert some.labels.unique().tolist() == [0, 1]
-    images, labels = some.batch(torch.arange(len(some)))
+    images, signals = some.batch(torch.arange(len(some)))
     for new, old in ((0, 7), (1, 2)):
-        assert torch.equal(images[labels == new], digits.images[digits.labels == old])
-    again = chosen(some, ["2"])
+        assert torch.equal(images[signals["label"] == new], digits.images[digits.labels == old])
+    again = choose_classes(some, ["7", "2"], ["2"])
     assert torch.equal(again.images, digits.images[digits.labels == 2])
 
 
@@ -130,7 +129,7 @@ def test_some_classes_of_cifar10(tmp_path):
                 Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.png")
     data = CIFAR10(tmp_path, only=["dog", "bird"])
     train = data.split("train")
-    assert (data.classes, data.class_names) == (2, ["dog", "bird"])
+    assert data.class_names == ["dog", "bird"]
     assert train.images[:, 0, 0, 0].tolist() == [40, 41, 100, 101]
     assert train.labels.tolist() == [1, 1, 0, 0]
     assert data.fingerprint() != CIFAR10(tmp_path).fingerprint()
@@ -152,7 +151,7 @@ ANIMALS = ["degradation=animorph", "degradation/target_set=cifar10_animals", "pr
 
 def test_a_strangers_run_may_read_images_not_fetch_them():
     more = ["degradation.target_set.data.download=true", "degradation.target_set.data.cache=/anywhere"]
-    config = with_classes(to_plain(compose("train", [*ANIMALS, *more])), 10)
+    config = fill_signals(to_plain(compose("train", [*ANIMALS, *more])), {"label": {"num_classes": 10}})
     for packages, download in ((registry.trusted(), False), (None, True)):
         morph = Model(config, packages).degradation
         assert isinstance(morph.target_set, Gallery)

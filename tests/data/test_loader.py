@@ -15,11 +15,11 @@ N = 50
 @pytest.fixture
 def images() -> ImageSet:
     pixels = torch.arange(N, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 2, 4)
-    return ImageSet(pixels + torch.arange(4, dtype=torch.uint8) * 60, torch.arange(N), [str(i) for i in range(N)])
+    return ImageSet(pixels + torch.arange(4, dtype=torch.uint8) * 60, {"label": torch.arange(N)})
 
 
 def labels(batches: Batches, count: int) -> list[int]:
-    return torch.cat([batch.labels for batch in islice(batches, count)]).tolist()
+    return torch.cat([batch.condition["label"] for batch in islice(batches, count)]).tolist()
 
 
 def test_each_epoch_is_another_permutation():
@@ -68,14 +68,14 @@ def test_flips_are_fair_and_repeatable():
 @pytest.mark.parametrize(("world", "parts"), [(1, 1), (2, 1), (1, 3), (2, 3), (4, 3)])
 def test_ranks_and_parts_together_are_the_global_batch(images, world, parts):
     whole = list(islice(Batches(images, 3, 24, flip=True), 4))
-    cut = [islice(Batches(images, 3, 24, True, rank=rank, world=world, parts=parts), 4 * parts)
+    cut = [islice(Batches(images, 3, 24, True, rank=rank, world=world, accumulate=parts), 4 * parts)
            for rank in range(world)]
     pieces = [piece for micro in zip(*cut, strict=True) for piece in micro]
     for step, batch in enumerate(whole):
         mine = [piece for piece in pieces if piece.step == step]
-        assert [piece.part for piece in mine] == sorted(list(range(parts)) * world)
+        assert [piece.micro for piece in mine] == sorted(list(range(parts)) * world)
         assert torch.equal(torch.cat([piece.images for piece in mine]), batch.images)
-        assert torch.equal(torch.cat([piece.labels for piece in mine]), batch.labels)
+        assert torch.equal(torch.cat([piece.condition["label"] for piece in mine]), batch.condition["label"])
         assert np.array_equal(np.concatenate([piece.positions for piece in mine]), batch.positions)
         for piece in mine:
             assert piece.total == 24
@@ -87,8 +87,8 @@ def test_batch_size_does_not_change_the_order(images):
 
 
 def test_resume_is_the_tail(images):
-    whole = list(islice(Batches(images, 1, 8, flip=True, parts=2), 20))
-    tail = list(islice(Batches(images, 1, 8, flip=True, parts=2, start=6), 8))
+    whole = list(islice(Batches(images, 1, 8, flip=True, accumulate=2), 20))
+    tail = list(islice(Batches(images, 1, 8, flip=True, accumulate=2, start=6), 8))
     assert [batch.step for batch in tail] == [6, 6, 7, 7, 8, 8, 9, 9]
     for batch, again in zip(whole[12:], tail, strict=True):
         assert torch.equal(batch.images, again.images)
@@ -111,12 +111,12 @@ def test_a_batch_may_exceed_the_set(images):
 
 
 def test_a_set_without_labels(images):
-    assert next(iter(Batches(ImageSet(images.images), 0, 4))).labels is None
+    assert next(iter(Batches(ImageSet(images.images), 0, 4))).condition == {}
 
 
 def test_a_batch_that_cannot_be_cut(images):
     with pytest.raises(UserError, match=r"batch=30$"):
-        Batches(images, 0, 32, world=2, parts=3)
+        Batches(images, 0, 32, world=2, accumulate=3)
     with pytest.raises(UserError, match=r"batch=1$"):
         Batches(images, 0, 0)
     with pytest.raises(ValueError, match="rank 2 of 2"):

@@ -20,15 +20,15 @@ from diffusion.runs.files import write_whole
 
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 3, 2, 5), np.uint8))
 ROWS = torch.tensor([7, 3, 39, 0, 11])
-VIEW = ImageSet(PIXELS, torch.arange(5), [str(i) for i in range(5)], ROWS)
+VIEW = ImageSet(PIXELS, {"label": torch.arange(5)}, ROWS)
 
 
 def test_a_view_is_its_rows():
     assert (len(VIEW), VIEW.shape) == (5, (5, 3, 2, 5))
     assert torch.equal(VIEW.images, PIXELS[ROWS])
-    images, labels = VIEW.batch(np.array([4, 0, 4]))
+    images, signals = VIEW.batch(np.array([4, 0, 4]))
     assert torch.equal(images, PIXELS[[11, 7, 11]])
-    assert labels.tolist() == [4, 0, 4]
+    assert signals["label"].tolist() == [4, 0, 4]
 
 
 def test_a_batch_is_a_copy():
@@ -45,7 +45,7 @@ def test_chunks_together_are_the_set(images, chunk, monkeypatch):
     assert all(len(part) <= chunk for part, _ in parts)
     assert torch.equal(torch.cat([images.images[:0], *(part for part, _ in parts)]), images.images)
     if images.labels is not None:
-        assert torch.cat([labels for _, labels in parts]).tolist() == images.labels.tolist()
+        assert torch.cat([signals["label"] for _, signals in parts]).tolist() == images.labels.tolist()
 
 
 def test_only_what_fits_comfortably_moves(monkeypatch):
@@ -67,10 +67,10 @@ def test_a_gpu_keeps_half_of_its_memory(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu():
     moved = VIEW.to("cuda")
-    images, labels = moved.batch(np.array([4, 0, 4]))
+    images, signals = moved.batch(np.array([4, 0, 4]))
     assert images.is_cuda
     assert torch.equal(images.cpu(), PIXELS[[11, 7, 11]])
-    assert labels.tolist() == [4, 0, 4]
+    assert signals["label"].tolist() == [4, 0, 4]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
@@ -95,7 +95,7 @@ def test_one_fingerprint_with_and_without_cache(tmp_path, own_cache):
             assert torch.equal(cold.split(name).images, other.split(name).images)
     # The general definition, from pixels in memory.
     plain = type("Plain", (base.Data,), {"class_names": ["a", "b"], "load": lambda self, name: ImageSet(
-        cold.split(name).images, cold.split(name).labels, ["a", "b"])})(8, 3, False)
+        cold.split(name).images, cold.split(name).signals)})(8, 3, False)
     assert len({data.fingerprint() for data in (cold, warm, none, archive, plain)}) == 1
     swapped = Folder(root, size=8, held_out=0.2)
     assert swapped.fingerprint() != cold.fingerprint()

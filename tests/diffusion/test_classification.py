@@ -19,7 +19,7 @@ from diffusion.objectives.classification import Classification, NetworkClassifie
 from diffusion.objectives.times import CleanTimes, UniformTimes
 from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults
-from diffusion.training.fit import with_classes
+from diffusion.training.fit import fill_signals
 from models.classifier import Classifier
 from models.conditioning import ConditionEncoder
 
@@ -128,7 +128,7 @@ def test_the_answers_are_those_of_the_network_at_time_zero(run, digits):
     torch.testing.assert_close(logits, net(images[:20], torch.zeros(20)), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model.classify(images[:20], batch=7).features, features, atol=1e-5, rtol=1e-5)
     assert model.config["model"]["classes"] == 10
-    assert model.num_classes is None
+    assert not model.readers()
     assert not model.restores
 
 
@@ -231,9 +231,9 @@ def test_what_does_not_fit_is_refused_before_any_step(settings, words, fix, tmp_
 def test_the_number_of_classes_is_that_of_the_data():
     config = to_plain(compose("train", CLASSIFIER))
     assert config["model"]["classes"] is None
-    assert Model(with_classes(copy.deepcopy(config), 7)).weights.net.head.out_features == 7
+    assert Model(fill_signals(copy.deepcopy(config), {"label": {"num_classes": 7}})).weights.net.head.out_features == 7
     with pytest.raises(UserError, match="images without classes"):
-        with_classes(copy.deepcopy(config), None)
+        fill_signals(copy.deepcopy(config), {})
 
 
 def test_a_condition_that_has_no_signal_here_is_nothing_to_a_restorer():

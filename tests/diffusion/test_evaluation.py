@@ -75,7 +75,7 @@ def test_restoration(cold, judge, data, seen, rounding):
     result = evaluate(cold, f"rounding={rounding}", f"judge={judge.folder}")
     held_out = data.split("test")
     chosen = spread(296, COUNT)
-    originals, labels = held_out.batch(chosen)
+    originals, signals = held_out.batch(chosen)
     images = to_float(originals)
     assert list(result["rows"]) == ["degraded", "direct", "cold1", "cold2"]
     model = load(cold.folder, device="cpu")
@@ -93,7 +93,7 @@ def test_restoration(cold, judge, data, seen, rounding):
         answer = seen(restored)
         distance = frechet(answer.features, seen(images).features)
         assert rows[f"fd/classifier@{COUNT}"] == pytest.approx(distance, rel=0.02, abs=0.01), name
-        assert rows["agreement"] == (answer.logits.argmax(1) == labels).double().mean().item()
+        assert rows["agreement"] == (answer.logits.argmax(1) == signals["label"]).double().mean().item()
     assert len({values(result, name)["rmse"] for name in expected}) == 4
     assert "kid" not in " ".join(result["rows"]["direct"]), "biased for pairs"
     assert result["cost"]["cold2"]["evaluations/sample"] == 3

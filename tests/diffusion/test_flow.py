@@ -12,7 +12,7 @@ from degradations.randomness import Streams
 from degradations.shapes import like
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import Flow
-from models.conditioning import Context
+from models.context import Context
 
 SHAPE = (3, 1, 8, 8)
 

@@ -61,10 +61,11 @@ def test_its_evaluations_are_counted_apart(hot, model, scale, others):
 def test_the_weak_model_reads_the_condition_and_the_null_itself(hot, model):
     recipe = model.recipe(["guidance=autoguidance", f"{WEAK}.run={hot.folder}", f"{WEAK}.step=6"])
     (weak,) = list_models(recipe.parts)
-    ctx, other = model.context(range(2), [3, 5], recipe), load(hot.folder, step=6, device="cpu")
+    other, label = load(hot.folder, step=6, device="cpu"), {"label": torch.tensor([3, 5])}
+    ctx = model.context(label, 2)
     x, t = torch.randn(2, *model.shape), torch.full((2,), 0.5)
     state = model.degradation.draw(x.shape, Streams(0, (0, 1)))
-    for mine, theirs in ((ctx, other.context(range(2), [3, 5])), (ctx.alt["null"], other.context(range(2), "none"))):
+    for mine, theirs in ((ctx, other.context(label, 2)), (ctx.null, other.context({}, 2))):
         got = weak(x, t, mine, state=state, step=None)
         assert torch.equal(got.x0, other.restorer(x, t, theirs, state=state, step=None).x0)
 
@@ -85,7 +86,7 @@ def test_a_classifier_leads_an_unconditional_model(plain, judge):
     three, five = (drawn(model, *run, label=label) for label in (3, 5))
     assert (three - five).abs().max() > 1e-4
     recipe = model.recipe(run)
-    assert model.labels(range(12), None, recipe) == [*range(10), 0, 1]
+    assert model.condition(range(12), {}, recipe)["label"].tolist() == [*range(10), 0, 1]
     with pytest.raises(UserError, match="label=3"):
         drawn(model, *run, label="none")
 

@@ -7,7 +7,7 @@ import degradations
 from degradations.randomness import Streams
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import V
-from models.conditioning import Context
+from models.context import Context
 
 
 class Witness:

@@ -48,7 +48,7 @@ def test_training_is_the_plain_loop(tmp_path):
     for step, batch in zip(range(4), Batches(construct(content["config"]["data"]).split("train"), 3, 8, flip=True)):
         optimizer.param_groups[0]["lr"] = rates[step]
         found = model.objective(model.restorer.output, model.weights.encoder, model.degradation, to_float(batch.images),
-                                {"label": batch.labels}, BatchStream(3, step, slice(0, 8), 8))
+                                batch.condition, BatchStream(3, step, slice(0, 8), 8))
         loss = found.values.mean()
         seen += [(step, t, value) for t, value in zip(found.t.tolist(), found.values.tolist())]
         optimizer.zero_grad()

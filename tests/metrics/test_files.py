@@ -55,8 +55,8 @@ def test_all_images_sorted(kind, mode, tmp_path, monkeypatch):
     assert isinstance(images, Images)
     assert (len(images), images.shape) == (103, (103, 3 if mode == "RGB" else 1, 10, 12))
     assert images.labels is None
-    whole, labels = images.batch(EVERY)
-    assert labels is None
+    whole, signals = images.batch(EVERY)
+    assert not signals
     assert all(torch.equal(whole[i], expected(i, mode)) for i in range(103))
     assert torch.equal(images.batch(torch.tensor([7, 3, 7]))[0], whole[[7, 3, 7]])
     for chunk in (1, 50, 103, 512):
@@ -68,18 +68,18 @@ def test_classes_are_folders(kind, tmp_path):
     names = [f"{name}/{i}.png" for name in ("cat", "dog", "eel") for i in range(4)]
     images = Files(kind(fill(tmp_path / "images", names)))
     assert images.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    _, labels = images.batch(torch.tensor([11, 0, 5]))
-    assert labels.tolist() == [2, 0, 1]
+    _, signals = images.batch(torch.tensor([11, 0, 5]))
+    assert signals["label"].tolist() == [2, 0, 1]
     one = Files(fill(tmp_path / "one", ["samples/0.png", "samples/1.png"]))
     assert one.labels is None, "one folder is no class"
 
 
 def test_chosen_names_and_labels(kind, tmp_path):
     root = kind(fill(tmp_path / "images", [f"a/{i}.png" for i in range(6)] + [f"b/{i}.png" for i in range(6)]))
-    images = Files(root, names=["b/1.png", "a/2.png"], labels=[5, 3])
+    images = Files(root, names=["b/1.png", "a/2.png"], written=[{"label": 5}, {"label": 3}])
     assert torch.equal(images.batch(torch.arange(2))[0], torch.stack([expected(7), expected(2)]))
     assert images.labels.tolist() == [5, 3]
-    assert Files(root, names=["b/1.png", "a/2.png"], labels=[5, None]).labels is None
+    assert Files(root, names=["b/1.png", "a/2.png"], written=[{"label": 5}, {}]).labels is None
     assert Files(root, names=["b/1.png", "a/2.png"]).labels is None
 
 

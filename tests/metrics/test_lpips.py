@@ -22,7 +22,7 @@ def pixels(n, channels=3, size=32, seed=0):
 
 def of(images, labels=None):
     nothing = Features(torch.zeros(len(images), 1))
-    return MetricInput(ImageSet(images), nothing, nothing, grouped(len(images), labels), labels=labels)
+    return MetricInput(ImageSet(images), nothing, nothing, grouped(len(images), labels), conditions=labels)
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,8 @@ def sets(samples, reference=None, labels=None, logits=None, groups=None, **more)
     """What a metric looks at, of features."""
     reference = samples if reference is None else reference
     groups = grouped(len(samples), labels) if groups is None else groups
-    return MetricInput(NONE, Features(samples, logits), Features(reference), groups, labels=labels, **more)
+    return MetricInput(NONE, Features(samples, logits), Features(reference), groups, labels=labels, conditions=labels,
+                       **more)
 
 
 def without(sets_: MetricInput, group: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from models.attention import (
     rows,
 )
 from models.blocks import ChannelLayerNorm
-from models.conditioning import Context
+from models.context import Context
 
 SITE = AttentionSite("mid.0.self", "self", 2, 8, 4)
 

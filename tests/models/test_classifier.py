@@ -11,7 +11,7 @@ import models
 from configs import UserError
 from models.blocks import Recomputed, recompute
 from models.classifier import Classifier
-from models.conditioning import Context
+from models.context import Context
 from models.protocol import ClassifierNetwork, Network
 
 B = 3

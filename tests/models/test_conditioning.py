@@ -2,30 +2,33 @@ import pytest
 import torch
 
 from configs.errors import UserError
+from degradations.randomness import Streams
 from models.conditioning import (
     AugmentSignal,
     ConditionEncoder,
-    Context,
+    ImageSignal,
     LabelSignal,
     ScalarSignal,
     Signal,
+    Source,
     VectorSignal,
 )
+from models.context import Context
 
 E = 8
 
 
 def encoder(**signals) -> ConditionEncoder:
     """With random weights, so that every null is something."""
-    made = ConditionEncoder(signals or {"label": LabelSignal(10, E), "vector:attributes": VectorSignal(3, E),
-                                        "scalar:w": ScalarSignal(E)}, E)
+    made = ConditionEncoder(signals or {"label": LabelSignal(10, E), "attributes": VectorSignal(3, E),
+                                        "w": ScalarSignal(E)}, E)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter)
     return made
 
 
 def condition(n=4):
-    return {"label": torch.arange(n), "vector:attributes": torch.randn(n, 3), "scalar:w": torch.rand(n)}
+    return {"label": torch.arange(n), "attributes": torch.randn(n, 3), "w": torch.rand(n)}
 
 
 def context(n=4, **fields):
@@ -39,8 +42,9 @@ def tensors(ctx):
     own = {"emb": ctx.emb, "spatial": ctx.spatial}
     for name in ("tokens", "mask", "extra"):
         own |= {f"{name}.{key}": value for key, value in getattr(ctx, name).items()}
-    for name, alt in ctx.alt.items():
-        own |= {f"{name}.{key}": value for key, value in tensors(alt).items()}
+    own |= {f"raw.{key}": value for key, value in ctx.raw.items()}
+    for name, null in [("null", ctx.null), *ctx.nulls.items()]:
+        own |= {f"{name}.{key}": value for key, value in tensors(null).items()} if null is not None else {}
     return {key: value for key, value in own.items() if value is not None}
 
 
@@ -50,7 +54,7 @@ def same(a, b):
 
 
 def test_cat_and_slices_are_inverse():
-    a, b = context(2, alt={"null": context(2)}), context(3, alt={"null": context(3)})
+    a, b = context(2, null=context(2)), context(3, null=context(3))
     both = Context.cat([a, b])
     assert len(tensors(both)) == 14
     assert same(both[:2], a)
@@ -61,7 +65,7 @@ def test_cat_and_slices_are_inverse():
 
 
 def test_repeat_puts_copies_one_after_another():
-    ctx = context(2, alt={"null": context(2)})
+    ctx = context(2, null=context(2))
     assert same(ctx.repeat(3), Context.cat([ctx, ctx, ctx]))
     assert same(ctx.repeat(3)[2:4], ctx)
     assert same(ctx.repeat(1), ctx)
@@ -75,10 +79,10 @@ def test_empty_contexts():
 
 
 def test_cat_with_an_alternate():
-    ctx = context(2, alt={"null": context(2)})
-    both = Context.cat([ctx, ctx.alt["null"]])
-    assert not both.alt
-    assert same(both[2:], ctx.alt["null"])
+    ctx = context(2, null=context(2))
+    both = Context.cat([ctx, ctx.null])
+    assert both.null is None
+    assert same(both[2:], ctx.null)
 
 
 def test_a_missing_mask_is_all_true():
@@ -93,7 +97,7 @@ def test_cat_of_contexts_that_differ_in_structure_is_refused(fields):
 
 
 def test_to_changes_the_precision_of_floats_alone():
-    ctx = context(alt={"null": context()}).to(dtype=torch.float64)
+    ctx = context(null=context()).to(dtype=torch.float64)
     kinds = {key: value.dtype for key, value in tensors(ctx).items()}
     assert kinds["emb"] == kinds["null.tokens.main"] == torch.float64
     assert kinds["mask.main"] == torch.bool
@@ -101,7 +105,7 @@ def test_to_changes_the_precision_of_floats_alone():
 
 
 def test_map_concerns_the_named_fields_of_this_context():
-    ctx = context(alt={"null": context()})
+    ctx = context(null=context())
     out = ctx.map(torch.neg)
     assert torch.equal(out.emb, -ctx.emb)
     assert same(out.replace(emb=ctx.emb), ctx)
@@ -109,7 +113,7 @@ def test_map_concerns_the_named_fields_of_this_context():
     assert torch.equal(out.tokens["other"], -ctx.tokens["other"])
     assert same(out.replace(tokens=ctx.tokens, spatial=ctx.spatial), ctx)
     with pytest.raises(UserError):
-        ctx.map(torch.neg, ("alt",))
+        ctx.map(torch.neg, ("null",))
 
 
 def test_dropping_everything_is_the_null():
@@ -122,14 +126,14 @@ def test_dropping_everything_is_the_null():
 
 def test_an_absent_signal_is_a_dropped_one():
     enc, cond = encoder(), condition()
-    without = {key: value for key, value in cond.items() if key != "scalar:w"}
-    assert same(enc(without), enc(cond, {"scalar:w": torch.ones(4, dtype=torch.bool)}))
+    without = {key: value for key, value in cond.items() if key != "w"}
+    assert same(enc(without), enc(cond, {"w": torch.ones(4, dtype=torch.bool)}))
 
 
 def test_signals_are_dropped_per_sample():
     enc, cond = encoder(), condition()
     drop = {"label": torch.tensor([True, False, True, False]),
-            "vector:attributes": torch.tensor([True, True, False, False])}
+            "attributes": torch.tensor([True, True, False, False])}
     out = enc(cond, drop)
     for i in range(4):
         one = {key: value[i:i + 1] for key, value in cond.items() if key not in drop or not drop[key][i]}
@@ -161,27 +165,94 @@ def test_embeddings_add_up():
 def test_a_new_signal_changes_nothing_until_it_is_trained():
     enc, cond = encoder(label=LabelSignal(10, E)), condition()
     before, null = enc(cond), enc.null(4)
-    for name, signal in (("vector:attributes", VectorSignal(3, E)), ("scalar:w", ScalarSignal(E)),
-                         ("label:second", LabelSignal(4, E))):
+    for name, signal in (("attributes", VectorSignal(3, E)), ("w", ScalarSignal(E)),
+                         ("second", LabelSignal(4, E))):
         enc.add_signal(name, signal)
-        assert same(enc({**cond, "label:second": torch.arange(4)}), before)
+        assert same(enc({**cond, "second": torch.arange(4)}), before)
         assert same(enc.null(4), null)
-        enc({**cond, "label:second": torch.arange(4)}).emb.square().sum().backward()
+        enc({**cond, "second": torch.arange(4)}).emb.square().sum().backward()
         assert any(p.grad is not None and p.grad.any() for p in signal.parameters())
 
 
 def test_with_null_carries_the_null():
     enc, cond = encoder(), condition()
     ctx = enc.with_null(cond)
-    assert same(ctx.replace(alt={}), enc(cond))
-    assert same(ctx.alt["null"], enc.null(4))
+    assert same(ctx.replace(null=None, nulls={}, raw={}), enc(cond))
+    assert same(ctx.null, enc.null(4))
+    assert same(ctx.replace(null=None, nulls={}), enc(cond).replace(raw=cond))
+    for name in cond:
+        kept = {key: value for key, value in cond.items() if key != name}
+        assert same(ctx.nulls[name], enc(kept).replace(raw=kept))
+
+
+def test_guidance_keeps_what_is_not_droppable():
+    """A low resolution, or what was done to the image, is in every branch; and it has to be given."""
+    enc = ConditionEncoder({"label": LabelSignal(10, E), "low": ImageSignal(1, 4, E)}, E)
+    low, label = torch.rand(2, 1, 4, 4), torch.tensor([1, 2])
+    ctx = enc.with_null({"label": label, "low": low})
+    assert torch.equal(ctx.null.spatial, low)
+    assert torch.equal(ctx.null.emb, enc.signals["label"].null(2).emb)
+    assert ctx.null.raw.keys() == {"low"}
+    assert not ctx.nulls
+    assert torch.equal(enc({"label": label, "low": low}, {"low": torch.tensor([True, True])}).spatial, low)
+    assert enc.with_null({"low": low}).raw.keys() == {"low"}
+    with pytest.raises(UserError, match="no low"):
+        enc({"label": label})
+    assert torch.equal(enc.null(2).spatial, torch.zeros(2, 1, 4, 4)), "for shapes alone"
+
+
+def test_a_source_makes_a_signal_and_is_frozen():
+    class Half(Source):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, images, condition, rng):
+            return images * self.scale + condition["label"].view(-1, 1, 1, 1)
+
+    enc = ConditionEncoder({"label": LabelSignal(10, E), "low": ImageSignal(1, 4, E)}, E, {"low": Half()})
+    assert "sources.low.scale" in enc.state_dict()
+    assert not any(p.requires_grad for p in enc.sources.parameters())
+    images, cond = torch.rand(2, 1, 4, 4), {"label": torch.tensor([1, 2])}
+    made = enc.derive(images, cond, Streams(0, (0, 1)))
+    assert torch.equal(made["low"], images * 0.5 + torch.tensor([1.0, 2.0]).view(2, 1, 1, 1))
+    assert enc.derive(images, made, Streams(0, (0, 1)))["low"] is made["low"], "what is given stays"
+    with pytest.raises(UserError, match="without a signal"):
+        ConditionEncoder({"label": LabelSignal(10, E)}, E, {"low": Half()})
+
+
+@pytest.mark.parametrize("name", ["label:second", "two words", "keys", ""])
+def test_names_that_no_signal_can_have(name):
+    with pytest.raises(UserError, match="called"):
+        ConditionEncoder({name: LabelSignal(10, E)}, E)
+
+
+def test_classes_by_number_and_name():
+    signal = LabelSignal(3, E, ["cat", "dog", "1"])
+    assert signal.read([2, "cat", "dog", "1"]).tolist() == [2, 0, 1, 2]
+    assert [signal.caption(c) for c in signal.write(torch.tensor([0, 2]))] == ["cat", "1"]
+    for wrong, words in (("cta", "label=cat"), (3, r"0 \.\. 2"), (True, r"0 \.\. 2"), (1.0, r"0 \.\. 2")):
+        signal.name = "label"
+        with pytest.raises(UserError, match=words):
+            signal.read([0, wrong])
+
+
+def test_numbers_and_vectors():
+    w, v = ScalarSignal(E), VectorSignal(3, E)
+    assert w.read([1, 2.5]).tolist() == [1.0, 2.5]
+    assert v.is_single([1, 2, 3])
+    assert not v.is_single([[1, 2, 3], [4, 5, 6]])
+    assert v.read([[1, 2, 3]]).tolist() == [[1.0, 2.0, 3.0]]
+    for signal, wrong in ((w, "a"), (w, True), (w, float("nan")), (v, [1, 2]), (v, 1), (v, [1, 2, "a"])):
+        with pytest.raises(UserError, match="signal="):
+            signal.read([wrong])
 
 
 def test_without_signals_every_context_is_empty():
     enc = ConditionEncoder({}, E)
     for ctx in (enc({}), enc(condition()), enc.null(4), enc.with_null(condition()), enc.with_null({})):
-        assert not tensors(ctx)
-        assert not ctx.alt
+        assert not tensors(ctx.replace(raw={}))
+        assert ctx.null is None
 
 
 @pytest.mark.parametrize("label", [-1, 10])

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.errors import UserError
 from models.attention import AttentionSite
-from models.conditioning import Context
+from models.context import Context
 from models.dit import DiT, DiTBlock, positions
 
 SITE = AttentionSite("mid.0.self", "self", 2, 8, 2)

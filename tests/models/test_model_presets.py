@@ -16,7 +16,7 @@ from configs import registry
 from configs.errors import UserError
 from models.attention import rows
 from models.blocks import Recomputed, recompute
-from models.conditioning import Context
+from models.context import Context
 from models.protocol import Network, ThreeParts
 from models.unet import UNet
 

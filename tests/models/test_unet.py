@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import models
 from configs.errors import UserError
 from models.attention import SelfAttention
-from models.conditioning import Context
+from models.context import Context
 from models.unet import Block, UNet
 
 

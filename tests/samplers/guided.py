@@ -14,7 +14,7 @@ from degradations.shapes import flat
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import X0, V
 from diffusion.sampling.guides import RunClassifier, RunRestorer
-from models.conditioning import Context
+from models.context import Context
 from samplers.guidance.base import Guided
 from samplers.guidance.classifier import GuidingClassifier
 from samplers.protocol import Restorer, Step
@@ -59,8 +59,7 @@ def restorer_of(degradation, seed: int = 0) -> NetworkRestorer:
 
 def conditioned(labels=LABELS) -> Context:
     """The context of these classes, with its null and the classes themselves."""
-    ctx = context(labels)
-    return ctx.replace(alt={**ctx.alt, "raw": Context(extra={"label": torch.tensor(labels)})})
+    return context(labels)
 
 
 def parts_of(name: str, degradation) -> list:

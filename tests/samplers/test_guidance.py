@@ -19,7 +19,7 @@ from degradations.randomness import Streams
 from degradations.shapes import like
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import X0, Eps, V
-from models.conditioning import Context
+from models.context import Context
 from samplers.guidance import base as guidance
 from samplers.guidance.base import Branch, ConditionTransform, EstimateTransform, Guided, Term
 from samplers.guidance.cfg import CFG
@@ -90,7 +90,7 @@ class Flat:
 
 
 def means(given: float, null: float, n: int = B) -> Context:
-    return Context(emb=torch.full((n, 1), given), alt={"null": Context(emb=torch.full((n, 1), null))})
+    return Context(emb=torch.full((n, 1), given), null=Context(emb=torch.full((n, 1), null)))
 
 
 class TestCost:
@@ -119,7 +119,7 @@ class TestCost:
 class TestAlgebra:
     def test_scale_zero_is_unconditional(self, x, ctx, gaussian, restorer):
         close(call(Guided(restorer, gaussian, [CFG(0.0)]), x, ctx, gaussian),
-              call(restorer, x, ctx.alt["null"], gaussian))
+              call(restorer, x, ctx.null, gaussian))
 
     def test_two_terms_add_up(self, x, ctx, gaussian, restorer):
         base = call(restorer, x, ctx, gaussian)
@@ -134,7 +134,7 @@ class TestAlgebra:
     @pytest.mark.parametrize("scale", [0.0, 3.0, -2.0])
     def test_nothing_to_guide_along_is_unguided(self, x, ctx, gaussian, restorer, scale):
         """The null is the condition itself; PAG without layers."""
-        same = ctx.replace(alt={"null": ctx.replace(alt={})})
+        same = ctx.replace(null=ctx.replace(null=None))
         base = call(restorer, x, ctx, gaussian)
         close(call(Guided(restorer, gaussian, [CFG(scale)]), x, same, gaussian), base)
         close(call(Guided(restorer, gaussian, [PAG(scale, sites=())]), x, ctx, gaussian), base)
@@ -144,7 +144,7 @@ class TestAlgebra:
         net, w = network(), 2.5
 
         def guided_net(x, t, ctx=None, attn=None):
-            null = net(x, t, ctx.alt["null"])
+            null = net(x, t, ctx.null)
             return null + w * (net(x, t, ctx) - null)
 
         t = torch.tensor([0.1, 0.3, 0.5])
@@ -236,7 +236,7 @@ class TestOtherParts:
         call(Guided(spy, gaussian, [CFG(2.0), Shift()]), x, ctx, gaussian)
         given, null = spy.contexts
         assert torch.equal(given.emb, ctx.emb + 1)
-        assert torch.equal(null.emb, ctx.alt["null"].emb)
+        assert torch.equal(null.emb, ctx.null.emb)
 
     def test_terms_and_finishes_see_the_transformed_condition_and_the_given_image(self, x, ctx, gaussian, restorer):
         class Shift(ConditionTransform):
@@ -304,7 +304,7 @@ def test_gradients_flow_through_every_branch(x, ctx, gaussian, restorer):
         return torch.autograd.grad((call(restorer, leaf, ctx, gaussian).x0 * x.cos()).sum(), leaf)[0]
 
     guided = Guided(restorer, gaussian, [CFG(3.0)])
-    null = gradient(restorer, ctx.alt["null"])
+    null = gradient(restorer, ctx.null)
     expected = null + 3.0 * (gradient(restorer, ctx) - null)
     torch.testing.assert_close(gradient(guided, ctx), expected, atol=1e-4, rtol=1e-4)
     assert gradient(Guided(restorer, gaussian, [CFG(3.0), Clip()]), ctx).abs().sum() > 0

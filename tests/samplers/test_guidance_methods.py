@@ -22,7 +22,7 @@ from degradations.base import Estimate
 from degradations.randomness import Streams
 from degradations.shapes import flat
 from models.attention import AttentionCall, AttentionSite, attend
-from models.conditioning import Context
+from models.context import Context
 from samplers.guidance import schedules
 from samplers.guidance.apg import APG
 from samplers.guidance.auto import Autoguidance
@@ -116,7 +116,7 @@ class TestScales:
         term = CFG(4.0, schedules.DynamicScale(0.6, 0.9))
         assert (self.strength(term, 0.95), self.strength(term, 0.5)) == (-1, 3)
         close(ask(guided([term], gaussian, restorer), x, ctx, gaussian, 0.95),
-              ask(restorer, x, ctx.alt["null"], gaussian, 0.95))
+              ask(restorer, x, ctx.null, gaussian, 0.95))
 
     def test_one_scale_per_sample_goes_by_the_samples_index(self, x, ctx, gaussian, restorer):
         term = CFG([1.0, 2.0, 5.0])
@@ -344,9 +344,9 @@ class TestAutoguidance:
     def test_another_model_as_the_null(self, x, ctx, gaussian, restorer):
         other = Spy(restorer_of(gaussian, seed=7))
         out = ask(guided([CFG(3.0, unconditional=other)], gaussian, restorer), x, ctx, gaussian, 0.5)
-        base, null = ask(restorer, x, ctx, gaussian, 0.5), ask(other.restorer, x, ctx.alt["null"], gaussian, 0.5)
+        base, null = ask(restorer, x, ctx, gaussian, 0.5), ask(other.restorer, x, ctx.null, gaussian, 0.5)
         close(out, null + 3 * (base - null))
-        assert "raw" not in other.contexts[0].alt, "the other model is told nothing"
+        assert not other.contexts[0].raw, "the other model is told nothing"
 
 
 class TestClassifier:
@@ -372,7 +372,7 @@ class TestClassifier:
                 log_p = -((flat(x_t) - 0.7) ** 2).sum(dim=1, keepdim=True) / 2
                 return torch.cat([log_p, torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))], dim=1)
 
-        ctx = Context(alt={"raw": Context(extra={"label": torch.zeros(B, dtype=torch.long)})})
+        ctx = Context(raw={"label": torch.zeros(B, dtype=torch.long)})
         oracle = AnalyticGaussian(mu, nu, gaussian)
         out = ask(guided([ClassifierGuidance(Bell())], gaussian, oracle), x, ctx, gaussian, t)
         alpha, sigma = gaussian.coefficients(torch.full((B,), t), x)
@@ -438,7 +438,7 @@ class TestCADS:
             spy = Spy(restorer)
             ask(guided(parts, gaussian, spy), x, ctx, gaussian, 0.8)
             seen.append(spy.contexts)
-            assert torch.equal(spy.contexts[1].emb, ctx.alt["null"].emb)
+            assert torch.equal(spy.contexts[1].emb, ctx.null.emb)
         assert torch.equal(seen[0][0].emb, seen[1][0].emb)
         assert torch.equal(seen[1][2].emb, seen[1][0].emb)
         assert not torch.equal(seen[0][0].emb, ctx.emb)
@@ -529,7 +529,7 @@ class TestAPG:
 
 def test_cfg_zero_scales_the_null_to_the_estimate(x, ctx, gaussian, restorer):
     view = view_of(x, 0.5, gaussian)
-    base, null = ask(restorer, x, ctx, gaussian, 0.5), ask(restorer, x, ctx.alt["null"], gaussian, 0.5)
+    base, null = ask(restorer, x, ctx, gaussian, 0.5), ask(restorer, x, ctx.null, gaussian, 0.5)
     u, v = (flat(seen(e, "flow", view)) for e in (null, base))
     a = (v * u).sum(dim=1, keepdim=True) / u.square().sum(dim=1, keepdim=True)
     out = ask(guided([CFGZero(3.0)], gaussian, restorer), x, ctx, gaussian, 0.5, step=step_at(0.5, i=1))
@@ -541,7 +541,7 @@ def test_cfg_zero_scales_the_null_to_the_estimate(x, ctx, gaussian, restorer):
 def test_cold_models_are_guided_in_the_image(x, ctx, blur):
     """CFG, PAG and autoguidance move x0; the state is what was given."""
     restorer = restorer_of(blur)
-    base, null = ask(restorer, x, ctx, blur, 0.5), ask(restorer, x, ctx.alt["null"], blur, 0.5)
+    base, null = ask(restorer, x, ctx, blur, 0.5), ask(restorer, x, ctx.null, blur, 0.5)
     worse = ask(restorer, x, ctx, blur, 0.5, attn=lambda c: c.v if c.site.name == "mid.0.self" else None)
     out = ask(guided([CFG(3.0), PAG(2.0)], blur, restorer), x, ctx, blur, 0.5)
     expected = base.x0 + 2 * (base.x0 - null.x0) + 2 * (base.x0 - worse.x0)

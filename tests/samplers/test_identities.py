@@ -14,7 +14,7 @@ from degradations.base import Degradation, State
 from degradations.desaturate import Desaturate
 from degradations.gaussian import Gaussian
 from degradations.randomness import Streams
-from models.conditioning import Context
+from models.context import Context
 from samplers.base import Sampler
 from samplers.grids import LeadingGrid, LevelGrid, UniformGrid
 from samplers.moves import Belief, Direct, Infer, Keep, Residual

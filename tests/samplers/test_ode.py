@@ -8,7 +8,7 @@ import degradations
 import samplers
 from configs import UserError
 from degradations.randomness import Streams
-from models.conditioning import Context
+from models.context import Context
 from samplers.grids import UniformGrid
 from samplers.ode import DPMSolver, Heun, Inversion
 

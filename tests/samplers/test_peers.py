@@ -10,7 +10,7 @@ import samplers
 from degradations.base import Estimate, State
 from degradations.randomness import Streams
 from models.attention import AttentionCall, AttentionSite
-from models.conditioning import Context
+from models.context import Context
 from samplers.guidance.apg import APG
 from samplers.guidance.base import Branch, Guided, Term
 from samplers.guidance.cfg import CFG
@@ -123,7 +123,7 @@ def noise():
 def mixed(d, x, noise, *parts: Term) -> torch.Tensor:
     """Our guided noise at t = 0.4: conditional, null and perturbed are 0, 1, 2."""
     null = Context(emb=torch.ones(SHAPE[0], 1))
-    ctx = Context(emb=torch.zeros(SHAPE[0], 1), alt={"null": null})
+    ctx = Context(emb=torch.zeros(SHAPE[0], 1), null=null)
     out = Guided(Fixed(d, noise), d, parts)(x, torch.full((SHAPE[0],), 0.4), ctx, state=State(z=x), step=None)
     return out.state["z"]
 

@@ -1,9 +1,11 @@
 """Image files that are measured as they are: nothing is cropped, resized or converted."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,16 +27,16 @@ class Files:
 
     :param root: the folder or archive
     :param names: of the files, in the order to take them; None takes all images, sorted
-    :param labels: their classes, of which each may be None; not given, the first folder is the class if there are two
-        or more
+    :param written: what each was made of, as :meth:`models.conditioning.Reader.write` has written it; not given, the
+        first folder is the class if there are two or more
     :param option: the override that names ``root``, for messages
     :ivar stamp: changes with the files (their names, sizes, times of change)
     :raises UserError: there is nothing, or no image; when they are read, one is broken, of another size, or neither
         8-bit grey nor RGB
     """
 
-    def __init__(self, root: Path, names: Sequence[str] | None = None, labels: Sequence[int | None] | None = None,
-                 option: str = "images"):
+    def __init__(self, root: Path, names: Sequence[str] | None = None,
+                 written: Sequence[Mapping[str, Any]] | None = None, option: str = "images"):
         self.root, self._option = root, option
         self._open = ExitStack()
         try:
@@ -48,9 +50,13 @@ class Files:
         if names is None:
             found = layout(self.names, "auto", 0.0).labels
             self.labels: Int64[Tensor, " n"] | None = None if found is None else torch.from_numpy(found)
+            self.conditions: Int64[Tensor, " n"] | None = self.labels
         else:
-            known = labels is not None and None not in labels
-            self.labels = torch.tensor(labels) if known else None
+            labels = [one.get("label") for one in written or ()]
+            self.labels = torch.tensor(labels) if labels and None not in labels else None
+            texts = [json.dumps(one, sort_keys=True) for one in written or () if one]
+            number = {text: i for i, text in enumerate(sorted(set(texts)))}
+            self.conditions = torch.tensor([number[text] for text in texts]) if len(texts) == len(self.names) else None
         self._image = tuple(self._read(self.names[0]).shape)
         self.stamp = hash_plain([[n, entries[n].bytes, entries[n].stamp] for n in self.names if n in entries], 16)
 
@@ -63,13 +69,13 @@ class Files:
         channels, height, width = self._image
         return len(self), channels, height, width
 
-    def batch(self, indices: Int64[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"] | None]:
-        """Chosen images, and their labels."""
+    def batch(self, indices: Int64[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c h w"], dict[str, Tensor]]:
+        """Chosen images, and their classes as the signal ``label``."""
         images = torch.from_numpy(np.stack(list(in_order(self._checked, [self.names[i] for i in indices.tolist()]))))
-        return images, None if self.labels is None else self.labels[indices]
+        return images, {} if self.labels is None else {"label": self.labels[indices]}
 
-    def chunks(self) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Int64[Tensor, " b"] | None]]:
-        """All images in their order, and their labels, some hundred at a time."""
+    def chunks(self) -> Iterator[tuple[UInt8[Tensor, "b c h w"], dict[str, Tensor]]]:
+        """All images in their order, and their classes, some hundred at a time."""
         for indices in torch.arange(len(self)).split(CHUNK):
             yield self.batch(indices)
 

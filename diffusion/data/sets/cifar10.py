@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision import datasets
 
 from configs.errors import UserError
-from diffusion.data.base import SPLITS, Data, ImageSet, Split, chosen
+from diffusion.data.base import SPLITS, Data, ImageSet, Split, choose_classes
 from diffusion.data.files.decode import Decoder, resampling
 from diffusion.data.sets.folder import Folder
 
@@ -58,7 +58,7 @@ class CIFAR10(Data):
 
     def load(self, name: Split) -> ImageSet:
         images = self._batches(name) if self.folder is None else self._folder(self.folder, name)
-        return images if self.only is None else chosen(images, self.only)
+        return images if self.only is None else choose_classes(images, CLASSES, self.only)
 
     def _batches(self, name: Split) -> ImageSet:
         try:
@@ -68,7 +68,7 @@ class CIFAR10(Data):
                             f"the folder {BATCHES}, or train.zip and test.zip with a folder for each class",
                             "data.root=/folder/that/contains/them, or data.download=true to fetch it") from error
         pixels = np.stack([self.decoder.pixels(Image.fromarray(image)) for image in raw.data])
-        return ImageSet(torch.from_numpy(pixels), torch.tensor(raw.targets), CLASSES)
+        return ImageSet(torch.from_numpy(pixels), {"label": torch.tensor(raw.targets)})
 
     def _folder(self, folder: Folder, name: Split) -> ImageSet:
         if folder.class_names != CLASSES:

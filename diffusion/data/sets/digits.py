@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from diffusion.data.base import Data, ImageSet, Split, labelled
+from diffusion.data.base import Data, ImageSet, Split, make_labelled
 from diffusion.data.files.decode import resized
 
 HELD_OUT_EVERY = 6
@@ -36,4 +36,4 @@ class Digits(Data):
         keep = held_out if name == "test" else ~held_out
         pixels = np.rint(levels[keep] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
         pixels = resized(pixels, self.size, Image.Resampling.BICUBIC)
-        return labelled(pixels, labels[keep], self.channels, self.class_names)
+        return make_labelled(pixels, labels[keep], self.channels)

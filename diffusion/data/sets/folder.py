@@ -83,8 +83,8 @@ class Folder(Data):
 
     def load(self, name: Split) -> ImageSet:
         rows, labels = self._rows(name), self.layout.labels
-        return ImageSet(self._pixels, None if labels is None else torch.from_numpy(labels[rows]), self.layout.names,
-                        torch.from_numpy(rows))
+        signals = {} if labels is None else {"label": torch.from_numpy(labels[rows])}
+        return ImageSet(self._pixels, signals, torch.from_numpy(rows))
 
     @cached_property
     def _pixels(self) -> UInt8[Tensor, "n c h w"]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from torchvision import datasets
 
 from configs.errors import UserError
-from diffusion.data.base import Data, ImageSet, Split, labelled
+from diffusion.data.base import Data, ImageSet, Split, make_labelled
 from diffusion.data.files.decode import resampling, resized
 
 
@@ -43,4 +43,4 @@ class MNIST(Data):
                             "the four original files, such as train-images-idx3-ubyte",
                             "data.root=/folder/that/contains/MNIST, or data.download=true to fetch them") from error
         pixels = resized(raw.data.numpy(), self.size, self.resample)
-        return labelled(pixels, raw.targets.numpy(), self.channels, self.class_names)
+        return make_labelled(pixels, raw.targets.numpy(), self.channels)

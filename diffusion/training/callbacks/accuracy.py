@@ -50,7 +50,6 @@ class Accuracy(StepCallback):
 def accuracy(model: "Model", images: ImageSet) -> float:
     """The share of the images that the model puts into their class."""
     right = 0
-    for pixels, labels in images.chunks():
-        assert labels is not None
-        right += int((model.classify(to_float(pixels)).logits.argmax(1) == labels.cpu()).sum())
+    for pixels, signals in images.chunks():
+        right += int((model.classify(to_float(pixels)).logits.argmax(1) == signals["label"].cpu()).sum())
     return right / len(images)

@@ -82,7 +82,7 @@ class Log(StepCallback):
             raise UserError(f"the loss is {loss} at step {training.step}", "a finite loss",
                             "optimizer.lr=1e-4 or precision=32, under another run.name")
         row = {"step": training.step, "loss": loss, "images_per_s": speed,
-               "lr": training.recipe.rate(training.step - 1, training.max_steps)}
+               "lr": training.optimization.rate(training.step - 1, training.max_steps)}
         for k, (total, count) in enumerate(zip(sums, counts)):
             row[f"loss_t{k / BINS:.1f}-{(k + 1) / BINS:.1f}"] = total / count if count else None
         if not trainer.is_global_zero:

@@ -1,6 +1,6 @@
 """Pictures at intervals, always of the same samples."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -8,7 +8,9 @@ from torch import Tensor
 from degradations.randomness import Streams
 from diffusion.data.base import ImageSet
 from diffusion.data.pixels import to_float
-from diffusion.pictures import by_class, save_grid
+from diffusion.pictures import by_condition, save_grid
+from diffusion.sampling.inputs import Inputs
+from diffusion.sampling.selection import caption_conditions, derive_signals, write_condition
 from diffusion.training.callbacks.base import StepCallback, due
 
 if TYPE_CHECKING:
@@ -44,20 +46,22 @@ class Pictures(StepCallback):
 
     def _draw(self, model: "Model", step: int) -> None:
         indices = range(min(self.count, len(self.held_out)))
-        images, labels = self.held_out.batch(torch.tensor(indices))
-        x0 = to_float(images).to(model.device)
-        label = labels.tolist() if labels is not None and model.num_classes is not None else None
-        rows = self._rows(model, x0[:8], label[:8] if label else None)
+        recipe, readers = model.recipe(self.sampling), model.readers()
+        own: dict[str, Any] = {name: raw for name, raw in derive_signals(model, Inputs(self.held_out), indices).items()
+               if name in readers}
+        x0 = to_float(self.held_out.batch(torch.tensor(indices))[0]).to(model.device)
+        rows = self._rows(model, x0[:8], {name: raw[:8] for name, raw in own.items()})
         save_grid(torch.cat(list(rows.values())), self.run.pictures / f"estimates-{step:08d}.png", len(x0[:8]),
                   rows=list(rows))
-        recipe = model.recipe(self.sampling)
         restores = (recipe.prior or model.prior).restores
-        samples = model.sample(indices, recipe=recipe, **({"images": x0, "label": label} if restores else {}))
-        through = None if restores or model.num_classes is None else model.labels(indices, None)
-        columns, heads = by_class(through, self.held_out.names)
+        asked: dict[str, Any] = {name: own.get(name) for name, reader in readers.items()
+                 if restores or reader.usual(indices) is None}
+        samples = model.sample(indices, recipe=recipe, images=x0 if restores else None, **asked)
+        written = write_condition(model, recipe, model.condition(indices, {} if restores else asked), len(indices))
+        columns, heads = by_condition([] if restores else caption_conditions(readers, written))
         save_grid(samples, self.run.pictures / f"samples-{step:08d}.png", columns, heads=heads)
 
-    def _rows(self, model: "Model", x0: Tensor, label: list[int] | None) -> dict[str, Tensor]:
+    def _rows(self, model: "Model", x0: Tensor, own: dict[str, Any]) -> dict[str, Tensor]:
         indices = range(len(x0))
         clean = model.space.encode(x0)
         state = model.degradation.draw(clean.shape, Streams(0, tuple(indices), model.device))
@@ -65,7 +69,7 @@ class Pictures(StepCallback):
         for time in self.times:
             t = torch.full((len(x0),), time, device=model.device)
             x_t = model.degradation.forward(clean, t, state)
-            x0_hat = model.direct(x_t, time, indices=indices, label=label, state=state)
+            x0_hat = model.direct(x_t, time, indices=indices, state=state, **own)
             rows[f"t = {time:g}: x_t"] = model.space.decode(x_t).cpu()
             rows[f"t = {time:g}: x0_hat"] = model.space.decode(x0_hat).cpu()
         return rows
