@@ -6,13 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from configs.errors import UserError
 
 
 def to_plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
-    """A config as plain, resolved data."""
-    record = OmegaConf.to_container(cfg, resolve=True)
+    """A config as plain, resolved data.
+
+    :raises UserError: from a resolver that was asked for what is not there
+    """
+    try:
+        record = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or error from None
     assert isinstance(record, dict)
     return {str(key): value for key, value in record.items()}
 
@@ -22,9 +32,19 @@ def require_values(cfg: DictConfig) -> None:
 
     :raises UserError: naming them
     """
-    keys = sorted(OmegaConf.missing_keys(cfg))
+    keys = sorted(list_missing(OmegaConf.to_container(cfg, resolve=False)))
     if keys:
         raise UserError(f"{', '.join(keys)} not given", "a value", " ".join(f"{key}=..." for key in keys))
+
+
+def list_missing(config: Any, path: str = "") -> list[str]:
+    """The dotted keys of the open values, ``???``, in a config that is not resolved."""
+    if isinstance(config, list):
+        config = dict(enumerate(config))
+    if isinstance(config, Mapping):
+        return [key for name, value in config.items()
+                for key in list_missing(value, f"{path}.{name}" if path else str(name))]
+    return [path] if config == "???" else []
 
 
 def require_ints(cfg: DictConfig, **least: int) -> None:
@@ -43,6 +63,15 @@ def drop_keys(config: Any, keys: Sequence[str]) -> Any:
     if isinstance(config, Mapping):
         return {key: drop_keys(value, keys) for key, value in config.items() if key not in keys}
     return [drop_keys(value, keys) for value in config] if isinstance(config, list) else config
+
+
+def has_interpolation(config: Any) -> bool:
+    """Whether ``${`` stands anywhere in plain data, in a key or a value."""
+    if isinstance(config, Mapping):
+        return any(has_interpolation(each) for item in config.items() for each in item)
+    if isinstance(config, list):
+        return any(map(has_interpolation, config))
+    return isinstance(config, str) and "${" in config
 
 
 def hash_plain(content: Any, length: int) -> str:

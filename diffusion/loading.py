@@ -36,7 +36,7 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
                         "wait, or train on: callbacks.checkpoint.every=100")
     check_recipe(content["config"]["sampling"], folder.root)
     model = Model(content["config"], packages=(*registry.trusted(), *allow))
-    model.weights.load_state_dict(content[weights])
+    model.weights.load_state_dict(checkpoint.whole_state(content, weights))
     model.prior.restore(content["prior"])
     model.step = content["step"]
     model.weights.eval().requires_grad_(False)

@@ -38,11 +38,11 @@ ROLES: dict[str, type] = {"model": nn.Module, "condition": ConditionEncoder, "de
 
 
 class Weights(nn.Module):
-    """All that is learned: the network and the encoder of its condition."""
+    """All that is learned, here or before: the network, the encoder of its condition, and the space."""
 
-    def __init__(self, net: nn.Module, encoder: ConditionEncoder):
+    def __init__(self, net: nn.Module, encoder: ConditionEncoder, space: Space):
         super().__init__()
-        self.net, self.encoder = net, encoder
+        self.net, self.encoder, self.space = net, encoder, space
 
 
 class Model:
@@ -64,17 +64,21 @@ class Model:
 
         self.degradation: Degradation = part("degradation")
         self.objective: Criterion = part("objective")
-        self.space: Space = part("space")
         self.prior: Prior = part("prior")
         size, channels = config["data"]["size"], config["data"]["channels"]
         self.image_shape = (channels, size, size)
-        self.shape = self.space.shape(self.image_shape)
-        self.space.check(self.degradation)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(config["seed"], "weights") % 2**63)
+            space: Space = part("space")
+        self.shape = space.shape(self.image_shape)
+        if config["model"].get("in_channels", 0) is None:
+            self.config = config = {**config, "model": {**config["model"], "in_channels": self.shape[0]}}
+        space.check(self.degradation)
         self.degradation.check(self.shape)
         self.objective.check(self.degradation)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(config["seed"], "weights") % 2**63)
-            self.weights = Weights(part("model"), part("condition"))
+            self.weights = Weights(part("model"), part("condition"), space)
             self.augment: Augmentation | None = part("augment") if config.get("augment") else None
             self.evaluator = self.objective.use(self.weights.net, self.degradation, str(config["precision"]))
             self.objective.check_encoder(self.weights.encoder)
@@ -84,15 +88,30 @@ class Model:
         if self.restores:
             self.prior.check(self.degradation)
 
+    @property
+    def space(self) -> Space:
+        """Where the degradation happens."""
+        return self.weights.space
+
+    @torch.no_grad()
+    def fit_space(self, images: ImageSet) -> None:
+        """Fit the space to training images, evenly spread over the set."""
+        self.space.fit(to_float(some).to(self.device) for some in self._spread(images, self.space.count))
+
     @torch.no_grad()
     def fit_prior(self, images: ImageSet) -> None:
         """Fit the prior to training images, evenly spread over the set, if there is anything to fit.
 
         :raises UserError: if they are too few for it
         """
-        rows = torch.linspace(0, len(images) - 1, min(self.prior.count, len(images))).round().long()
-        batches = (self.space.encode(to_float(images.batch(some)[0]).to(self.device)) for some in rows.split(64))
+        batches = (self.space.encode(to_float(some).to(self.device))
+                   for some in self._spread(images, self.prior.count))
         self.prior.fit(batches, self.degradation)
+
+    @staticmethod
+    def _spread(images: ImageSet, count: int) -> Iterator[Tensor]:
+        rows = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()
+        return (images.batch(some)[0] for some in rows.split(64))
 
     def start(self, recipe: Recipe) -> Prior:
         """Where a recipe starts: its own prior or the model's. A prior of the kind that the model has takes over what

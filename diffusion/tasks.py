@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 
 from configs.cli import job
 from configs.overrides import check_recipe, refuse_unknown
-from configs.values import require_ints, require_values
+from configs.values import require_ints, require_values, to_plain
+from diffusion.runs.origins import find_origins
 from diffusion.runs.run import Run
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,8 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
     require_values(cfg)
     require_ints(cfg, batch=1, accumulate=1, max_steps=1, seed=0)
     check_recipe(cfg.sampling, Path(cfg.run.root))
-    with Run.start(cfg, experiment, job()) as run:
+    origins = find_origins(to_plain(cfg))
+    with Run.start(cfg, experiment, job(), origins) as run:
         log.info("run folder: %s", run.folder)
         step = run.complete(cfg.max_steps)
         if step is not None:
@@ -39,7 +41,7 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
 
         if cfg.trainer.threads:
             torch.set_num_threads(cfg.trainer.threads)
-        fit(cfg, run, checkpoint.latest(run.checkpoints))
+        fit(cfg, run, checkpoint.latest(run.checkpoints), origins)
         return run
 
 

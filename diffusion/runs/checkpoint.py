@@ -1,9 +1,9 @@
 """Checkpoints: tensors and plain types only, written atomically, with a checksum in the file's name.
 
 ``step-00001000.1f3a9c5e7b20d846.pt`` holds ``{"format", "step", "config", "raw", "ema", "optimizer", "prior",
-"data"}``; the second part of the name starts the SHA-256 of the file. A checkpoint is read with ``weights_only=True``
-and its objects are rebuilt from the config by classes of known roles: a stranger's file can give wrong pictures, never
-run code.
+"data"}``, and ``"frozen"`` where a part is not trained; the second part of the name starts the SHA-256 of the file. A
+checkpoint is read with ``weights_only=True`` and its objects are rebuilt from the config by classes of known roles: a
+stranger's file can give wrong pictures, never run code.
 """
 
 import hashlib
@@ -81,6 +81,14 @@ def latest(folder: Path) -> dict[str, Any] | None:
     if problems:
         raise problems[0]
     return None
+
+
+def whole_state(content: dict[str, Any], weights: str) -> dict[str, torch.Tensor]:
+    """All weights of a checkpoint: the trained ones as they are or averaged, and those that were not trained.
+
+    :param weights: ``raw`` or ``ema``
+    """
+    return {**content.get("frozen", {}), **content[weights]}
 
 
 def prune(folder: Path, keep: int, milestones: list[int]) -> None:

@@ -12,8 +12,8 @@ from configs.values import drop_keys, hash_plain
 IDENTITY = ("data", "space", "model", "condition", "degradation", "prior", "objective", "optimizer", "ema", "batch",
             "accumulate", "precision", "seed", "augment")
 """The fields in which two runs must agree to be the same run; everything else may change on the way."""
-FILLED = ("classes",)
-"""Arguments of the network that are taken from the data where they are null."""
+FILLED = ("classes", "in_channels")
+"""Arguments of the network that are taken from the data and the space where they are null."""
 PATHS = ("root", "cache", "download")
 """Arguments of a data set that say where it lies, not what it is."""
 
@@ -24,6 +24,11 @@ def extract_identity(config: dict[str, Any]) -> dict[str, Any]:
     if not fields["augment"]:
         del fields["augment"]  # none, as in a config without the key
     fields["precision"] = str(fields["precision"])
+    # What a run begins with is told by its content, wherever that lies by now.
+    origins = config.get("origin") or {}
+    begin = {name: {**drop_keys(entry, ("run",)), "step": origins[name]["step"], "checksum": origins[name]["checksum"]}
+             for name, entry in (config.get("begin") or {}).items() if name in origins}
+    fields |= {key: value for key, value in (("begin", begin), ("trainable", config.get("trainable"))) if value}
     for key in ("data", "degradation"):  # a degradation may name images of another set
         fields[key] = drop_keys(fields[key] or {}, PATHS)
     return fields

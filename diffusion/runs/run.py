@@ -20,7 +20,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from configs import UserError
-from configs.values import list_differences, to_plain
+from configs.values import has_interpolation, list_differences, to_plain
 from diffusion.runs.environment import describe_environment
 from diffusion.runs.files import write_whole
 from diffusion.runs.identity import check_name, extract_identity, hash_identity, name_job, take_filled
@@ -53,13 +53,15 @@ class Run:
         self._made: list[Path] = []
 
     @classmethod
-    def start(cls, cfg: DictConfig, experiment: str | None, job: Sequence[str] | None = None) -> "Run":
+    def start(cls, cfg: DictConfig, experiment: str | None, job: Sequence[str] | None = None,
+              origins: Mapping[str, Any] | None = None) -> "Run":
         """The folder of this config, made or found, and locked.
 
+        :param origins: the checkpoints that the run begins with, see :func:`diffusion.runs.origins.find_origins`
         :param job: the overrides of one job of a sweep, which name its folder; None outside of one
         :raises UserError: if the folder holds a run with another identity, or one that is being trained right now
         """
-        record = to_plain(cfg)
+        record = {**to_plain(cfg), "origin": dict(origins or {})}
         mine = extract_identity(record)
         parts = [check_name(cfg.run.name), name_job(job or ())]
         name = ",".join(part for part in parts if part) or hash_identity(mine, record["data"])
@@ -142,6 +144,9 @@ class Run:
         if not isinstance(config, dict) or config.get("format") != FORMAT:
             raise UserError(f"{path} is not a run of format {FORMAT}", "a run that train.py wrote since version 0.2",
                             "train again, or use the version that wrote it")
+        if has_interpolation(config):
+            raise UserError(f"{path} has an interpolation in it", "plain values, as train.py writes them",
+                            "do not use runs of people whom you do not trust")
         return {str(key): value for key, value in config.items()}
 
     def _take(self) -> None:

@@ -1,21 +1,31 @@
 """Spaces: where the degradation happens. The trainer and the samplers do not know which."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs import UserError
 from degradations.base import Degradation
 
 
-class Space:
-    """``encode`` images in [-1, 1] to where the model works, ``decode`` back; both differentiable.
+class Space(nn.Module):
+    """``encode`` images in [-1, 1] to where the model works, ``decode`` back; both differentiable. What it holds, such
+    as the first stage of a latent model, is in the checkpoint and is not trained.
 
     :cvar pixels: whether the space is the image itself
+    :ivar count: training images that it is fitted to; 0 if there is nothing to fit
     """
 
     pixels: bool = False
+    count: int = 0
+
+    def fit(self, batches: Iterable[Float[Tensor, "_ c h w"]]) -> None:
+        """Measure what it needs to know, such as the scale of the encoded images, into buffers; once, before the
+        training.
+
+        :param batches: ``count`` training images in [-1, 1]
+        """
 
     def encode(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
         raise NotImplementedError

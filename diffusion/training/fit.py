@@ -16,6 +16,7 @@ from configs.cli import job
 from configs.overrides import drop_condition_guidance, reserved_names
 from configs.registry import locate
 from configs.values import to_plain
+from diffusion.begin import begin, select_trainable
 from diffusion.data.base import Data
 from diffusion.model import Model
 from diffusion.runs.identity import extract_identity, hash_identity
@@ -30,9 +31,10 @@ from models.conditioning import Signal
 log = logging.getLogger(__name__)
 
 
-def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
+def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapping[str, Any] | None = None) -> None:
     """Train from scratch, or from the content of a checkpoint, up to ``max_steps``.
 
+    :param origins: the checkpoints that the run begins with
     Ends the process with 128 + the signal's number when a signal stopped the training.
     """
     data: Data = construct(cfg.data)
@@ -41,8 +43,12 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
     log.info("data: %d training and %d held-out images of %d px%s", len(images), len(held_out), data.size,
              "".join(f", {words['num_classes']} classes" if name == "label" else f", {name}"
                      for name, words in described.items()))
-    config = fill_signals(to_plain(cfg), described)
+    config = fill_signals({**to_plain(cfg), "origin": dict(origins or {})}, described)
     model = Model(config)
+    config = model.config
+    if content is None:
+        begin(model, config.get("begin") or {}, config["origin"])
+    select_trainable(model.weights, config.get("trainable"))
     training = Training(model, images, data.flip, construct(cfg.optimizer),
                         fingerprint=data.fingerprint() + model.degradation.fingerprint(), batch=cfg.batch,
                         accumulate=cfg.accumulate, max_steps=cfg.max_steps, seed=cfg.seed, decay=cfg.ema)
@@ -54,6 +60,10 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None) -> None:
                             "data.root=WHERE_THEY_WERE, or run.name=ANOTHER_NAME to begin anew")
         training.restore(content)
         log.info("resuming at step %d", training.step)
+    if content is None and model.space.count:
+        log.info("space: fitted to %d images", min(model.space.count, len(images)))
+        model.fit_space(images)
+        training.ema.model.load_state_dict(model.weights.state_dict())
     if not model.prior.fitted:
         log.info("prior: fitted to %d images", min(model.prior.count, len(images)))
         model.fit_prior(images)

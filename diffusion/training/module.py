@@ -15,6 +15,7 @@ from diffusion.data.loader import Batch, Batches
 from diffusion.data.pixels import to_float
 from diffusion.model import Model
 from diffusion.objectives.base import Losses
+from diffusion.runs import checkpoint
 from diffusion.training.ema import EMA
 from diffusion.training.optimization import AdamW
 from models.context import Condition
@@ -57,14 +58,22 @@ class Training(L.LightningModule):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        return {"raw": self.weights.state_dict(), "ema": self.ema.model.state_dict(),
-                "optimizer": self._optimizer().state_dict(), "config": self.model.config,
-                "prior": self.model.prior.state(), "data": self.fingerprint, "tally": self.tally}
+        trained = {name for name, parameter in self.weights.named_parameters() if parameter.requires_grad}
+        frozen = {name for name, _ in self.weights.named_parameters()} - trained
+
+        def split(state: dict[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in state.items() if name not in frozen}
+
+        raw = self.weights.state_dict()
+        content = {"raw": split(raw), "ema": split(self.ema.model.state_dict()),
+                   "optimizer": self._optimizer().state_dict(), "config": self.model.config,
+                   "prior": self.model.prior.state(), "data": self.fingerprint, "tally": self.tally}
+        return content | ({"frozen": {name: raw[name] for name in raw if name in frozen}} if frozen else {})
 
     def restore(self, content: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.weights.load_state_dict(content["raw"])
-        self.ema.model.load_state_dict(content["ema"])
+        self.weights.load_state_dict(checkpoint.whole_state(content, "raw"))
+        self.ema.model.load_state_dict(checkpoint.whole_state(content, "ema"))
         self.model.prior.restore(content["prior"])
         self.step, self._optimizer_state = content["step"], content["optimizer"]
         self.tally = content.get("tally", self.tally)
@@ -83,7 +92,7 @@ class Training(L.LightningModule):
             weights.train()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimization.build(self.weights.parameters())
+        return self.optimization.build(p for p in self.weights.parameters() if p.requires_grad)
 
     def train_dataloader(self) -> Batches:
         # Endless and positioned by our own step: Lightning's way of resuming would start the epoch again.

@@ -1,0 +1,409 @@
+"""Runs that are made of other runs: begun with their weights, with a part that is trained, in a space that is another
+run. A guest package brings a ControlNet and a first stage; the commands do the rest."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import NANO, command
+from omegaconf import OmegaConf
+
+from configs import UserError, compose
+from configs.values import to_plain
+from diffusion import load
+from diffusion.begin import begin, select_trainable
+from diffusion.model import Model
+from diffusion.runs import checkpoint
+from diffusion.runs.origins import find_origin, find_origins
+
+FILES = {
+    "guest_runs/__init__.py": "",
+    "guest_runs/configs/__init__.py": "",
+    "guest_runs/control.py": '''
+import copy
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from models.conditioning import ImageSignal, Source
+from models.context import Context
+
+
+class Hint(ImageSignal):
+    """An image for the control branch alone."""
+
+    def forward(self, value):
+        return Context(extra={"hint": value})
+
+    def null(self, n):
+        return Context(extra={"hint": self.get_buffer("missing").expand(n, -1, -1, -1)})
+
+
+class Edges(Source):
+    """Where the image changes from left to right."""
+
+    def forward(self, images, condition, rng):
+        return torch.diff(images, dim=-1, prepend=images[..., :1])
+
+
+class ControlNet(nn.Module):
+    """A trainable copy of encoder and middle sees a hint and adds to the features through zero layers."""
+
+    def __init__(self, base: nn.Module, in_channels: int, emb_dim: int):
+        super().__init__()
+        self.base, self.emb_dim = base, emb_dim
+        self.encoder, self.middle = copy.deepcopy(base.encoder), copy.deepcopy(base.middle)
+        self.hint = nn.Conv2d(in_channels, in_channels, 3, padding=1)
+        self.zeros = nn.ModuleList(nn.Conv2d(c, c, 1) for c in (*base.skip_channels, base.mid_channels))
+        for layer in self.zeros:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x, t, ctx=None, attn=None):
+        features = self.base.middle(self.base.encode(x, t, ctx, attn), attn)
+        seen = self.middle(self.encoder(x + self.hint(ctx.extra["hint"]), t, ctx))
+        *skips, h = (zero(f) for zero, f in zip(self.zeros, (*seen.skips, seen.h)))
+        added = tuple(a + b for a, b in zip(features.skips, skips))
+        return self.base.decode(replace(features, h=features.h + h, skips=added), attn)
+''',
+    "guest_runs/latent.py": '''
+import torch
+from torch import nn
+
+from diffusion.spaces.base import Space
+
+
+class TinyAutoencoder(nn.Module):
+    """Halves the side; as a network it answers with what it makes of its input."""
+
+    def __init__(self, in_channels: int = 1, emb_dim: int = 32):
+        super().__init__()
+        self.emb_dim = emb_dim
+        self.down, self.up = nn.Conv2d(in_channels, 4, 2, stride=2), nn.ConvTranspose2d(4, in_channels, 2, stride=2)
+
+    def encode(self, x):
+        return self.down(x)
+
+    def decode(self, z):
+        return self.up(z)
+
+    def forward(self, x, t, ctx=None, attn=None):
+        return self.decode(self.encode(x))
+
+
+class Latent(Space):
+    """What another run encodes, scaled to a standard deviation of one."""
+
+    count = 256
+
+    def __init__(self, first_stage: nn.Module):
+        super().__init__()
+        self.first_stage = first_stage
+        self.register_buffer("scale", torch.ones(()))
+
+    def fit(self, batches):
+        self.scale.copy_(1 / torch.cat([self.first_stage.encode(x) for x in batches]).std())
+
+    def encode(self, image):
+        return self.first_stage.encode(image) * self.scale
+
+    def decode(self, x):
+        return self.first_stage.decode(x / self.scale)
+
+    def shape(self, image):
+        return 4, image[1] // 2, image[2] // 2
+''',
+    "guest_runs/configs/model/control.yaml": '''# a ControlNet on the network of another run
+_target_: guest_runs.control.ControlNet
+base: ${of:${begin.base.run},model}
+in_channels: 1
+emb_dim: ${of:${begin.base.run},model.emb_dim}
+''',
+    "guest_runs/configs/condition/hinted.yaml": '''# the other run's label, and a hint
+_target_: models.conditioning.ConditionEncoder
+signals:
+  label: ${of:${begin.base.run},condition.signals.label}
+  hint:
+    _target_: guest_runs.control.Hint
+    channels: ${data.channels}
+    side: ${data.size}
+    dim: ${model.emb_dim}
+sources:
+  hint:
+    _target_: guest_runs.control.Edges
+dim: ${model.emb_dim}
+''',
+    "guest_runs/configs/begin/control.yaml": '''# the base, and the copy of its encoder and middle
+base:
+  run: ???
+  weights: ema
+  step: null
+  map:
+    net: net.base
+    net.encoder: net.encoder
+    net.middle: net.middle
+    encoder: encoder
+''',
+    "guest_runs/configs/experiment/control.yaml": '''# @package _global_
+# a ControlNet: python train.py experiment=control begin.base.run=RUN
+defaults:
+  - ddpm_digits
+  - override /model: control
+  - override /condition: hinted
+  - override /begin: control
+trainable: [net.encoder.*, net.middle.*, net.hint.*, net.zeros.*]
+''',
+    "guest_runs/configs/model/tiny_autoencoder.yaml": '''# a first stage
+_target_: guest_runs.latent.TinyAutoencoder
+in_channels: 1
+emb_dim: 32
+''',
+    "guest_runs/configs/space/latent.yaml": '''# what another run encodes
+_target_: guest_runs.latent.Latent
+first_stage: ${of:${begin.first_stage.run},model}
+''',
+    "guest_runs/configs/begin/first_stage.yaml": '''# the first stage
+first_stage:
+  run: ???
+  map:
+    net: space.first_stage
+''',
+    "guest_runs-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: guest_runs\nVersion: 1\n",
+    "guest_runs-1.dist-info/entry_points.txt": "[thaw.configs]\nruns = guest_runs.configs\n",
+}
+SMALL = [*NANO, "callbacks.pictures.count=0", "optimizer.lr=0.01", "optimizer.decay=none",
+         "ema=0.5"]
+WIDTH = ["model.base=8", "model.emb_dim=32"]
+FEW = ["device=cpu", "sampler.num_steps=2", "samples=0-1"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def guest(site, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.syspath_prepend(site)
+    yield
+    for name in [name for name in sys.modules if name.startswith("guest_runs")]:
+        del sys.modules[name]
+
+
+def done(*arguments: str, code: int = 0) -> str:
+    run = command(*arguments)
+    assert run.returncode == code, run.stderr
+    assert code == 0 or "Traceback" not in run.stderr
+    return run.stderr
+
+
+def control(root: Path, base: Path, *more: str) -> list[str]:
+    return ["train.py", "experiment=control", *[s for s in SMALL if s != "model=nano"], f"run.root={root}",
+            f"begin.base.run='{base}'", "max_steps=6", "run.name=control", *more]
+
+
+@pytest.fixture(scope="module")
+def base(site, tmp_path_factory):
+    """A run with labels, at two steps."""
+    root = tmp_path_factory.mktemp("base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(site))
+        done("train.py", "experiment=ddpm_digits", *SMALL, *WIDTH, "max_steps=8", "callbacks.checkpoint.every=4",
+             "callbacks.checkpoint.keep=9", f"run.root={root}", "run.name=base")
+    return root / "ddpm_digits" / "base"
+
+
+@pytest.fixture(scope="module")
+def controlled(site, base, tmp_path_factory):
+    root = tmp_path_factory.mktemp("controlled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(site))
+        done(*control(root, base))
+    return root / "control" / "control"
+
+
+def test_a_control_net_begins_as_its_base(base, controlled):
+    """Bit for bit, guidance included; then its own part alone is trained."""
+    first, theirs = checkpoint.latest(controlled / "checkpoints"), load(base, device="cpu")
+    assert first is not None
+    fresh = Model(first["config"])
+    begin(fresh, first["config"]["begin"], first["config"]["origin"])
+    recipe = theirs.recipe(["sampler.num_steps=3", "guidance.cfg.scale=3"])
+    fresh.weights.eval()
+    pictures = [model.sample(range(3), recipe=recipe, **more) for model, more in
+                ((theirs, {}), (fresh, {"hint": torch.rand(3, 1, 16, 16)}))]
+    assert torch.equal(*pictures)
+
+    raw, ema = (checkpoint.whole_state(first, weights) for weights in ("raw", "ema"))
+    for name, value in theirs.weights.state_dict().items():
+        name = name.replace("net.", "net.base.", 1) if name.startswith("net.") else name
+        assert torch.equal(raw[name], value), name
+        assert torch.equal(ema[name], value), name
+    assert not torch.equal(raw["net.zeros.0.weight"], torch.zeros_like(raw["net.zeros.0.weight"]))
+    assert first["frozen"].keys() >= {"net.base.encoder.enter.weight"} & raw.keys()
+    assert not any(name.startswith("net.base.") for name in first["raw"])
+    trained = [name for name in raw if name.startswith(("net.encoder.", "net.middle.", "net.hint.", "net.zeros."))]
+    assert len(first["optimizer"]["state"]) == len(trained) == len(first["raw"]) - sum(
+        name not in trained for name in first["raw"])
+
+
+def test_the_hint_is_asked_for_and_stays_in_every_branch(controlled, tmp_path):
+    done("sample.py", f"run={controlled}", *FEW, f"out={tmp_path / 'photos'}")
+    done("sample.py", f"run={controlled}", f"hint.of={tmp_path / 'photos'}", "label=3", *FEW, f"out={tmp_path / 'b'}")
+    model = load(controlled, device="cpu", allow=["guest_runs"])
+    hint = torch.rand(1, 1, 16, 16)
+    ctx = model.context({"label": torch.tensor([3]), "hint": hint}, 1)
+    assert ctx.null is not None
+    assert torch.equal(ctx.null.extra["hint"], hint)
+    with pytest.raises(UserError, match="no hint"):
+        model.sample([0])
+
+
+def test_killed_and_resumed_is_uninterrupted(base, controlled, tmp_path):
+    done(*control(tmp_path, base, "max_steps=3"))
+    assert "resuming at step 3" in done(*control(tmp_path, base))
+    ours, theirs = (checkpoint.latest(folder / "checkpoints") for folder in
+                    (tmp_path / "control" / "control", controlled))
+    assert ours is not None
+    assert theirs is not None
+    for weights in ("raw", "ema", "frozen"):
+        assert ours[weights].keys() == theirs[weights].keys()
+        assert all(torch.equal(value, theirs[weights][name]) for name, value in ours[weights].items())
+
+
+def test_what_a_run_begins_with_makes_it_what_it_is(base, controlled, tmp_path):
+    root = controlled.parents[1]
+    assert "complete" in done(*control(root, base))
+    moved = tmp_path / "moved"
+    shutil.copytree(base, moved)
+    assert "complete" in done(*control(root, moved))
+    assert "complete" in done(*control(root, moved, "begin.base.step=8"))
+    for more, words in ((["begin.base.step=4"], "begin.base.step"), (["trainable=[net.zeros.*]"], "trainable"),
+                        (["begin.base.weights=raw"], "begin.base.weights")):
+        said = done(*control(root, base, *more), code=2)
+        assert "holds another run" in said
+        assert words in said
+    done("train.py", "experiment=ddpm_digits", *SMALL, *WIDTH, "max_steps=9", f"run.root={tmp_path / 'more'}",
+         "run.name=base", "seed=0")
+    said = done(*control(root, tmp_path / "more" / "ddpm_digits" / "base"), code=2)
+    assert "begin.base.checksum" in said
+
+
+def test_it_goes_on_without_the_other_run(base, site, tmp_path):
+    gone = tmp_path / "gone"
+    shutil.copytree(base, gone)
+    done(*control(tmp_path, gone, "max_steps=2"))
+    shutil.rmtree(gone)
+    assert "resuming at step 2" in done(*control(tmp_path, gone, "max_steps=4"))
+    said = done(*control(tmp_path / "elsewhere", gone), code=2)
+    assert "no run in" in said
+    assert "has moved" in said
+
+
+@pytest.mark.parametrize(("more", "words"), [
+    (["trainable=[net.encodr.*]"], "net.encodr"), (["trainable=net.zeros.*"], "a list of patterns"),
+    (["trainable=[]"], "nothing would be trained"), (["begin.base.step=5"], "one of 4, 8"),
+    (["begin.base.weights=best"], "ema or raw"), (["begin.base.map={net: net}"], "tensors there"),
+    (["+begin.base.map.nett=net.base"], "0 tensors there"), (["+begin.base.from=1"], "run and map"),
+    (["begin.base.run=nowhere"], "no run in nowhere")])
+def test_what_cannot_be_begun(base, tmp_path, more, words):
+    assert words in done(*control(tmp_path, base, *more), code=2)
+    assert not list(tmp_path.glob("**/*.pt"))
+
+
+@pytest.mark.parametrize(("key", "value", "words"), [
+    ("model._target_", "os.system", "allow=[os]"), ("model._target_", "torch.hub.load", "allow=[torch]"),
+    ("model._target_", "diffusion.tasks.sample", "a class"), ("model.base", "${oc.env:HOME}", "interpolation"),
+    ("seed", "${of:x,y}", "interpolation"), ("condition.signals.label._target_", "guest_evil.Evil", "allow=")])
+def test_a_stranger_has_no_say(base, tmp_path, monkeypatch, key, value, words):
+    """Nothing of a foreign config is resolved, and what it names is of the trusted packages."""
+    monkeypatch.setenv("HOME", "/secret/place")
+    stranger = tmp_path / "stranger"
+    shutil.copytree(base, stranger)
+    config = OmegaConf.load(stranger / "config.yaml")
+    OmegaConf.update(config, key, value, force_add=True)
+    (stranger / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    said = done(*control(tmp_path, stranger), code=2)
+    assert words in said
+    assert "/secret/place" not in said
+
+
+def test_one_table_is_trained_and_nothing_else(base, tmp_path):
+    """As textual inversion does: a parameter of its own, all others as they were."""
+    done("train.py", "experiment=ddpm_digits", *SMALL, *WIDTH, "begin=base", f"begin.base.run={base}", "max_steps=3",
+         "trainable=[encoder.signals.label.table.*]", f"run.root={tmp_path}", "run.name=table")
+    content = checkpoint.latest(tmp_path / "ddpm_digits" / "table" / "checkpoints")
+    assert content is not None
+    state, theirs = checkpoint.whole_state(content, "raw"), load(base, device="cpu").weights.state_dict()
+    assert state.keys() == theirs.keys()
+    assert [name for name in state if not torch.equal(state[name], theirs[name])] == [
+        "encoder.signals.label.table.weight"]
+
+
+def test_a_latent_run_needs_its_first_stage_no_more(site, tmp_path):
+    stage = ["train.py", "experiment=ddpm_digits", *[s for s in SMALL if s != "model=nano"], "model=tiny_autoencoder",
+             "condition=none", f"run.root={tmp_path}"]
+    done(*stage, "max_steps=60", "run.name=stage", "experiment=ddpm_digits", "objective/parameterization=x0")
+    first = tmp_path / "ddpm_digits" / "stage"
+    latent = ["train.py", "experiment=ddpm_digits", *SMALL, *WIDTH, "space=latent", "begin=first_stage",
+              f"begin.first_stage.run={first}", f"run.root={tmp_path}", "run.name=latent"]
+    assert "space: fitted to 256 images" in done(*latent, "max_steps=3")
+    run = tmp_path / "ddpm_digits" / "latent"
+    before = checkpoint.whole_state(checkpoint.latest(first / "checkpoints") or {}, "ema")
+    shutil.move(first, tmp_path / "moved")
+    assert "resuming at step 3" in done(*latent, "max_steps=6")
+    done("sample.py", f"run={run}", *FEW, f"out={tmp_path / 'out'}")
+    done("evaluate.py", f"run={run}", "count=4", "metrics=quick", "device=cpu", "sampler.num_steps=2")
+    content = checkpoint.latest(run / "checkpoints")
+    assert content is not None
+    assert content["config"]["model"]["in_channels"] == 4
+    for name in before:
+        if name.startswith("net."):
+            assert torch.equal(content["frozen"][name.replace("net.", "space.first_stage.", 1)], before[name])
+    model = load(run, device="cpu", allow=["guest_runs"])
+    from diffusion.data import Digits
+    from diffusion.data.pixels import to_float
+
+    x = to_float(Digits().split("train").images)
+    assert abs(model.space.encode(x).std().item() - 1) < 0.05
+    z = torch.randn(2, *model.shape, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model.space.decode(z).square().sum(), z)
+    assert gradient.isfinite().all()
+    assert model.to("meta").space.get_buffer("scale").device.type == "meta"
+
+
+def test_origins_are_noted(base, controlled):
+    config = to_plain(OmegaConf.load(controlled / "config.yaml"))
+    origin = config["origin"]["base"]
+    assert (origin["run"], origin["step"]) == (str(base), 8)
+    assert origin["checksum"] in checkpoint.found(base / "checkpoints")[8].name
+    assert find_origin(str(base), 4, "nowhere")["step"] == 4
+    assert "${" not in json.dumps(config)
+    with pytest.raises(UserError, match="run and map"):
+        find_origins({"begin": {"base": 3}, "run": {"root": "runs"}})
+
+
+def test_the_default_trains_all_but_spaces_and_sources(controlled):
+    content = checkpoint.latest(controlled / "checkpoints")
+    assert content is not None
+    model = Model({**content["config"], "trainable": None})
+    select_trainable(model.weights, None)
+    assert {name for name, p in model.weights.named_parameters() if not p.requires_grad} == {
+        name for name, _ in model.weights.named_parameters() if name.startswith(("space.", "encoder.sources."))}
+
+
+def test_composing_says_what_is_missing():
+    cfg = compose("train", ["experiment=ddpm_digits", "begin=base"])
+    from configs.values import require_values
+
+    with pytest.raises(UserError, match=r"begin\.base\.run"):
+        require_values(cfg)
