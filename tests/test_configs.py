@@ -52,7 +52,7 @@ NESTED = {"guidance/schedule": ("cfg", "guidance.cfg.schedule"),
           "guidance/perturbation": ("pag", "guidance.pag.perturbation")}
 """Groups inside a keyed part of another: the choice with that part, and its place."""
 PARENT = {"degradation/kernels": ["degradation=blur"], "degradation/flakes": ["degradation=snow"],
-          "degradation/target_set": ["degradation=animorph"]}
+          "degradation/target_set": ["degradation=animorph"], "begin": ["begin.base.run=x"]}
 ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": object, "degradation/schedule": object,
          "degradation/flakes": object, "degradation/target_set": Gallery,
          "prior": Prior, "space": Space, "condition": ConditionEncoder, "model": torch.nn.Module,
@@ -62,7 +62,7 @@ ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": obje
          "sampler/grid": Grid, "guidance": dict,
          "guidance/schedule": ScaleSchedule,
          "guidance/perturbation": Perturbation, "callbacks": dict,
-         "logger": dict}
+         "logger": dict, "begin": dict}
 SMALL = [*NANO, "model.base=8", "model.emb_dim=32"]
 
 
@@ -105,7 +105,8 @@ def test_every_option_composes_and_builds(group, name, roots, tmp_path):
     elif group.split("/")[0] in ("sampler", "guidance"):
         cfg = compose("sample", ["run=x", f"{group}={name}"])
     else:
-        overrides = placed([*PARENT.get(group, []), f"{group}={name}"], roots)
+        needed = [] if name == "none" else PARENT.get(group, [])
+        overrides = placed([*needed, f"{group}={name}", "model.in_channels=1"], roots)
         cfg = OmegaConf.create(fill_signals(to_plain(compose("train", overrides)), {"label": {"num_classes": 10}}))
     require_values(cfg)
     made = {"save_dir": str(tmp_path)} if group == "logger" and name != "csv" else {}
