@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from configs.errors import UserError
 from configs.registry import available, closest
 
-RECIPE = ("sampler", "guidance", "prior", "start")
+RECIPE = ("sampler", "guidance", "prior", "edit", "start")
 """What a run may say about its sampling."""
 KEY = re.compile(r"[a-z]\w*(/[a-z]\w*)*(@[a-z]\w*(\.[a-z]\w*)*)?|[a-z]\w*(\.[A-Za-z]\w*)+")
 PATHS = ("run", "root", "path", "folder", "file")

@@ -142,7 +142,7 @@ class Model:
         self.evaluator.try_out(x, self.weights.encoder.null(1, self.device))
         if not self.restores:
             return
-        images = torch.zeros(1, *self.image_shape) if self.prior.restores else None
+        images = torch.zeros(1, *self.image_shape) if self.prior.needs_images else None
         asked: dict[str, Any] = {name: raw for name, raw in (condition or {}).items() if name in self.readers()}
         try:
             next(self.trajectory([0], images=images, **asked)[1])
@@ -250,14 +250,15 @@ class Model:
         prior = self.start(recipe)
         streams = Streams(seed, tuple(map(int, indices)), self.device)
         shape = (len(indices), *self.shape)
+        ctx = self.context(self.condition(indices, asked, recipe), len(indices))
         given = self.space.encode(images.to(self.device)) if images is not None else None
         if degraded and given is not None:
             x, state = given, self.degradation.draw(shape, streams)
         else:
-            x, state = prior.sample(shape, self.degradation, streams, given, recipe.start)
-        ctx = self.context(self.condition(indices, asked, recipe), len(indices))
-        return x, recipe.sampler.steps(restorer, self.degradation, x, state, ctx, streams, callbacks=callbacks,
-                                       start=recipe.start)
+            x, state = prior.sample(shape, self.degradation, streams, given, recipe.start, restorer=self.restorer,
+                                    ctx=ctx)
+        return x, recipe.sampler.steps(restorer, self.degradation, x, state, ctx, streams, start=recipe.start,
+                                       callbacks=[*recipe.edits, *callbacks], space=self.space, given=given)
 
     @torch.no_grad()
     def sample(self, indices: Sequence[int], *, seed: int = 0, recipe: Recipe | None = None,

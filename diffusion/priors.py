@@ -16,16 +16,20 @@ from degradations.inpaint import ColorInpaint
 from degradations.randomness import Streams, key
 from degradations.separable import Separable
 from diffusion.data.pixels import to_float, to_uint8
+from models.context import Context
+from samplers.grids import UniformGrid
+from samplers.ode import Inversion
+from samplers.protocol import Restorer
 
 
 class Prior:
     """``sample(shape, degradation, streams, images, start) -> (x_T, state)``.
 
-    :cvar restores: whether it starts from real images, which the caller hands in
+    :cvar needs_images: whether it starts from real images, which the caller hands in
     :ivar count: training images that it is fitted to; 0 if there is nothing to fit
     """
 
-    restores: bool = False
+    needs_images: bool = False
     count: int = 0
 
     def check(self, degradation: Degradation) -> None:
@@ -53,8 +57,14 @@ class Prior:
         """
 
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
-               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0) -> tuple[Tensor, State]:
-        """A batch of this shape at time ``start`` and the state that comes with it."""
+               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
+               restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
+        """A batch of this shape at time ``start`` and the state that comes with it.
+
+        :param images: clean images, in the model's space; None where there are none
+        :param restorer: the model without guidance, for a prior that asks it
+        :param ctx: the condition of the samples
+        """
         raise NotImplementedError
 
 
@@ -67,7 +77,8 @@ class NoisePrior(Prior):
                             "prior=degraded")
 
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
-               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0) -> tuple[Tensor, State]:
+               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
+               restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
         state = degradation.draw(shape, streams)
         return state["z"], state
 
@@ -75,15 +86,50 @@ class NoisePrior(Prior):
 class DegradedPrior(Prior):
     """``x_T = D(x0, start, z)`` of real images: restoration."""
 
-    restores = True
+    needs_images = True
 
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
-               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0) -> tuple[Tensor, State]:
+               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
+               restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
         if images is None:
             raise UserError("prior=degraded without images", "images to degrade", "input=FOLDER")
         state = degradation.draw(shape, streams)
         t = torch.full((shape[0],), start, device=images.device)
         return degradation.forward(images, t, state), state
+
+
+class InvertedPrior(Prior):
+    """``x_T`` is the noise from which DDIM makes the images again, found by running it upwards under the condition of
+    the samples and without guidance (:class:`samplers.ode.Inversion`): what is then sampled is the image itself, or,
+    with guidance, an edit or another condition, something near it.
+
+    :param num_steps: of the way up; the error halves as they double
+    """
+
+    needs_images = True
+
+    def __init__(self, num_steps: int = 50):
+        if num_steps < 1:
+            raise UserError(f"prior.num_steps={num_steps}", "at least 1", "prior.num_steps=50")
+        self.num_steps = num_steps
+
+    def check(self, degradation: Degradation) -> None:
+        if not isinstance(degradation, Affine):
+            raise UserError(f"prior=inverted for {type(degradation).__name__}", "a hot model", "prior=degraded")
+
+    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
+               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
+               restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
+        if images is None:
+            raise UserError("prior=inverted without images", "images to invert", "input=FOLDER")
+        assert restorer is not None
+        x_t, state = images, degradation.draw(shape, streams)
+        with torch.no_grad():
+            for frame in Inversion(UniformGrid(), self.num_steps).steps(
+                    restorer, degradation, x_t, state, ctx or Context(), streams, start=start):
+                assert frame.x_s is not None
+                x_t, state = frame.x_s, frame.state
+        return x_t, state
 
 
 class MixturePrior(Prior):
@@ -142,7 +188,8 @@ class MixturePrior(Prior):
         self._fit = dict(state)
 
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
-               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0) -> tuple[Tensor, State]:
+               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
+               restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
         weights, means, factors = (self._fit[name].to(streams.device) for name in ("weights", "means", "factors"))
         u = streams.uniform("component", (shape[0],)).double()
         k = torch.searchsorted(weights.cumsum(0), u, right=True).clamp(max=len(weights) - 1)
@@ -164,7 +211,8 @@ class ColorPrior(Prior):
                             "prior=degraded")
 
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
-               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0) -> tuple[Tensor, State]:
+               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
+               restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
         assert isinstance(degradation, ColorInpaint)
         state = degradation.draw(shape, streams)
         return degradation.fill(torch.empty(*shape, device=streams.device), state).expand(*shape).clone(), state
@@ -204,7 +252,8 @@ class DatasetPrior(Prior):
         self._images = state.get("images")
 
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
-               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0) -> tuple[Tensor, State]:
+               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
+               restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
         assert self._images is not None
         first, n = key(streams.seed, "others"), len(self._images)
         z = to_float(self._images[[(first + index) % n for index in streams.indices]]).to(streams.device)

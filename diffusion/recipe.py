@@ -1,4 +1,4 @@
-"""How to sample: sampler, guidance, prior and start, from the YAML of ``sample.py``."""
+"""How to sample: sampler, guidance, prior, edits and start, from the YAML of ``sample.py``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,9 +9,10 @@ from configs.overrides import check_recipe
 from diffusion.priors import Prior
 from models.readers import Reader
 from samplers.base import Sampler
-from samplers.guidance.base import ConditionTransform, EstimateTransform, Term, list_models
+from samplers.guidance.base import ConditionTransform, EstimateTransform, Hook, Term, list_models
+from samplers.protocol import Callback
 
-GUIDANCE = (Term, ConditionTransform, EstimateTransform)
+GUIDANCE = (Term, ConditionTransform, EstimateTransform, Hook)
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,11 @@ class Recipe:
     parts: list[Any] = field(default_factory=list)
     prior: Prior | None = None
     start: float = 1.0
+    edits: list[Callback] = field(default_factory=list)
 
     @classmethod
     def build(cls, cfg: Any, packages: Sequence[str] | None = None) -> "Recipe":
-        """From a config with ``sampler``, ``guidance``, ``prior``, ``start``."""
+        """From a config with ``sampler``, ``guidance``, ``prior``, ``edit``, ``start``."""
         parts = [construct(part, packages=packages, role=GUIDANCE)
                  for part in (cfg["guidance"] or {}).values()]
         prior = construct(cfg["prior"], packages=packages, role=Prior) if cfg["prior"] else None
@@ -35,7 +37,11 @@ class Recipe:
             raise UserError(f"guidance: {strange[0]}", "mappings with a _target_, each a guidance part", "guidance=cfg")
         if type(cfg["start"]) not in (int, float):
             raise UserError(f"start={cfg['start']}", "a time in (0, 1]", "start=1.0")
-        return cls(sampler, parts, prior, cfg["start"])
+        edits = [construct(edit, packages=packages, role=Callback) for edit in (cfg.get("edit") or {}).values()]
+        bad = [edit for edit in edits if not isinstance(edit, Callback)]
+        if bad:
+            raise UserError(f"edit: {bad[0]}", "mappings with a _target_, each a Callback", "edit=none")
+        return cls(sampler, parts, prior, cfg["start"], edits)
 
     @classmethod
     def compose(cls, overrides: Sequence[str], packages: Sequence[str] | None = None) -> "Recipe":

@@ -14,7 +14,7 @@ from degradations.randomness import Streams
 from models.context import Context
 from samplers.grids import Grid
 from samplers.moves import Belief, Move
-from samplers.protocol import Callback, LoopState, Restorer, Step
+from samplers.protocol import Callback, Codec, LoopState, Restorer, Step
 
 
 class Sampler:
@@ -54,13 +54,15 @@ class Sampler:
         return self.grid(self.num_steps, degradation.levels, start)
 
     def steps(self, restorer: Restorer, degradation: Degradation, x_T: Float[Tensor, "b *rest"], state: State,
-              ctx: Context, streams: Streams, *, callbacks: Sequence[Callback] = (),
-              start: float = 1.0) -> Iterator[LoopState]:
+              ctx: Context, streams: Streams, *, callbacks: Sequence[Callback] = (), start: float = 1.0,
+              space: Codec | None = None, given: Tensor | None = None) -> Iterator[LoopState]:
         """The loop, one :class:`LoopState` per step.
 
         :param x_T: the degraded images at time ``start``
         :param state: the state that comes with them
         :param streams: the samples' random numbers
+        :param space: for callbacks that look at images
+        :param given: the images that the run starts from, for callbacks
         """
         times = self.times(degradation, start)
         memory: dict[Any, Any] = {}
@@ -68,7 +70,7 @@ class Sampler:
         x_t = x_T.float()
         for i, (t, s) in enumerate(itertools.pairwise(times)):
             step = Step(i, len(times) - 1, t, s, streams.at(i), memory)
-            frame = LoopState(step, x_t, ctx, state)
+            frame = LoopState(step, x_t, ctx, state, degradation, space, given)
             for callback in callbacks:
                 callback.before(frame)
             if grad:

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from degradations.base import Estimate, State
+from degradations.base import Degradation, Estimate, State
 from degradations.randomness import Streams
 from models.attention import AttentionHook
 from models.context import Context
@@ -44,21 +44,39 @@ class Restorer(Protocol):
                  step: Step | None, attn: AttentionHook | None = None) -> Estimate: ...
 
 
+@runtime_checkable
+class Codec(Protocol):
+    """From images in [-1, 1] to where the loop runs, and back; both differentiable."""
+
+    def encode(self, image: Tensor) -> Tensor: ...
+
+    def decode(self, x: Tensor) -> Tensor: ...
+
+
 @dataclass
 class LoopState:
     """What one step of the loop knows. A callback may replace ``x_t``, ``ctx`` (in ``before``) and ``x_s`` (in
-    ``after``)."""
+    ``after``).
+
+    :ivar degradation: what is undone
+    :ivar space: where the loop runs; None in loops that know nothing of images
+    :ivar given: the images that the run starts from, in this space; None if there are none
+    """
 
     step: Step
     x_t: Tensor
     ctx: Context
     state: State
+    degradation: Degradation
+    space: Codec | None = None
+    given: Tensor | None = None
     estimate: Estimate | None = None
     x_s: Tensor | None = None
 
 
 class Callback:
-    """A look into, or a hand in, the loop.
+    """A look into, or a hand in, the loop. One that changes pictures is an *edit*, and chosen by ``edit=``: a file
+    ``configs/edit/NAME.yaml`` of one or several, by keys. What it remembers during a run is in ``frame.step.memory``.
 
     :cvar needs_grad: run the restorer with gradients, ``frame.x_t`` a leaf, so that ``after`` can differentiate
     """

@@ -65,4 +65,5 @@ def subject(bench: EvaluationContext) -> Subject:
         return PairsSubject(bench) if bench.cfg.pairs else ImagesSubject(bench)
     if not bench.model.restores:
         return ClassifierSubject(bench)
-    return RestorationsSubject(bench) if (bench.recipe.prior or bench.model.prior).restores else SamplesSubject(bench)
+    prior = bench.recipe.prior or bench.model.prior
+    return RestorationsSubject(bench) if prior.needs_images else SamplesSubject(bench)

@@ -36,8 +36,8 @@ from samplers.base import fitting
 
 log = logging.getLogger(__name__)
 
-SHARED = ("run", "sampler", "guidance", "prior", "seed", "condition", "weights", "step", "start", "batch", "device",
-          "data", "allow")
+SHARED = ("run", "sampler", "guidance", "prior", "edit", "seed", "condition", "weights", "step", "start", "batch",
+          "device", "data", "allow")
 """Settings that ``sample.py`` has too."""
 SUSPECTS = 8
 """Samples that are shown beside the nearest image of the training."""
@@ -176,7 +176,8 @@ class RestorationsSubject(Subject):
         for name in bench.cfg.samplers:
             log.info("restoring %d held-out images with %s ...", count, name)
             sampler = registry.build("sampler", name, num_steps=bench.cfg.sampler.num_steps)
-            recipe = Recipe(sampler, bench.recipe.parts, bench.recipe.prior, bench.recipe.start)
+            recipe = Recipe(sampler, bench.recipe.parts, bench.recipe.prior, bench.recipe.start,
+                            bench.recipe.edits)
             report.cost[name] = self._restore(recipe, originals, outcome, name)
         reference = features(originals, bench.extractor, "the originals")
         for name, found in outcome.items():
@@ -265,6 +266,7 @@ def made(bench: EvaluationContext, sampler: DictConfig | None) -> dict[str, Any]
     """How images are made, for the protocol."""
     cfg = bench.cfg
     stated = {"sampler": words(to_plain(sampler))} if sampler is not None else {}
+    stated |= {"edit": words(to_plain(cfg.edit))} if cfg.edit else {}
     return stated | {"guidance": words(to_plain(cfg.guidance) if cfg.guidance else None), "weights": cfg.weights,
                      "prior": words(to_plain(cfg.prior) if cfg.prior else None), "start": cfg.start, "seed": cfg.seed,
                      "condition": to_plain(cfg)["condition"]}

@@ -33,6 +33,7 @@ from diffusion.sampling.selection import (
     choose_indices,
     list_samples,
     read_condition,
+    spread_over_twins,
     write_condition,
 )
 from diffusion.sampling.trajectory import Trajectory
@@ -54,7 +55,7 @@ class Job:
 
     :ivar inputs: the images to restore; None for generation
     :ivar condition: the raw signals of all samples, by their names
-    :ivar rows: the row of the condition of each index
+    :ivar rows: the row of the condition of each file
     """
 
     cfg: DictConfig
@@ -62,7 +63,7 @@ class Job:
     recipe: Recipe
     inputs: Inputs | None
     condition: Condition
-    rows: dict[int, int]
+    rows: dict[str, int]
 
     @property
     def title(self) -> str:
@@ -72,14 +73,14 @@ class Job:
     def batch(self, some: Sequence[Sample], callbacks: Sequence[Callback]) -> dict[str, Tensor]:
         """The images of these samples under ``title``, and what the grid shows with them, by caption."""
         cfg, model, indices = self.cfg, self.model, [entry["index"] for entry in some]
-        rows = [self.rows[i] for i in indices]
+        rows = [self.rows[entry["file"]] for entry in some]
         asked: dict[str, Any] = {name: self.condition[name][rows] if name in self.condition else "none"
                                  for name in model.readers(self.recipe)}
         if self.inputs is None:
-            return {self.title: model.sample(indices, seed=cfg.seed, recipe=self.recipe, batch=cfg.batch,
+            return {self.title: model.sample(indices, seed=cfg.seed, recipe=self.recipe, batch=len(some),
                                              callbacks=callbacks, **asked)}
         x0 = to_float(self.inputs.images.batch(torch.tensor(indices))[0])
-        x_t, direct, restored = restore(model, self.recipe, x0, indices, seed=cfg.seed, batch=cfg.batch,
+        x_t, direct, restored = restore(model, self.recipe, x0, indices, seed=cfg.seed, batch=len(some),
                                         degraded=cfg.input.degraded, callbacks=callbacks, **asked)
         shown = {"degraded": x_t, "direct estimate": direct, self.title: restored}
         return shown if cfg.input.degraded else shown | {"original": x0}
@@ -95,15 +96,15 @@ def sample(cfg: DictConfig) -> Path:
     _ = model.restorer  # refuses a classifier
     files |= checkpoint.found(run.checkpoints)  # a training that goes on writes and removes some
     recipe, inputs = Recipe.build(cfg, packages), None
-    if cfg.input.root or (recipe.prior or model.prior).restores:
+    if cfg.input.root or (recipe.prior or model.prior).needs_images:
         recipe, inputs = restoring(model, recipe, cfg), to_restore(model, cfg, packages)
     recipe.sampler.times(model.degradation, recipe.start)
     model.start(recipe)
     indices = choose_indices(cfg, inputs)
-    condition = read_condition(model, recipe, indices, to_plain(cfg.condition), inputs,
-                               lambda: data_of(model, cfg.data.root, packages))
+    known = spread_over_twins(to_plain(cfg.condition), cfg.twins, len(indices))
+    condition = read_condition(model, recipe, indices, known, inputs, lambda: data_of(model, cfg.data.root, packages))
     asked = list_samples(indices, cfg, inputs, write_condition(model, recipe, condition, len(indices)))
-    job = Job(cfg, model, recipe, inputs, condition, {i: row for row, i in enumerate(indices)})
+    job = Job(cfg, model, recipe, inputs, condition, {entry["file"]: row for row, entry in enumerate(asked)})
 
     settings: dict[str, Any] = {**to_plain(cfg), "step": model.step}
     stamp = {"step": model.step, "checksum": files[model.step].name.split(".")[1]}
@@ -125,6 +126,7 @@ def check(cfg: DictConfig) -> None:
     for name, value in (("overwrite", cfg.overwrite), ("animate", cfg.animate), ("input.degraded", cfg.input.degraded)):
         if not isinstance(value, bool):
             raise UserError(f"{name}={value}", "true or false", f"{name}=true")
+    require_ints(cfg, twins=1)
     numbers = DictConfig({f"animation.{key}": value for key, value in cfg.animation.items()})
     require_ints(numbers, **{"animation.frames": 2, "animation.count": 1, "animation.fps": 1})
     if cfg.input.degraded and not cfg.input.root:
@@ -149,16 +151,18 @@ def draw(job: Job, asked: Sequence[Sample], manifest: Manifest) -> None:
         return
     # The pictures show more of the first samples than is kept in the files.
     todo |= set(range(min(len(asked), max(ROW if job.inputs else 0, film.count if film else 0))))
+    twins, size = cfg.twins, max(cfg.twins, cfg.batch // cfg.twins * cfg.twins)  # a batch has all twins of a sample
+    todo = {i // twins * twins + k for i in todo for k in range(twins)}
     order = [asked[i] for i in sorted(todo)]
     if job.inputs and cfg.input.root:
         tell(_path(cfg), [entry["source"] for entry in order], job.model.image_shape[1])
 
-    bar, rows = Bar(job.model, job.recipe, len(order), cfg.batch), {}
+    bar, rows = Bar(job.model, job.recipe, len(order), size), {}
     begin = time.monotonic()
     try:
         with evaluations(job.model, job.recipe) as counts, peak(job.model.device) as memory:
-            for first in range(0, len(order), cfg.batch):
-                some = order[first:first + cfg.batch]
+            for first in range(0, len(order), size):
+                some = order[first:first + size]
                 images = job.batch(some, [bar, film] if film else [bar])
                 finite(images[job.title], some)
                 save_each(images[job.title], manifest.folder, [entry["file"] for entry in some])
@@ -222,12 +226,12 @@ def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *,
 
 def restoring(model: Model, recipe: Recipe, cfg: DictConfig) -> Recipe:
     """The recipe with a prior that degrades given images, starting from ``input.t``."""
-    if recipe.prior is not None and not recipe.prior.restores:
+    if recipe.prior is not None and not recipe.prior.needs_images:
         raise UserError(f"images to restore, and the prior {type(recipe.prior).__name__}, which needs none",
                         "a prior that degrades them", "prior=degraded, or drop input=")
     if type(cfg.input.t) not in (int, float) or not 0 < cfg.input.t <= 1:
         raise UserError(f"input.t={cfg.input.t}", "a time in (0, 1]", "input.t=0.5, or start=0.5")
-    if not (recipe.prior or model.prior).restores:
+    if not (recipe.prior or model.prior).needs_images:
         recipe = replace(recipe, prior=registry.build("prior", "degraded"))
     return replace(recipe, start=cfg.input.t)
 

@@ -39,7 +39,18 @@ def choose_indices(cfg: DictConfig, inputs: Inputs | None) -> Sequence[int]:
     if inputs is not None and max(indices) >= len(inputs):
         raise UserError(f"samples={cfg.samples} of {len(inputs)} images", f"indices below {len(inputs)}",
                         f"samples=0-{len(inputs) - 1}")
-    return indices
+    if cfg.twins > 1 and cfg.samples is None and inputs is None:
+        indices = range(16)
+    return [i for i in indices for _ in range(cfg.twins)]
+
+
+def spread_over_twins(asked: Mapping[str, Any], twins: int, count: int) -> dict[str, Any]:
+    """What was asked of the signals, where a list of as many values as there are twins is one for each twin.
+
+    :param count: of samples, twins counted
+    """
+    return {name: value * (count // twins) if isinstance(value, list) and len(value) == twins > 1 else value
+            for name, value in asked.items()}
 
 
 def list_samples(indices: Sequence[int], cfg: DictConfig, inputs: Inputs | None,
@@ -50,13 +61,15 @@ def list_samples(indices: Sequence[int], cfg: DictConfig, inputs: Inputs | None,
     """
     entries: list[Sample] = [{"file": f"{i:06d}.png", "index": i, "condition": one, "seed": cfg.seed}
                              for i, one in zip(indices, written, strict=True)]
-    if inputs is None:
-        return entries
     for entry in entries:
+        if inputs is None:
+            break
         i = entry["index"]
         entry["source"] = inputs.sources[i] if inputs.sources else None
         entry["pixels"] = digest(inputs.images.batch(torch.tensor([i]))[0][0].numpy()).hex()
         entry["file"] = inputs.files[i] if inputs.files else entry["file"]
+    for row, entry in enumerate(entries if cfg.twins > 1 else ()):
+        entry["file"] = f"{entry['file'].removesuffix('.png')}-{row % cfg.twins}.png"
     return entries
 
 
@@ -156,6 +169,7 @@ def parse(samples: Any) -> Sequence[int]:
     except ValueError:
         raise UserError(f"samples={samples}", "a range, a number or a list", "samples=0-63") from None
     if len(set(indices)) < len(indices):
-        raise UserError(f"samples={samples}, some of them twice: one index is one file", "different indices",
+        raise UserError(f"samples={samples}, some of them twice: one index is one file",
+                        "different indices, or twins=2 for several pictures of each",
                         f"samples=[{','.join(map(str, dict.fromkeys(indices)))}]")
     return indices

@@ -1,17 +1,18 @@
 """Guidance: a restorer around a restorer. Every sampler, hot or cold, takes every guidance.
 
-Three kinds of part, in any number and order:
+Four kinds of part, in any number and order:
 
 * :class:`Term`: extra evaluations (another context, attention hook or network) and what they add to the estimate;
 * :class:`ConditionTransform`: changes the encoded condition before the network sees it;
-* :class:`EstimateTransform`: a non-linear last step.
+* :class:`EstimateTransform`: a non-linear last step;
+* :class:`Hook`: answers at the network's attention, in every branch or in those that carry the condition.
 
 A part may hold a :class:`GuidingModel`, another trained model.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -92,7 +93,25 @@ class EstimateTransform:
         raise NotImplementedError
 
 
-Part = Term | ConditionTransform | EstimateTransform
+class Hook:
+    """Answers at the attention of the guided network, below a branch's own hook: prompt-to-prompt, shared attention.
+    (:meth:`Term.watch` looks and does not answer.)
+
+    :cvar branches: ``all``, or ``conditional``: the base and the branches that carry the condition as it is, such as
+        one with perturbed attention; a null never sees it
+    """
+
+    branches: Literal["all", "conditional"] = "all"
+
+    def attn(self, ctx: Context, step: Step | None) -> AttentionHook | None:
+        """The hook of this step; None for none.
+
+        :param ctx: the condition, transformed
+        """
+        raise NotImplementedError
+
+
+Part = Term | ConditionTransform | EstimateTransform | Hook
 
 
 class GuidingModel:
@@ -122,7 +141,7 @@ class Guided:
 
     :param restorer: what is guided
     :param degradation: what is undone
-    :param parts: terms, transforms of the condition and of the estimate, in the order in which they act
+    :param parts: terms, hooks, transforms of the condition and of the estimate, in the order in which they act
     """
 
     def __init__(self, restorer: Restorer, degradation: Degradation, parts: Iterable[Part]):
@@ -130,6 +149,7 @@ class Guided:
         self.restorer, self.degradation = restorer, degradation
         self.terms = [part for part in parts if isinstance(part, Term)]
         self.transforms = [part for part in parts if isinstance(part, ConditionTransform)]
+        self.hooks = [part for part in parts if isinstance(part, Hook)]
         self.estimate_transforms = [part for part in parts if isinstance(part, EstimateTransform)]
 
     @property
@@ -145,7 +165,18 @@ class Guided:
         wanted = [list(term.branches(view)) for term in self.terms]
         watch = chain(*(term.watch(view) for term in self.terms))
         asked = [Branch(ctx, watch), *(branch for branches in wanted for branch in branches)]
-        outs = evaluate(view, [replace(branch, attn=chain(branch.attn, attn)) for branch in asked])
+        hooks = [(hook.branches, hook.attn(ctx, step)) for hook in self.hooks]
+        chains: dict[tuple[int, bool, bool], AttentionHook | None] = {}  # equal branches keep equal hooks
+
+        def below(branch: Branch) -> AttentionHook | None:
+            own, told = branch.restorer is None or branch.restorer is self.restorer, branch.ctx is ctx
+            at = (id(branch.attn), own, told)
+            if at not in chains:
+                mine = [hook for kind, hook in hooks if own and (kind == "all" or told)]
+                chains[at] = chain(branch.attn, *mine, attn)
+            return chains[at]
+
+        outs = evaluate(view, [replace(branch, attn=below(branch)) for branch in asked])
         base, rest = outs[0], outs[1:]
         estimate = base
         for term, branches in zip(self.terms, wanted):

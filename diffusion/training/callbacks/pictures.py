@@ -53,7 +53,7 @@ class Pictures(StepCallback):
         rows = self._rows(model, x0[:8], {name: raw[:8] for name, raw in own.items()})
         save_grid(torch.cat(list(rows.values())), self.run.pictures / f"estimates-{step:08d}.png", len(x0[:8]),
                   rows=list(rows))
-        restores = (recipe.prior or model.prior).restores
+        restores = (recipe.prior or model.prior).needs_images
         asked: dict[str, Any] = {name: own.get(name) for name, reader in readers.items()
                  if restores or reader.usual(indices) is None}
         samples = model.sample(indices, recipe=recipe, images=x0 if restores else None, **asked)
