@@ -3,9 +3,12 @@
 ``degradations.available()`` lists them, ``degradations.build("blur", std=1.0)`` makes one from its YAML.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs import registry
+
+if TYPE_CHECKING:
+    from degradations.base import Degradation
 
 
 def available() -> list[str]:
@@ -13,6 +16,6 @@ def available() -> list[str]:
     return registry.available("degradation")
 
 
-def build(name: str, **overrides: Any):
+def build(name: str, **overrides: Any) -> "Degradation":
     """A :class:`degradations.base.Degradation` from ``configs/degradation/<name>.yaml``."""
     return registry.build("degradation", name, **overrides)

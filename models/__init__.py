@@ -3,9 +3,12 @@
 ``models.available()`` lists them, ``models.build("tiny", in_channels=3)`` makes one from its YAML.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs import registry
+
+if TYPE_CHECKING:
+    from models.protocol import Network
 
 
 def available() -> list[str]:
@@ -13,6 +16,6 @@ def available() -> list[str]:
     return registry.available("model")
 
 
-def build(name: str, **overrides: Any):
+def build(name: str, **overrides: Any) -> "Network":
     """A :class:`models.protocol.Network` from ``configs/model/<name>.yaml``."""
     return registry.build("model", name, **overrides)

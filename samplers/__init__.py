@@ -3,9 +3,12 @@
 ``samplers.available()`` lists them, ``samplers.build("ddim", num_steps=50)`` makes one from its YAML.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs import registry
+
+if TYPE_CHECKING:
+    from samplers.base import Sampler
 
 
 def available() -> list[str]:
@@ -13,6 +16,6 @@ def available() -> list[str]:
     return registry.available("sampler")
 
 
-def build(name: str, **overrides: Any):
+def build(name: str, **overrides: Any) -> "Sampler":
     """A :class:`samplers.base.Sampler` from ``configs/sampler/<name>.yaml``."""
     return registry.build("sampler", name, **overrides)

@@ -1,8 +1,11 @@
 """Guidance parts, one file each; ``samplers.guidance.build("cfg")`` gives the parts of a YAML in order."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs import registry
+
+if TYPE_CHECKING:
+    from samplers.guidance.base import Part
 
 
 def available() -> list[str]:
@@ -10,7 +13,7 @@ def available() -> list[str]:
     return registry.available("guidance")
 
 
-def build(name: str, **overrides: Any) -> list[Any]:
+def build(name: str, **overrides: Any) -> "list[Part]":
     """The parts of ``configs/guidance/<name>.yaml``, e.g. ``build("cfg", **{"cfg.scale": 3})``, for
     :class:`samplers.guidance.base.Guided`."""
     return list(registry.build("guidance", name, **overrides).values())

@@ -1,0 +1,61 @@
+"""The three commands: ``train.py``, ``sample.py`` and ``evaluate.py``, installed as ``thaw-train`` and so on."""
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from configs import UserError, available, compose
+from configs.cli import command
+from configs.overrides import group_of
+from diffusion.runs.defaults import add_run_defaults
+
+GROUPS = ("data", "degradation", "model", "objective", "space", "begin")
+"""Choices of which one at least says what is to be trained, where there is no experiment."""
+
+
+def train() -> None:
+    """``train.py``: train a model; the same command resumes."""
+    command("train", _train)
+
+
+def sample() -> None:
+    """``sample.py``: sample from a trained model, or restore images."""
+    command("sample", _sample, add_run_defaults)
+
+
+def evaluate() -> None:
+    """``evaluate.py``: measure a trained model."""
+    command("evaluate", _evaluate, add_run_defaults)
+
+
+def _train(cfg: DictConfig, experiment: str | None) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    typed = {group_of(override.lstrip("+~")) for override in HydraConfig.get().overrides.task}
+    if experiment is None and not typed & {*GROUPS}:
+        names = available("experiment")
+        raise UserError("no experiment", f"one of {', '.join(names)}", "python train.py experiment=ddpm_digits")
+
+    from diffusion import tasks
+
+    tasks.train(cfg, experiment)
+
+
+def _sample(cfg: DictConfig, experiment: str | None) -> None:
+    from diffusion import tasks
+
+    tasks.sample(cfg)
+
+
+def _evaluate(cfg: DictConfig, experiment: str | None) -> None:
+    from diffusion import tasks
+
+    tasks.evaluate(cfg, compose_rival(str(cfg.against), sys.argv[1:]) if cfg.against else None)
+
+
+def compose_rival(place: str, typed: list[str]) -> DictConfig:
+    """The config of ``against``: what was typed, with the other run, and that one's own way of sampling."""
+    mine = [a for a in typed if a.split("=")[0] not in ("run", "images", "against") and not a.startswith("-")]
+    key = "run" if (Path(place) / "config.yaml").is_file() else "images"
+    return compose("evaluate", add_run_defaults([f"{key}={place}", *mine]))
