@@ -127,9 +127,16 @@ def merge_overrides(defaults: Sequence[str], overrides: Sequence[str]) -> list[s
 def drop_condition_guidance(overrides: Sequence[str]) -> list[str]:
     """A ``sampling`` list without classifier-free guidance, for models without a condition to guide by: so
     ``condition=none``, or images without classes, are enough to make an experiment unconditional."""
-    left = {f"guidance=cfg{rest}": f"guidance={rest[1:]}" if rest else None for rest in ("", "_clip", "_pag")}
-    kept = (left.get(o, o) for o in overrides if "guidance.cfg." not in o)
-    return [o for o in kept if o]
+    kept = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "guidance":
+            names = [name.strip() for name in value.strip("[]").split(",")]
+            left = [name for name in names if name != "cfg"]
+            override = override if left == names else f"guidance=[{','.join(left)}]" if left else ""
+        if override and not key.startswith("guidance.cfg."):
+            kept.append(override)
+    return kept
 
 
 def group_of(override: str) -> str:

@@ -258,7 +258,7 @@ def guidance(device: str, quick: bool) -> Iterator[Case]:
         net = build("model", name, in_channels=channels).eval().requires_grad_(False).to(device)
         restorer = NetworkRestorer(net, degradation, V())
         encoder = ConditionEncoder({"label": LabelSignal(10, net.emb_dim)}, net.emb_dim).requires_grad_(False)
-        guided = Guided(restorer, degradation, build("guidance", "cfg_pag").values())
+        guided = Guided(restorer, degradation, [*build("guidance", "cfg").values(), *build("guidance", "pag").values()])
         for batch in (1, 16) if quick else (1, 2, 4, 8, 16, 64):
             z = torch.randn(batch, channels, size, size, device=device)
             times = torch.full((batch,), 0.5, device=device)

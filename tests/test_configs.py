@@ -33,6 +33,7 @@ from diffusion.objectives.parameterization import Parameterization
 from diffusion.objectives.times import TimeDistribution
 from diffusion.objectives.weighting import Weighting
 from diffusion.priors import Prior
+from diffusion.recipe import Recipe
 from diffusion.runs import checkpoint
 from diffusion.spaces.base import Space
 from diffusion.training.fit import fill_signals
@@ -259,10 +260,16 @@ class TestTheTwoWaysAgree:
         mine = registry.node("degradation", "gaussian", schedule="linear", **{"schedule.end": 0.01})
         assert mine == compose("train", ["degradation/schedule=linear", "degradation.schedule.end=0.01"]).degradation
 
+    def test_a_list_of_guidance_is_its_parts_in_order(self):
+        cfg = compose("sample", ["run=x", "guidance=[cfg,pag,cads,clip]", "guidance.pag.scale=2"])
+        assert list(cfg.guidance) == ["cfg", "pag", "cads", "clip"]
+        assert cfg.guidance.pag == registry.node("guidance", "pag", **{"pag.scale": 2}).pag
+        assert [type(part).__name__ for part in Recipe.build(cfg).parts] == ["CFG", "PAG", "CADS", "Clip"]
+
     def test_groups_inside_a_keyed_part(self):
-        mine = registry.node("guidance", "cfg_pag", **{"cfg.schedule": "interval", "cfg.schedule.low": 0.1})
+        mine = registry.node("guidance", "cfg", **{"cfg.schedule": "interval", "cfg.schedule.low": 0.1})
         overrides = ["guidance/schedule@guidance.cfg.schedule=interval", "guidance.cfg.schedule.low=0.1"]
-        assert mine == compose("sample", ["run=x", "guidance=cfg_pag", *overrides]).guidance
+        assert mine == compose("sample", ["run=x", "guidance=cfg", *overrides]).guidance
 
     def test_the_lists_are_the_files(self):
         for group in {group for group, _ in OPTIONS}:

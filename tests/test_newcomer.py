@@ -65,7 +65,7 @@ def test_guidance_stays_where_there_is_a_condition():
             ({"signals": {"label": label}}, signals, overrides), ({"signals": {"label": label}}, {}, ["sampler=ddim"]),
             ({"_target_": "somebody.Encoder"}, {}, overrides), ({"signals": {}}, signals, ["sampler=ddim"])):
         assert fill_signals({**config, "condition": condition}, described)["sampling"] == kept
-    assert drop_condition_guidance(["guidance=cfg_pag", "guidance.cfg.scale=2"]) == ["guidance=pag"]
+    assert drop_condition_guidance(["guidance=[cfg,pag]", "guidance.cfg.scale=2"]) == ["guidance=[pag]"]
 
 
 @pytest.mark.parametrize(("sampling", "words"), [("sampler=ddim", "sampler=cold1 or sampler=cold2"),

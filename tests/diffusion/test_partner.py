@@ -82,7 +82,7 @@ def test_a_classifier_leads_an_unconditional_model(plain, judge):
     model = load(plain.folder, device="cpu")
     with pytest.raises(UserError, match="unconditional"):
         drawn(model, label=3)
-    run = ["guidance=classifier_clip", f"{JUDGE}.run={judge.folder}", "guidance.classifier.scale=20"]
+    run = ["guidance=[classifier,clip]", f"{JUDGE}.run={judge.folder}", "guidance.classifier.scale=20"]
     three, five = (drawn(model, *run, label=label) for label in (3, 5))
     assert (three - five).abs().max() > 1e-4
     recipe = model.recipe(run)
