@@ -5,7 +5,7 @@ from torch import Tensor
 
 from degradations.base import Degradation, State
 from degradations.schedules import Schedule
-from degradations.shapes import like
+from degradations.shapes import expand_like
 
 
 class Affine(Degradation):
@@ -25,7 +25,7 @@ class Affine(Degradation):
     def coefficients(self, t: Float[Tensor, " b"], x: Float[Tensor, "b *rest"]) -> tuple[Tensor, Tensor]:
         """``alpha_t, sigma_t`` in x's precision, shaped to multiply ``x``."""
         alpha, sigma = self.schedule(t)
-        return like(alpha.to(x.dtype), x), like(sigma.to(x.dtype), x)
+        return expand_like(alpha.to(x.dtype), x), expand_like(sigma.to(x.dtype), x)
 
     def degrade(self, x0: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b *rest"]:
         alpha, sigma = self.coefficients(t, x0)
@@ -44,7 +44,7 @@ class Affine(Degradation):
         alpha_t, sigma_t = self.schedule(t)
         alpha_s, sigma_s = self.schedule(s)
         d_alpha, d_sigma = (alpha_s - alpha_t).to(x0.dtype), (sigma_s - sigma_t).to(x0.dtype)
-        return like(d_alpha, x0) * x0 + like(d_sigma, x0) * state["z"]
+        return expand_like(d_alpha, x0) * x0 + expand_like(d_sigma, x0) * state["z"]
 
     def response(self, x0: Float[Tensor, "b *rest"], dx: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
                  state: State) -> Float[Tensor, "b *rest"]:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from degradations.randomness import Draws
-from degradations.shapes import like
+from degradations.shapes import expand_like
 
 
 class State:
@@ -56,7 +56,8 @@ class State:
         return self._with(other, torch.sub)
 
     def __mul__(self, k: float | Tensor) -> "State":
-        return self.map(lambda v: v * (like(k, v) if isinstance(k, Tensor) else k) if v.is_floating_point() else v)
+        return self.map(lambda v: v if not v.is_floating_point() else
+                        v * (expand_like(k, v) if isinstance(k, Tensor) else k))
 
     __rmul__ = __mul__
 
@@ -84,7 +85,7 @@ class Estimate:
         return Estimate(self.x0 - other.x0, self.state - other.state)
 
     def __mul__(self, k: float | Tensor) -> "Estimate":
-        return Estimate(self.x0 * (like(k, self.x0) if isinstance(k, Tensor) else k), self.state * k)
+        return Estimate(self.x0 * (expand_like(k, self.x0) if isinstance(k, Tensor) else k), self.state * k)
 
     __rmul__ = __mul__
 
@@ -117,7 +118,7 @@ class Degradation:
         """``D(x0, t, z)``; rows at ``t = 0`` pass through untouched."""
         with torch.autocast(x0.device.type, enabled=False):
             x0 = x0.float() if x0.dtype in (torch.float16, torch.bfloat16) else x0
-            return torch.where(like(t == 0, x0), x0, self.degrade(x0, t, state))
+            return torch.where(expand_like(t == 0, x0), x0, self.degrade(x0, t, state))
 
     def degrade(self, x0: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b *rest"]:
         """``D(x0, t, z)`` for rows with ``t > 0``; what it returns at ``t = 0`` is not used."""
@@ -149,7 +150,7 @@ class Degradation:
         """
 
 
-def level(t: Float[Tensor, " b"], levels: int) -> tuple[Tensor, Float[Tensor, " b"]]:
+def locate_level(t: Float[Tensor, " b"], levels: int) -> tuple[Tensor, Float[Tensor, " b"]]:
     """Where ``t`` lies in a table of ``levels + 1`` rows: the row below (long) and the share of the next (float64).
 
     A time within 1e-3 of a level counts as that level: ``floor(t * T)`` in float32 is one too low for several k.
@@ -161,12 +162,12 @@ def level(t: Float[Tensor, " b"], levels: int) -> tuple[Tensor, Float[Tensor, " 
     return below.long(), u - below
 
 
-def at_or_above(t: Float[Tensor, " b"], levels: int) -> Int64[Tensor, " b"]:
+def ceil_level(t: Float[Tensor, " b"], levels: int) -> Int64[Tensor, " b"]:
     """The row of a table of ``levels + 1`` rows for an operator that has no between: it holds the level at or above."""
-    below, share = level(t, levels)
+    below, share = locate_level(t, levels)
     return below + (share > 0)
 
 
-def tidy(table: Tensor) -> Tensor:
+def flush_denormals(table: Tensor) -> Tensor:
     """Entries below 1e-20 set to zero: as float32 denormals they slow a product fifteen times."""
     return table.where(table.abs() > 1e-20, 0)

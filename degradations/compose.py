@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from configs import UserError
-from degradations.base import Degradation, State, level
+from degradations.base import Degradation, State, locate_level
 from degradations.randomness import Draws
 
 
@@ -73,7 +73,7 @@ class Compose(Degradation):
         """``t`` on its level, if it is meant to be one: parts without levels would take it at its word."""
         if self.levels is None:
             return t
-        below, share = level(t, self.levels)
+        below, share = locate_level(t, self.levels)
         return (below + share) / self.levels
 
     @staticmethod

@@ -12,8 +12,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from configs import UserError
-from degradations.base import Degradation, State, level
-from degradations.shapes import like
+from degradations.base import Degradation, State, locate_level
+from degradations.shapes import expand_like
 
 
 class Desaturate(Degradation):
@@ -36,12 +36,12 @@ class Desaturate(Degradation):
 
     def degrade(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b c h w"]:
         mean = x0.mean(dim=1, keepdim=True)
-        return torch.lerp(mean, x0, like(self.color(t).to(x0.dtype), x0))
+        return torch.lerp(mean, x0, expand_like(self.color(t).to(x0.dtype), x0))
 
     def difference(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], s: Float[Tensor, " b"],
                    state: State) -> Float[Tensor, "b c h w"]:
         """``(g_s - g_t) (x - mean(x))``, the shares subtracted in float64."""
-        grow = like((self.color(s) - self.color(t)).to(x0.dtype), x0)
+        grow = expand_like((self.color(s) - self.color(t)).to(x0.dtype), x0)
         return grow * (x0 - x0.mean(dim=1, keepdim=True))
 
     def response(self, x0: Float[Tensor, "b c h w"], dx: Float[Tensor, "b c h w"], t: Float[Tensor, " b"],
@@ -50,7 +50,7 @@ class Desaturate(Degradation):
 
     def color(self, t: Float[Tensor, " b"]) -> Float64[Tensor, " b"]:
         """``g_t``, the share of the colour that is left."""
-        below, share = level(t, self.levels)
+        below, share = locate_level(t, self.levels)
         k = below + share
         g = 1 - k / self.levels if self.keep is None else self.keep**k
         return g.where((k < self.levels) | (not self.total), 0)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from configs import UserError
-from degradations.base import at_or_above
+from degradations.base import ceil_level
 from degradations.separable import Separable
 
 HALVINGS = {"bicubic": (-0.09375, 0.59375, 0.59375, -0.09375), "average": (0.0, 0.5, 0.5, 0.0)}
@@ -43,7 +43,7 @@ class Downsample(Separable):
         return torch.stack(table)
 
     def place(self, t: Float[Tensor, " b"]) -> tuple[Int64[Tensor, " b"], Float[Tensor, " b"]]:
-        return at_or_above(t, self.levels), torch.zeros_like(t)
+        return ceil_level(t, self.levels), torch.zeros_like(t)
 
     def check(self, shape: Sequence[int]) -> None:
         reach = min((side & -side).bit_length() - 1 for side in shape[-2:])

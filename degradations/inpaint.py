@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from configs import UserError
-from degradations.base import Degradation, State, level, tidy
+from degradations.base import Degradation, State, flush_denormals, locate_level
 from degradations.randomness import Draws
 
 CENTERS = ("random", "middle")
@@ -80,7 +80,7 @@ class Inpaint(Degradation):
         distance = down[:, :, None] ** 2 + across[:, None, :] ** 2
         far = [side if self.center == "random" else side // 2 for side in (height, width)]
         table = _table(self, far[0] ** 2 + far[1] ** 2 + 1, str(x.device), dtype)
-        below, share = level(t, self.levels)
+        below, share = locate_level(t, self.levels)
         above = (below + 1).clamp(max=self.levels)
         low, high = (torch.take(table, k[:, None, None] * table.shape[1] + distance) for k in (below, above))
         return torch.lerp(low, high, share[:, None, None].to(dtype))[:, None]
@@ -121,4 +121,4 @@ class ColorInpaint(Inpaint):
 
 @lru_cache(maxsize=8)
 def _table(operator: Inpaint, reach: int, device: str, dtype: torch.dtype) -> Float[Tensor, "rows reach"]:
-    return tidy(operator.shares(reach)).to(device=device, dtype=dtype)
+    return flush_denormals(operator.shares(reach)).to(device=device, dtype=dtype)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from configs import UserError
-from degradations.base import level
+from degradations.base import locate_level
 
 
 class Schedule:
@@ -50,7 +50,7 @@ class Discrete(Schedule):
 
     def __call__(self, t: Float[Tensor, " b"]) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
         alphas, sigmas, angles = _tables(self, str(t.device))
-        below, share = level(t, len(alphas) - 1)
+        below, share = locate_level(t, len(alphas) - 1)
         above = (below + 1).clamp(max=len(alphas) - 1)
         angle = torch.lerp(angles[below], angles[above], share)
         exact = share == 0

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from degradations.base import Degradation, State, level, tidy
+from degradations.base import Degradation, State, flush_denormals, locate_level
 
 
 class Separable(Degradation):
@@ -25,7 +25,7 @@ class Separable(Degradation):
 
     def place(self, t: Float[Tensor, " b"]) -> tuple[Int64[Tensor, " b"], Float[Tensor, " b"]]:
         """The row of the table below ``t``, and the share of the next."""
-        return level(t, self.levels)
+        return locate_level(t, self.levels)
 
     def degrade(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b c h w"]:
         rows, columns = self._matrices(x0, t, torch.float32)
@@ -37,8 +37,9 @@ class Separable(Degradation):
         with torch.autocast(x0.device.type, enabled=False):
             rows_t, columns_t = self._matrices(x0, t, torch.float64)
             rows_s, columns_s = self._matrices(x0, s, torch.float64)
-            first = apply(x0, tidy(rows_s - rows_t).to(x0.dtype), tidy(columns_s).to(x0.dtype))
-            second = apply(x0, tidy(rows_t).to(x0.dtype), tidy(columns_s - columns_t).to(x0.dtype))
+            rows, columns = flush_denormals(rows_s - rows_t), flush_denormals(columns_s - columns_t)
+            first = apply(x0, rows.to(x0.dtype), flush_denormals(columns_s).to(x0.dtype))
+            second = apply(x0, flush_denormals(rows_t).to(x0.dtype), columns.to(x0.dtype))
             return first + second
 
     def response(self, x0: Float[Tensor, "b c h w"], dx: Float[Tensor, "b c h w"], t: Float[Tensor, " b"],
@@ -70,4 +71,4 @@ def apply(x: Float[Tensor, "b c h w"], rows: Float[Tensor, "b h h"],
 
 @lru_cache(maxsize=16)
 def _table(operator: Separable, size: int, device: str, dtype: torch.dtype) -> Tensor:
-    return tidy(operator.table(size)).to(device=device, dtype=dtype)
+    return flush_denormals(operator.table(size)).to(device=device, dtype=dtype)

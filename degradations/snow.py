@@ -15,9 +15,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from configs import UserError
-from degradations.base import Degradation, State, level, tidy
+from degradations.base import Degradation, State, flush_denormals, locate_level
 from degradations.randomness import Draws
-from degradations.shapes import like
+from degradations.shapes import expand_like
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -81,7 +81,7 @@ class Snow(Degradation):
         image = (x0 + 1) / 2
         if not self.fix_brightness:
             luma = image if x0.shape[1] == 1 else torch.einsum("bchw,c->bhw", image, image.new_tensor(LUMA))[:, None]
-            keep = like(self.at(t, self.flakes.brightness).to(x0.dtype), x0)
+            keep = expand_like(self.at(t, self.flakes.brightness).to(x0.dtype), x0)
             image = torch.lerp(torch.maximum(image, 1.5 * luma + 0.5), image, keep)
         return (image + self.layer(t, state)[:, None]).clamp(0, 1) * 2 - 1
 
@@ -92,14 +92,14 @@ class Snow(Degradation):
         flakes = field.where(field >= threshold[:, None, None], 0).clamp(0, 1)
         place = torch.arange(self.flakes.taps, device=field.device) - self.flakes.taps // 2
         weights = torch.exp(-(place**2) / (2 * self.at(t, self.flakes.sigma)[:, None] ** 2))
-        weights = tidy(weights / weights.sum(dim=1, keepdim=True)).to(field.dtype)
+        weights = flush_denormals(weights / weights.sum(dim=1, keepdim=True)).to(field.dtype)
         along, down = smear(flakes, weights), smear(flakes.mT, weights).mT
         moved = torch.where(state["vertical"][:, None, None] == 1, down, along)
         return moved + moved.flip(1, 2)
 
     def at(self, t: Float[Tensor, " b"], ends: Sequence[float]) -> Float64[Tensor, " b"]:
         """What goes from the first to the second of ``ends`` while the level goes from 1 to T."""
-        below, share = level(t, self.levels)
+        below, share = locate_level(t, self.levels)
         way = ((below + share - 1) / max(self.levels - 1, 1)).clamp(min=0)
         return ends[0] + (ends[1] - ends[0]) * way
 

@@ -33,12 +33,12 @@ def begin(model: Model, entries: Mapping[str, Mapping[str, Any]], origins: Mappi
         origin, weights = origins[name], entry.get("weights") or "ema"
         if weights not in ("ema", "raw"):
             raise UserError(f"begin.{name}.weights={weights}", "ema or raw", f"begin.{name}.weights=ema")
-        files = checkpoint.found(Path(str(entry["run"])).expanduser() / "checkpoints")
+        files = checkpoint.list_checkpoints(Path(str(entry["run"])).expanduser() / "checkpoints")
         if origin["step"] not in files:
             raise UserError(f"no checkpoint of step {origin['step']} in {entry['run']}",
                             "the run with which this one begins", f"begin.{name}.run=WHERE, if it has moved")
         content = checkpoint.read(files[origin["step"]])
-        state = checkpoint.whole_state(content, weights)
+        state = checkpoint.merge_state(content, weights)
         for source, target in entry["map"].items():
             copy_module(model.weights, state, str(source), str(target), f"begin.{name}.map.{source}={target}")
         places = ", ".join(map(str, entry["map"].values()))

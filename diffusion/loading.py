@@ -26,17 +26,17 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
     folder = Run.open(run)
     if weights not in ("ema", "raw"):
         raise UserError(f"weights={weights}", "ema or raw", "weights=ema")
-    files = checkpoint.found(folder.checkpoints)
+    files = checkpoint.list_checkpoints(folder.checkpoints)
     if step is not None and step not in files:
         raise UserError(f"no checkpoint of step {step} in {folder.folder}",
                         f"one of {', '.join(map(str, files)) or 'none yet'}", "drop step=... for the newest")
-    content = checkpoint.latest(folder.checkpoints) if step is None else checkpoint.read(files[step])
+    content = checkpoint.read_latest(folder.checkpoints) if step is None else checkpoint.read(files[step])
     if content is None:
         raise UserError(f"no checkpoint in {folder.folder} yet", "a run that has saved once",
                         "wait, or train on: callbacks.checkpoint.every=100")
     check_recipe(content["config"]["sampling"], folder.root)
     model = Model(content["config"], packages=(*registry.trusted(), *allow))
-    model.weights.load_state_dict(checkpoint.whole_state(content, weights))
+    model.weights.load_state_dict(checkpoint.merge_state(content, weights))
     model.prior.restore(content["prior"])
     model.step = content["step"]
     model.weights.eval().requires_grad_(False)

@@ -29,17 +29,17 @@ def grid(images: UInt8[Tensor, "n c h w"], columns: int | None = None, scale: in
     scale = scale or max(1, 64 // images.shape[-1])
     big = images.repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
     picture = make_grid(big, nrow=columns, padding=2, pad_value=128)
-    return captioned(Image.fromarray(picture.permute(1, 2, 0).numpy()), rows, heads)
+    return add_captions(Image.fromarray(picture.permute(1, 2, 0).numpy()), rows, heads)
 
 
-def captioned(picture: Image.Image, rows: Sequence[str] = (), heads: Sequence[str] = ()) -> Image.Image:
+def add_captions(picture: Image.Image, rows: Sequence[str] = (), heads: Sequence[str] = ()) -> Image.Image:
     """The picture with words on a white margin: ``rows`` to the left and ``heads`` above, each in the middle of its
     equal share of the height or width. The size of the letters follows these shares; what is too long is shortened."""
     across, down = picture.width / max(1, len(heads)), picture.height / max(1, len(rows))
     size = min(20, max(10, round(min(across, down) / 6)))
     font, gap = ImageFont.load_default(size), size // 2
-    beside = [shortened(text, font, max(96, 2 * down)) for text in rows]
-    above = [shortened(text, font, across - gap) for text in heads]
+    beside = [shorten_text(text, font, max(96, 2 * down)) for text in rows]
+    above = [shorten_text(text, font, across - gap) for text in heads]
     left = round(max(map(font.getlength, beside))) + 2 * gap if rows else 0
     top = size + 2 * gap if heads else 0
     whole = Image.new("RGB", (picture.width + left, picture.height + top), "white")
@@ -52,7 +52,7 @@ def captioned(picture: Image.Image, rows: Sequence[str] = (), heads: Sequence[st
     return whole
 
 
-def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+def shorten_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
     """The text, cut where it would be wider than so many pixels. Letters that Pillow's font lacks lose their accents,
     or become question marks."""
     bare = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
@@ -63,7 +63,7 @@ def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wid
     return next((cut for cut in cuts if font.getlength(cut) <= width), "")
 
 
-def by_condition(captions: Sequence[str]) -> tuple[int | None, list[str]]:
+def arrange_by_condition(captions: Sequence[str]) -> tuple[int | None, list[str]]:
     """Columns and captions of a grid of samples: a column for each condition if they go through some in turn, the last
     round perhaps cut short; else None and no captions.
 

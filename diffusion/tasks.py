@@ -41,7 +41,7 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
 
         if cfg.trainer.threads:
             torch.set_num_threads(cfg.trainer.threads)
-        fit(cfg, run, checkpoint.latest(run.checkpoints), origins)
+        fit(cfg, run, checkpoint.read_latest(run.checkpoints), origins)
         return run
 
 

@@ -13,7 +13,7 @@ from models.attention import AttentionHook, AttentionSite, LinearAttention
 from models.blocks import ChannelLayerNorm, Norm
 from models.context import Context
 from models.embeddings import sinusoid
-from models.protocol import Features, ThreeParts, conditioned
+from models.protocol import Features, ThreeParts, join_condition
 from models.unet import Block, Middle
 
 
@@ -97,7 +97,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], ctx: Context,
                 attn: AttentionHook | None = None) -> Features:
-        h, emb = conditioned(x, self.time(sinusoid(t, self.base, self.scale).to(x.dtype)), ctx)
+        h, emb = join_condition(x, self.time(sinusoid(t, self.base, self.scale).to(x.dtype)), ctx)
         skips = []
         for down, level in zip(self.downs, self.levels):
             h = level(down(h), emb, ctx, attn)

@@ -14,7 +14,7 @@ from models.attention import AttentionHook, AttentionSite, CrossAttention, SelfA
 from models.blocks import ChannelLayerNorm, Norm, Recomputed, film, zero
 from models.context import Context
 from models.embeddings import ScalarEmbedding, sinusoid
-from models.protocol import Features, ThreeParts, conditioned
+from models.protocol import Features, ThreeParts, join_condition
 
 NORM: Norm = partial(ChannelLayerNorm, eps=1e-6, elementwise_affine=False)
 """Without weights of its own: the embedding scales and shifts."""
@@ -100,7 +100,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], ctx: Context,
                 attn: AttentionHook | None = None) -> Features:
-        x, emb = conditioned(x, self.time(t, x.dtype), ctx)
+        x, emb = join_condition(x, self.time(t, x.dtype), ctx)
         h = self.entry(self.patch(x))
         h = h + positions(h.shape[2], h.shape[3], h.shape[1], h.device).to(h.dtype)
         return self.stack(Features(h, (), emb, ctx), attn)

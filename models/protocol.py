@@ -52,7 +52,7 @@ class Features:
     ctx: Context
 
 
-def conditioned(x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"],
+def join_condition(x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"],
                 ctx: Context) -> tuple[Float[Tensor, "b c2 h w"], Float[Tensor, "b e"]]:
     """``[x, ctx.spatial]`` and ``emb + ctx.emb``, as far as the condition has them.
 

@@ -12,7 +12,7 @@ from models.attention import AttentionHook, AttentionSite, CrossAttention, SelfA
 from models.blocks import MODULATIONS, NORMS, Downsample, Norm, Recomputed, ResBlock, Upsample, zero
 from models.context import Context
 from models.embeddings import ScalarEmbedding
-from models.protocol import Features, ThreeParts, conditioned
+from models.protocol import Features, ThreeParts, join_condition
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], ctx: Context,
                 attn: AttentionHook | None = None) -> Features:
-        x, emb = conditioned(x, self.time(t, x.dtype), ctx)
+        x, emb = join_condition(x, self.time(t, x.dtype), ctx)
         h = self.entry(self.patch(x))
         skips = [h]
         for step in self.steps:

@@ -43,7 +43,7 @@ class Sampler:
             kind = type(degradation).__name__
             raise UserError(f"sampler {type(self).__name__} with the degradation {kind}",
                             f"a degradation that is {self.requires.__name__}",
-                            f"sampler={' or sampler='.join(fitting(degradation))}")
+                            f"sampler={' or sampler='.join(list_fitting(degradation))}")
 
     def times(self, degradation: Degradation, start: float = 1.0) -> list[float]:
         """The times that a run visits, ``num_steps + 1`` of them.
@@ -103,7 +103,7 @@ class Sampler:
         return x.detach()
 
 
-def fitting(degradation: Degradation) -> list[str]:
+def list_fitting(degradation: Degradation) -> list[str]:
     """Names of the samplers that can treat this degradation."""
     return [name for name in registry.available("sampler")
             if isinstance(degradation, registry.build("sampler", name).requires)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Degradation, State
-from degradations.shapes import like
+from degradations.shapes import expand_like
 from samplers.base import Sampler
 from samplers.grids import Grid
 from samplers.moves import Direct, Infer, Move
@@ -52,7 +52,7 @@ class Heun(Euler):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = degradation.schedule(t), degradation.schedule(s)
         second = restorer(frame.x_s, s, frame.ctx, state=frame.state, step=step)
         half = ((alpha_s - alpha_t * sigma_s / sigma_t) / 2).to(x_t.dtype)
-        frame.x_s = frame.x_s + like(half, x_t) * (second.x0 - frame.estimate.x0)
+        frame.x_s = frame.x_s + expand_like(half, x_t) * (second.x0 - frame.estimate.x0)
 
 
 class Multistep(Move):
@@ -77,7 +77,7 @@ class Multistep(Move):
         x0_last, before = last
         inverse = (after - now) / (now - before)  # 1 / r; 0 after a step from pure noise
         weight = (alpha_s - alpha_t / sigma_t * sigma_s) * inverse / 2
-        return x_s + like(weight.to(x_t.dtype), x_t) * (x0_hat - x0_last)
+        return x_s + expand_like(weight.to(x_t.dtype), x_t) * (x0_hat - x0_last)
 
 
 class DPMSolver(Sampler):
@@ -124,5 +124,5 @@ class Inversion(Sampler):
         frame.state = self.belief(frame.estimate, frame.state, step, degradation)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = degradation.schedule(t), degradation.schedule(s)
         keep = alpha_s / alpha_t
-        frame.x_s = torch.addcmul(like(keep.to(x_t.dtype), x_t) * x_t,
-                                  like((sigma_s - keep * sigma_t).to(x_t.dtype), x_t), frame.state["z"])
+        frame.x_s = torch.addcmul(expand_like(keep.to(x_t.dtype), x_t) * x_t,
+                                  expand_like((sigma_s - keep * sigma_t).to(x_t.dtype), x_t), frame.state["z"])

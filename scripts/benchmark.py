@@ -34,7 +34,7 @@ from degradations.blur import Blur
 from degradations.randomness import BatchStream, Draws
 from diffusion.data.base import ImageSet
 from diffusion.metrics.base import Features, MetricInput
-from diffusion.metrics.intervals import grouped
+from diffusion.metrics.intervals import assign_groups
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import V
 from models.attention import AttentionCall
@@ -233,7 +233,7 @@ def metrics(device: str, quick: bool) -> Iterator[Case]:
     rng = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, width, generator=rng).relu() for _ in range(2))
     nothing = ImageSet(torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
-    sets = MetricInput(nothing, Features(x), Features(y), grouped(n))
+    sets = MetricInput(nothing, Features(x), Features(y), assign_groups(n))
     candidates: dict[str, Call] = {
         "precision, recall, density, coverage": partial(build("metrics", "all")["neighbors"], sets),
         "KID": partial(build("metrics", "all")["kid"], sets), "Fréchet": partial(build("metrics", "all")["fd"], sets)}

@@ -21,10 +21,10 @@ from degradations.randomness import Streams
 from diffusion import load
 from diffusion.data.pixels import to_float
 from diffusion.data.sets.digits import Digits
-from diffusion.evaluation.subjects import spread
+from diffusion.evaluation.subjects import spread_indices
 from diffusion.model import Model
 from diffusion.pictures import save_grid
-from diffusion.sampling.command import data_of, restore
+from diffusion.sampling.command import build_data, restore
 
 COLUMNS = 10
 TIMES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -121,8 +121,8 @@ def samplers(hot: Model, cold: Model, images: Tensor, path: Path) -> Path:
 
 def held_out(model: Model) -> Tensor:
     """``COLUMNS`` held-out images of the run's data, spread over the set."""
-    images = data_of(model, None, registry.trusted()).split("test")
-    return to_float(images.batch(spread(len(images), COLUMNS))[0])
+    images = build_data(model, None, registry.trusted()).split("test")
+    return to_float(images.batch(spread_indices(len(images), COLUMNS))[0])
 
 
 def attempts(model: Model, images: Tensor, *overrides: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,7 +30,7 @@ def fit_prior(cfg: DictConfig, experiment: str | None = None) -> None:
     from diffusion.loading import load
     from diffusion.priors import Prior
     from diffusion.runs import checkpoint
-    from diffusion.sampling.command import data_of
+    from diffusion.sampling.command import build_data
 
     packages = (*registry.trusted(), *cfg.allow)
     model = load(cfg.run, device=cfg.device, allow=cfg.allow)
@@ -40,10 +40,10 @@ def fit_prior(cfg: DictConfig, experiment: str | None = None) -> None:
     if not prior.count:
         raise UserError(f"the prior {type(prior).__name__}, which has nothing to fit", "one that learns from images",
                         "prior=mixture or prior=dataset")
-    images = data_of(model, cfg.data.root, packages).split("train")
+    images = build_data(model, cfg.data.root, packages).split("train")
     log.info("prior: fitted to %d images", min(prior.count, len(images)))
     model.fit_prior(images)
-    for step, path in checkpoint.found(run.checkpoints).items():
+    for step, path in checkpoint.list_checkpoints(run.checkpoints).items():
         content = checkpoint.read(path)
         content["config"]["prior"] = chosen
         checkpoint.save(run.checkpoints, step, content | {"prior": prior.state()})

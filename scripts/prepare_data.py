@@ -22,8 +22,8 @@ from typing import IO, Any
 from PIL import Image, ImageOps
 
 from configs.errors import UserError
-from diffusion.data.files.archive import opened
-from diffusion.data.files.decode import DEEP_GREY, eight_bit
+from diffusion.data.files.archive import open_archive
+from diffusion.data.files.decode import DEEP_GREY, to_eight_bit
 from diffusion.data.files.layout import layout
 from diffusion.data.files.progress import progress
 from diffusion.data.files.threads import in_order
@@ -69,7 +69,7 @@ def prepare(source: Path, out: Path, size: int | None = None, count: int | None 
 def _write(source: Path, file: IO[bytes], size: int | None, count: int | None, skip_broken: bool) -> dict[str, Any]:
     broken: dict[str, Exception] = {}
     records: list[dict[str, Any]] = []
-    with opened(source) as archive, zipfile.ZipFile(file, "w") as target:
+    with open_archive(source) as archive, zipfile.ZipFile(file, "w") as target:
         names = sorted((entry.name for entry in archive.entries()), key=lambda name: _renamed(name, size))
         if not skip_broken:
             _compare(len(names), count)
@@ -111,7 +111,7 @@ def prepared(name: str, data: bytes, size: int | None) -> Prepared:
     name.encode()  # A file name need not be valid text, but a name in an archive has to be.
     with Image.open(BytesIO(data)) as image:
         ImageOps.exif_transpose(image, in_place=True)
-        pixels = eight_bit(image, 1 if image.mode in ("1", "L", *DEEP_GREY) else 3)
+        pixels = to_eight_bit(image, 1 if image.mode in ("1", "L", *DEEP_GREY) else 3)
     shorter, new = min(pixels.size), _renamed(name, size)
     if size is None or (shorter <= size and new == name):
         return Prepared(name, data, *pixels.size)
@@ -172,7 +172,7 @@ def check(path: Path) -> dict[str, Any]:
 
     :raises UserError: naming what is damaged, missing or too much, or there is no index
     """
-    with opened(path) as archive:
+    with open_archive(path) as archive:
         try:
             with zipfile.ZipFile(path) as file:
                 index = json.loads(file.read(INDEX))

@@ -161,12 +161,12 @@ def chosen(numbers: Mapping[str, Any], patterns: Sequence[str]) -> str | None:
 
 def orders(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
     """For each order that the paper's table suggests, the difference of its two sides by number, with its interval."""
-    from diffusion.evaluation.report import compare, contrast
+    from diffusion.evaluation.report import compare, compare_numbers
 
     found = []
     for a, b in plan.table["orders"]:
         if a in plan.table["columns"]:
-            pairs = [(name, contrast(report.sets[a], report.sets[b], pairs=True))
+            pairs = [(name, compare_numbers(report.sets[a], report.sets[b], pairs=True))
                      for name, report in outcome.reports.items()]
         elif {a, b} <= set(outcome.reports):
             one, two = outcome.reports[a], outcome.reports[b]

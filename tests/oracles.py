@@ -7,7 +7,7 @@ from torch import Tensor
 
 from degradations.affine import Affine
 from degradations.base import Degradation, Estimate, State
-from degradations.shapes import flat, like
+from degradations.shapes import expand_like, flatten_rows
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Arbitrary:
     degradation: Degradation
 
     def __call__(self, x_t, t, ctx, *, state, step, attn=None):
-        x0 = torch.tanh(x_t * (1 + like(t, x_t)) + 0.1)
+        x0 = torch.tanh(x_t * (1 + expand_like(t, x_t)) + 0.1)
         return Estimate(x0, self.degradation.infer(x_t, x0, t, state))
 
 
@@ -73,9 +73,9 @@ class DataSet:
 
     def __call__(self, x_t, t, ctx, *, state, step, attn=None):
         alpha, sigma = self.degradation.coefficients(t, x_t)
-        distance = torch.cdist(flat(x_t), flat(alpha[:1] * self.images)) ** 2
-        weights = torch.softmax(-distance / (2 * flat(sigma) ** 2), dim=1)
-        x0 = (weights @ flat(self.images)).reshape(x_t.shape)
+        distance = torch.cdist(flatten_rows(x_t), flatten_rows(alpha[:1] * self.images)) ** 2
+        weights = torch.softmax(-distance / (2 * flatten_rows(sigma) ** 2), dim=1)
+        x0 = (weights @ flatten_rows(self.images)).reshape(x_t.shape)
         return Estimate(x0, self.degradation.infer(x_t, x0, t, state))
 
 

@@ -40,7 +40,7 @@ def test_every_experiment_trains(name, photos, tmp_path, caplog):
     overrides = [*small(name), *SETTINGS, f"data.root={photos}"]
     with caplog.at_level(logging.INFO):
         run = train(tmp_path, *overrides)
-    content = checkpoint.latest(run.checkpoints)
+    content = checkpoint.read_latest(run.checkpoints)
     assert content is not None
     labelled = "label" in run.config["condition"].get("signals", {})
     assert ("the images have no classes" in caplog.text) == labelled
@@ -59,7 +59,7 @@ def test_a_classifier_needs_a_folder_for_each_class(name, photos, tmp_path):
         (tmp_path / "sorted" / "abc"[i % 3]).mkdir(parents=True, exist_ok=True)
         (tmp_path / "sorted" / "abc"[i % 3] / path.name).write_bytes(path.read_bytes())
     run = train(tmp_path / "runs", *small(name), *SETTINGS, f"data.root={tmp_path / 'sorted'}")
-    content = checkpoint.latest(run.checkpoints)
+    content = checkpoint.read_latest(run.checkpoints)
     assert content is not None
     assert content["config"]["model"]["classes"] == 3
 
@@ -69,7 +69,7 @@ def test_it_goes_on_and_samples_by_the_plain_command(name, photos, tmp_path):
     overrides = [*small(name), *SETTINGS, f"data.root={photos}"]
     run = train(tmp_path, *overrides)
     train(tmp_path, *overrides, "max_steps=2")
-    assert list(checkpoint.found(run.checkpoints)) == [1, 2]
+    assert list(checkpoint.list_checkpoints(run.checkpoints)) == [1, 2]
     made = tasks.sample(compose("sample", add_run_defaults([f"run={run.folder}", "samples=0", "sampler.num_steps=2"])))
     with Image.open(made / "000000.png") as picture:
         assert (picture.size, picture.mode) == ((16, 16), "RGB")
@@ -90,4 +90,4 @@ def test_two_images_are_enough(photos, tmp_path):
     for path in sorted(photos.iterdir())[:2]:
         (tmp_path / "few" / path.name).write_bytes(path.read_bytes())
     run = train(tmp_path / "runs", *small("ddpm_mnist"), *SETTINGS, f"data.root={tmp_path / 'few'}")
-    assert list(checkpoint.found(run.checkpoints)) == [1]
+    assert list(checkpoint.list_checkpoints(run.checkpoints)) == [1]

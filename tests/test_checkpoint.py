@@ -18,7 +18,7 @@ from diffusion.model import Model
 from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults
 from diffusion.runs.run import Run
-from diffusion.sampling.command import data_of
+from diffusion.sampling.command import build_data
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def run(hot, tmp_path) -> Run:
 
 
 def newest(run: Run) -> Path:
-    files = checkpoint.found(run.checkpoints)
+    files = checkpoint.list_checkpoints(run.checkpoints)
     return files[max(files)]
 
 
@@ -46,7 +46,7 @@ class TestFiles:
     def test_round_trip(self, tmp_path):
         content = {"raw": {"w": torch.arange(3.0)}, "config": {"a": [1, None, "x"]}}
         path = checkpoint.save(tmp_path, 7, content)
-        assert checkpoint.found(tmp_path) == {7: path}
+        assert checkpoint.list_checkpoints(tmp_path) == {7: path}
         found = checkpoint.read(path)
         assert torch.equal(found["raw"]["w"], content["raw"]["w"])
         assert (found["config"], found["step"]) == (content["config"], 7)
@@ -60,21 +60,21 @@ class TestFiles:
             checkpoint.read(path)
 
     def test_damaged_ones_are_passed_over_unless_there_are_no_others(self, tmp_path):
-        assert checkpoint.latest(tmp_path) is None
+        assert checkpoint.read_latest(tmp_path) is None
         for step in (1, 2):
             checkpoint.save(tmp_path, step, {})
-        checkpoint.found(tmp_path)[2].write_bytes(b"")
-        newest = checkpoint.latest(tmp_path)
+        checkpoint.list_checkpoints(tmp_path)[2].write_bytes(b"")
+        newest = checkpoint.read_latest(tmp_path)
         assert newest is not None
         assert newest["step"] == 1
-        checkpoint.found(tmp_path)[1].write_bytes(b"")
+        checkpoint.list_checkpoints(tmp_path)[1].write_bytes(b"")
         with pytest.raises(UserError, match="damaged"):
-            checkpoint.latest(tmp_path)
+            checkpoint.read_latest(tmp_path)
 
     def test_foreign_files_do_not_count(self, tmp_path):
         for name in ("step-best.pt", "step-00000001.pt.old", "weights.pt"):
             (tmp_path / name).touch()
-        assert checkpoint.found(tmp_path) == {}
+        assert checkpoint.list_checkpoints(tmp_path) == {}
 
     @pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04" + bytes(100), os.urandom(1000), b"\x80\x02.",
                                       b"\x80\x02K\x05."], ids=["empty", "text", "zip", "noise", "pickle", "number"])
@@ -103,8 +103,8 @@ class TestFiles:
         monkeypatch.setattr(Path, "replace", crash)
         with pytest.raises(OSError, match="power cut"):
             checkpoint.save(tmp_path, 2, {"raw": {}})
-        assert checkpoint.found(tmp_path) == {1: first}
-        assert checkpoint.latest(tmp_path)["step"] == 1
+        assert checkpoint.list_checkpoints(tmp_path) == {1: first}
+        assert checkpoint.read_latest(tmp_path)["step"] == 1
 
     def test_a_step_saved_again_replaces_the_file(self, tmp_path):
         checkpoint.save(tmp_path, 3, {"raw": {"w": torch.zeros(1)}})
@@ -117,24 +117,24 @@ class TestFiles:
         for step in range(1, 6):
             checkpoint.save(tmp_path, step, {})
         checkpoint.prune(tmp_path, keep, milestones)
-        assert list(checkpoint.found(tmp_path)) == left
+        assert list(checkpoint.list_checkpoints(tmp_path)) == left
 
 
 def test_a_run_keeps_what_it_was_told_to(tmp_path):
     run = train(tmp_path, *DIGITS, "max_steps=7", "callbacks.checkpoint.every=2", "callbacks.checkpoint.keep=2",
                 "callbacks.checkpoint.milestones=[1,2]", "callbacks.pictures.count=0")
-    assert list(checkpoint.found(run.checkpoints)) == [1, 2, 6, 7]
+    assert list(checkpoint.list_checkpoints(run.checkpoints)) == [1, 2, 6, 7]
 
 
 class TestLoad:
     def test_weights_raw_and_averaged_differ(self, hot):
         a, b = (load(hot.folder, weights=name).weights.state_dict() for name in ("ema", "raw"))
         assert any(not torch.equal(a[name], b[name]) for name in a)
-        content = checkpoint.latest(hot.checkpoints)
+        content = checkpoint.read_latest(hot.checkpoints)
         assert all(torch.equal(b[name], content["raw"][name]) for name in b)
 
     def test_an_earlier_step(self, hot):
-        assert list(checkpoint.found(hot.checkpoints)) == [6, 12]
+        assert list(checkpoint.list_checkpoints(hot.checkpoints)) == [6, 12]
         a, b = (load(hot.folder, step=step).weights.state_dict() for step in (6, None))
         assert any(not torch.equal(a[name], b[name]) for name in a)
 
@@ -289,7 +289,7 @@ class TestStrangers:
         model, secret = load(cold.folder, device="cpu"), tmp_path / "somewhere"
         model.config["data"] = {"_target_": "diffusion.data.sets.folder.Folder", "root": str(tmp_path / "photos"),
                                 "size": 16, "channels": 1, "held_out": 0.5, "cache": str(secret)}
-        assert data_of(model, None, registry.trusted()).split("test").images.shape[1:] == (1, 16, 16)
+        assert build_data(model, None, registry.trusted()).split("test").images.shape[1:] == (1, 16, 16)
         assert not secret.exists()
         construct(model.config["data"]).split("test")
         assert secret.exists(), "it would have been written there"

@@ -39,7 +39,7 @@ from diffusion.spaces.base import Space
 from diffusion.training.fit import fill_signals
 from diffusion.training.optimization import AdamW
 from models.conditioning import ConditionEncoder
-from samplers.base import Sampler, fitting
+from samplers.base import Sampler, list_fitting
 from samplers.grids import Grid
 from samplers.guidance.pag import Perturbation
 from samplers.guidance.schedules import ScaleSchedule
@@ -141,7 +141,7 @@ def test_every_experiment_trains(name, roots, tmp_path):
     cfg = compose("train", overrides)
     size = cfg.data.size
     run = train(tmp_path, *overrides, f"data.size={min(size, 32)}", experiment=name)
-    assert list(checkpoint.found(run.checkpoints)) == [2, 3]
+    assert list(checkpoint.list_checkpoints(run.checkpoints)) == [2, 3]
     rows = run.metrics.read_text().splitlines()
     assert rows[0].startswith("step,loss")
     assert len(rows) == 4
@@ -150,7 +150,7 @@ def test_every_experiment_trains(name, roots, tmp_path):
     else:
         pictures = sorted(path.name for path in run.pictures.iterdir())
         assert pictures == ["estimates-00000003.png", "samples-00000003.png"]
-    content = checkpoint.latest(run.checkpoints)
+    content = checkpoint.read_latest(run.checkpoints)
     assert content is not None
     assert run.config["sampling"] == content["config"]["sampling"]
 
@@ -231,7 +231,7 @@ def test_every_sampler_and_grid_samples(degradation):
     rest = ["objective/parameterization=v"] if affine else ["objective=cold", "prior=degraded"]
     model = variant(f"degradation={degradation}", *rest, *(["data.channels=3"] if degradation == "desaturate" else []))
     images = torch.rand(2, *model.image_shape)
-    names = fitting(model.degradation)
+    names = list_fitting(model.degradation)
     assert names
     for name, grid in product(names, registry.available("sampler/grid")):
         recipe = model.recipe([f"sampler={name}", f"sampler/grid={grid}", "sampler.num_steps=2"])
@@ -322,7 +322,7 @@ def test_someone_elses_package_joins_by_an_entry_point(tmp_path, monkeypatch):
     model = variant("degradation=blur", "objective=cold", "prior=degraded")
     model.packages = registry.trusted()
     assert type(model.recipe(["sampler=guest"]).sampler).__name__ == "Guest"
-    assert "guest" in fitting(model.degradation)
+    assert "guest" in list_fitting(model.degradation)
 
 
 def test_imports_go_downwards_only():

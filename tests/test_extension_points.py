@@ -14,7 +14,7 @@ import degradations
 import samplers
 from degradations.base import Degradation, Estimate, State
 from degradations.randomness import Streams
-from degradations.shapes import like
+from degradations.shapes import expand_like
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import X0, V
 from models.attention import attend, chain
@@ -382,7 +382,7 @@ class MLP(nn.Module):
         self.a, self.b = nn.Linear(width + 1, 16), nn.Linear(16, width)
 
     def forward(self, x, t, ctx=None, attn=None):
-        time = like(t, x).expand(*x.shape[:-1], 1)
+        time = expand_like(t, x).expand(*x.shape[:-1], 1)
         return self.b(torch.tanh(self.a(torch.cat([x, time], dim=-1))))
 
 
@@ -419,7 +419,7 @@ class Dim(Degradation):
         return State(speed=rng.uniform("speed", shape))
 
     def degrade(self, x0, t, state):
-        return x0 * (1 - like(t, x0) * (0.5 + 0.5 * state["speed"]))
+        return x0 * (1 - expand_like(t, x0) * (0.5 + 0.5 * state["speed"]))
 
 
 class Midway(Move):

@@ -47,7 +47,7 @@ import torch
 from torch import Tensor
 
 from degradations.base import Degradation
-from degradations.shapes import like
+from degradations.shapes import expand_like
 
 
 class Density:
@@ -69,7 +69,7 @@ class Fog(Degradation):
         self.density = density
 
     def degrade(self, x0, t, state):
-        through = like(torch.exp(-self.density(t)), x0)
+        through = expand_like(torch.exp(-self.density(t)), x0)
         return through * x0 + (1 - through)
 
 

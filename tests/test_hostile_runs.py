@@ -54,7 +54,7 @@ def write_config(folder, sampling):
     """Put a ``sampling`` list into both places that hold one."""
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     OmegaConf.save({**config, "sampling": sampling}, folder / "config.yaml")
-    for step, path in checkpoint.found(folder / "checkpoints").items():
+    for step, path in checkpoint.list_checkpoints(folder / "checkpoints").items():
         content = checkpoint.read(path)
         content["config"]["sampling"] = sampling
         checkpoint.save(folder / "checkpoints", step, {k: v for k, v in content.items() if k not in ("format", "step")})
@@ -126,7 +126,7 @@ def test_runs_of_the_old_layout_are_refused_in_words(stranger):
     assert result.returncode == 2
     assert "format 2" in result.stderr
     path.write_text(text)
-    newest = list(checkpoint.found(stranger / "checkpoints").values())[-1]
+    newest = list(checkpoint.list_checkpoints(stranger / "checkpoints").values())[-1]
     old = stranger / "checkpoints" / "step-00000099.pt"
     torch.save({**torch.load(newest, weights_only=True), "format": 1}, old)
     with pytest.raises(UserError, match="format 2"):

@@ -156,7 +156,7 @@ class TestTraining:
         rows = [line.split(",") for line in hot.metrics.read_text().splitlines()]
         assert [row[0] for row in rows] == ["step", *map(str, range(1, 13))]
         assert all(math.isfinite(float(value)) for row in rows[1:] for value in row if value)
-        content = checkpoint.latest(hot.checkpoints)
+        content = checkpoint.read_latest(hot.checkpoints)
         assert {int(state["step"]) for state in content["optimizer"]["state"].values()} == {12}
 
 

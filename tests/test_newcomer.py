@@ -73,7 +73,7 @@ def test_guidance_stays_where_there_is_a_condition():
 def test_sampling_that_does_not_fit_is_refused_before_the_training(tmp_path, sampling, words):
     with pytest.raises(UserError, match=words):
         train(tmp_path, *COLD, "max_steps=1", f'sampling=["sampler=cold2","{sampling}"]')
-    assert not checkpoint.found(tmp_path / "test")
+    assert not checkpoint.list_checkpoints(tmp_path / "test")
     assert not list(tmp_path.glob("**/*.pt"))
 
 

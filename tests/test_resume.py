@@ -13,7 +13,7 @@ from diffusion.training.callbacks import log as log_module
 
 
 def content(run):
-    return checkpoint.latest(run.checkpoints)
+    return checkpoint.read_latest(run.checkpoints)
 
 
 def same(a, b, path=""):
@@ -50,7 +50,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, experiment):
     whole = train(tmp_path / "a", *settings)
     assert states(whole)["step"] == 6
     part = train(tmp_path / "c", *settings, "callbacks.checkpoint.milestones=[3]", "callbacks.checkpoint.every=3")
-    newest = max(checkpoint.found(part.checkpoints).values())
+    newest = max(checkpoint.list_checkpoints(part.checkpoints).values())
     newest.unlink()
     train(tmp_path / "c", *settings)
     same(states(whole), states(part))
@@ -99,7 +99,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
         assert child.wait(60) == 130
     assert "the same command goes on" in rest
     [folder] = (tmp_path / "b").glob("*/x/checkpoints")
-    assert 3 <= max(checkpoint.found(folder)) < 8, "saved where it stopped, not at the next interval"
+    assert 3 <= max(checkpoint.list_checkpoints(folder)) < 8, "saved where it stopped, not at the next interval"
     whole = train(tmp_path / "a", *settings)
     run = train(tmp_path / "b", *settings)
     same(states(whole), states(run))
@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     settings = [*DIGITS, "max_steps=4", "callbacks.checkpoint.every=1", "callbacks.checkpoint.keep=0"]
     run = train(tmp_path, *settings)
     whole = states(run)
-    newest = max(checkpoint.found(run.checkpoints).values())
+    newest = max(checkpoint.list_checkpoints(run.checkpoints).values())
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(bytes(data))

@@ -233,7 +233,7 @@ def controlled(site, base, tmp_path_factory):
 
 def test_a_control_net_begins_as_its_base(base, controlled):
     """Bit for bit, guidance included; then its own part alone is trained."""
-    first, theirs = checkpoint.latest(controlled / "checkpoints"), load(base, device="cpu")
+    first, theirs = checkpoint.read_latest(controlled / "checkpoints"), load(base, device="cpu")
     assert first is not None
     fresh = Model(first["config"])
     begin(fresh, first["config"]["begin"], first["config"]["origin"])
@@ -243,7 +243,7 @@ def test_a_control_net_begins_as_its_base(base, controlled):
                 ((theirs, {}), (fresh, {"hint": torch.rand(3, 1, 16, 16)}))]
     assert torch.equal(*pictures)
 
-    raw, ema = (checkpoint.whole_state(first, weights) for weights in ("raw", "ema"))
+    raw, ema = (checkpoint.merge_state(first, weights) for weights in ("raw", "ema"))
     for name, value in theirs.weights.state_dict().items():
         name = name.replace("net.", "net.base.", 1) if name.startswith("net.") else name
         assert torch.equal(raw[name], value), name
@@ -271,7 +271,7 @@ def test_the_hint_is_asked_for_and_stays_in_every_branch(controlled, tmp_path):
 def test_killed_and_resumed_is_uninterrupted(base, controlled, tmp_path):
     done(*control(tmp_path, base, "max_steps=3"))
     assert "resuming at step 3" in done(*control(tmp_path, base))
-    ours, theirs = (checkpoint.latest(folder / "checkpoints") for folder in
+    ours, theirs = (checkpoint.read_latest(folder / "checkpoints") for folder in
                     (tmp_path / "control" / "control", controlled))
     assert ours is not None
     assert theirs is not None
@@ -341,9 +341,9 @@ def test_one_table_is_trained_and_nothing_else(base, tmp_path):
     """As textual inversion does: a parameter of its own, all others as they were."""
     done("train.py", "experiment=ddpm_digits", *SMALL, *WIDTH, "begin=base", f"begin.base.run={base}", "max_steps=3",
          "trainable=[encoder.signals.label.table.*]", f"run.root={tmp_path}", "run.name=table")
-    content = checkpoint.latest(tmp_path / "ddpm_digits" / "table" / "checkpoints")
+    content = checkpoint.read_latest(tmp_path / "ddpm_digits" / "table" / "checkpoints")
     assert content is not None
-    state, theirs = checkpoint.whole_state(content, "raw"), load(base, device="cpu").weights.state_dict()
+    state, theirs = checkpoint.merge_state(content, "raw"), load(base, device="cpu").weights.state_dict()
     assert state.keys() == theirs.keys()
     assert [name for name in state if not torch.equal(state[name], theirs[name])] == [
         "encoder.signals.label.table.weight"]
@@ -358,12 +358,12 @@ def test_a_latent_run_needs_its_first_stage_no_more(site, tmp_path):
               f"begin.first_stage.run={first}", f"run.root={tmp_path}", "run.name=latent"]
     assert "space: fitted to 256 images" in done(*latent, "max_steps=3")
     run = tmp_path / "ddpm_digits" / "latent"
-    before = checkpoint.whole_state(checkpoint.latest(first / "checkpoints") or {}, "ema")
+    before = checkpoint.merge_state(checkpoint.read_latest(first / "checkpoints") or {}, "ema")
     shutil.move(first, tmp_path / "moved")
     assert "resuming at step 3" in done(*latent, "max_steps=6")
     done("sample.py", f"run={run}", *FEW, f"out={tmp_path / 'out'}")
     done("evaluate.py", f"run={run}", "count=4", "metrics=quick", "device=cpu", "sampler.num_steps=2")
-    content = checkpoint.latest(run / "checkpoints")
+    content = checkpoint.read_latest(run / "checkpoints")
     assert content is not None
     assert content["config"]["model"]["in_channels"] == 4
     for name in before:
@@ -385,7 +385,7 @@ def test_origins_are_noted(base, controlled):
     config = to_plain(OmegaConf.load(controlled / "config.yaml"))
     origin = config["origin"]["base"]
     assert (origin["run"], origin["step"]) == (str(base), 8)
-    assert origin["checksum"] in checkpoint.found(base / "checkpoints")[8].name
+    assert origin["checksum"] in checkpoint.list_checkpoints(base / "checkpoints")[8].name
     assert find_origin(str(base), 4, "nowhere")["step"] == 4
     assert "${" not in json.dumps(config)
     with pytest.raises(UserError, match="run and map"):
@@ -393,7 +393,7 @@ def test_origins_are_noted(base, controlled):
 
 
 def test_the_default_trains_all_but_spaces_and_sources(controlled):
-    content = checkpoint.latest(controlled / "checkpoints")
+    content = checkpoint.read_latest(controlled / "checkpoints")
     assert content is not None
     model = Model({**content["config"], "trainable": None})
     select_trainable(model.weights, None)

@@ -20,8 +20,8 @@ from diffusion.data.files.decode import Decoder
 from diffusion.data.pixels import to_float, to_uint8
 from diffusion.runs.defaults import add_run_defaults
 from diffusion.sampling import command as sampling
-from diffusion.sampling.inputs import flat
-from diffusion.sampling.manifest import words
+from diffusion.sampling.inputs import name_files
+from diffusion.sampling.manifest import describe_part
 
 STEPS = 3
 
@@ -111,10 +111,10 @@ class TestManifest:
 
     def test_words(self):
         grid = {"_target_": "a.Grid"}
-        assert words({"_target_": "a.b.S", "n": 3, "grid": grid}) == "S (n 3, grid Grid)"
+        assert describe_part({"_target_": "a.b.S", "n": 3, "grid": grid}) == "S (n 3, grid Grid)"
         guidance = {"cfg": {"_target_": "a.CFG", "scale": 2.0}, "clip": {"_target_": "a.Clip"}}
-        assert words(guidance) == "CFG (scale 2.0), Clip"
-        assert words({}) == "none"
+        assert describe_part(guidance) == "CFG (scale 2.0), Clip"
+        assert describe_part({}) == "none"
 
 
 class TestAgain:
@@ -211,7 +211,7 @@ class TestAgain:
 
 class TestInput:
     def test_names(self):
-        assert flat(["a.png", "a.JPG", "b/a.png", "b_a.png", "A.bmp", "grid.png", "c.d.webp"]) == [
+        assert name_files(["a.png", "a.JPG", "b/a.png", "b_a.png", "A.bmp", "grid.png", "c.d.webp"]) == [
             "a.png", "a-2.png", "b_a.png", "b_a-2.png", "A-3.png", "grid-2.png", "c.d.png"]
 
     def test_a_folder_and_its_zip(self, cold, photos, tmp_path):

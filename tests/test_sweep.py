@@ -53,7 +53,8 @@ def sweep(monkeypatch, tmp_path, capfd):
 def folders(root: Path) -> dict[str, list[int]]:
     """The saved steps of every run in ``runs/debug/ddpm_digits``, by the name of its folder without what all share."""
     shared = name_job(SETTINGS)
-    found = {path.name: list(checkpoint.found(path / "checkpoints")) for path in root.glob("runs/debug/ddpm_digits/*")}
+    found = {path.name: list(checkpoint.list_checkpoints(path / "checkpoints"))
+             for path in root.glob("runs/debug/ddpm_digits/*")}
     return {name.removeprefix(shared + ","): steps for name, steps in found.items()}
 
 
@@ -247,7 +248,7 @@ def test_two_processes_train_as_one(tmp_path):
     losses = {name: [float(row["loss"]) for row in csv.DictReader(run.metrics.open())] for name, run in runs.items()}
     assert len(losses["one"]) == 2
     np.testing.assert_allclose(losses["two"], losses["one"], rtol=1e-5)
-    weights = {name: checkpoint.latest(run.checkpoints) for name, run in runs.items()}
+    weights = {name: checkpoint.read_latest(run.checkpoints) for name, run in runs.items()}
     assert weights["one"] is not None
     assert weights["two"] is not None
     for key, value in weights["one"]["raw"].items():

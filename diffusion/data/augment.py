@@ -14,7 +14,7 @@ from torch import Tensor
 
 from configs import UserError
 from degradations.randomness import bits
-from degradations.shapes import like
+from degradations.shapes import expand_like
 
 
 class Augmentation:
@@ -64,7 +64,7 @@ class Geometric(Augmentation):
         vector = self.vector(seed, positions).to(images.device)
         grid = F.affine_grid(self.matrix(vector), list(images.shape), align_corners=False)
         moved = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-        return torch.where(like(vector.any(dim=1), images), moved, images), vector
+        return torch.where(expand_like(vector.any(dim=1), images), moved, images), vector
 
     def vector(self, seed: int, positions: Int64[np.ndarray, " b"]) -> Float[Tensor, "b 9"]:
         """What is done to the images at these positions."""

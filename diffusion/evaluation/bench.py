@@ -21,7 +21,7 @@ from diffusion.metrics.base import Features, Images, Metric, MetricInput, PairMe
 from diffusion.metrics.extractors import classifier
 from diffusion.metrics.extractors.base import Extractor
 from diffusion.metrics.features import features, fingerprint
-from diffusion.metrics.intervals import grouped
+from diffusion.metrics.intervals import assign_groups
 from diffusion.model import Model
 from diffusion.recipe import Recipe
 from diffusion.runs import checkpoint
@@ -47,14 +47,14 @@ class EvaluationContext:
         self.device: str = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.metrics: dict[str, Metric | PairMetric] = {
             key: construct(node, role=(Metric, PairMetric)) for key, node in to_plain(cfg.metrics).items() if node}
-        self.files, self.manifest = images_of(cfg.images) if cfg.images else (None, {})
+        self.files, self.manifest = find_images(cfg.images) if cfg.images else (None, {})
         known = cfg.run or self.manifest.get("run")
         self.run = Run.open(known) if known and (cfg.run or (Path(known) / "config.yaml").is_file()) else None
         self._model: Model | None = None
         self._data: Data | None = None
         if self.run is not None:
             self._model = load(self.run.folder, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
-            self._data = sampling.data_of(self._model, cfg.data.root, self.packages)
+            self._data = sampling.build_data(self._model, cfg.data.root, self.packages)
         elif cfg.reference == "data":
             raise UserError("reference=data without a run, whose data it would be", "a run, or a folder of images",
                             "run=RUN, or reference=FOLDER")
@@ -76,7 +76,7 @@ class EvaluationContext:
     def checkpoint(self) -> str:
         """The file that the model is from, a part of its checksum in its name."""
         assert self.run is not None
-        return checkpoint.found(self.run.checkpoints)[self.model.step].name
+        return checkpoint.list_checkpoints(self.run.checkpoints)[self.model.step].name
 
     @cached_property
     def judge(self) -> classifier.ClassifierExtractor | None:
@@ -88,7 +88,7 @@ class EvaluationContext:
             if self.run is None or self._data is None or self._data.class_names is None:
                 return None
             root = self.run.folder.parents[1]
-            choice = classifier.find(root, self._data.fingerprint())
+            choice = classifier.find_classifier(root, self._data.fingerprint())
             if choice is None:
                 log.info("no classifier of these images in %s: nothing judges their classes. train.py makes one, with "
                          "this run's data: experiment=classifier_digits (or _mnist, _cifar10)", root)
@@ -120,7 +120,7 @@ class EvaluationContext:
             images: Images = self.data.split(self.cfg.split)
             what = f"{self.cfg.split} split of {type(self.data).__name__}"
         else:
-            images, _ = images_of(self.cfg.reference, "reference")
+            images, _ = find_images(self.cfg.reference, "reference")
             what = str(self.cfg.reference)
         shape = list(images.shape)
         return images, {"what": what, "count": shape[0], "shape": shape[1:], "hash": fingerprint(images)}
@@ -148,8 +148,8 @@ class EvaluationContext:
         predictions = None
         if self.judge is not None and labels is not None:
             seen = found if self.judge is self.extractor else features(images, self.judge, what)
-            predictions = classifier.predictions(seen)
-        return MetricInput(images, found, reference, grouped(len(found), conditions), labels, conditions,
+            predictions = classifier.take_predictions(seen)
+        return MetricInput(images, found, reference, assign_groups(len(found), conditions), labels, conditions,
                            predictions, **more)
 
     def numbers(self, sets: MetricInput, what: str, skipped: dict[str, str], restorations: bool = False) -> Numbers:
@@ -220,7 +220,7 @@ def check(cfg: DictConfig) -> None:
                         "images=FOLDER reference=FOLDER pairs=true")
 
 
-def images_of(root: str, option: str = "images") -> tuple[Files, dict[str, Any]]:
+def find_images(root: str, option: str = "images") -> tuple[Files, dict[str, Any]]:
     """The images of a folder or archive, and the manifest if ``sample.py`` has made them; then they are those that it
     names, in its order, with their classes.
 
@@ -236,7 +236,7 @@ def images_of(root: str, option: str = "images") -> tuple[Files, dict[str, Any]]
     return Files(folder, [s["file"] for s in samples], [s["condition"] for s in samples], option), manifest
 
 
-def equal_sizes(images: Images, reference: Images, what: str) -> None:
+def require_equal_sizes(images: Images, reference: Images, what: str) -> None:
     """Refuse a reference of another size or mode.
 
     :raises UserError: saying what both are

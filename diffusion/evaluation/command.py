@@ -29,13 +29,13 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]
     :param cfg: the composed ``evaluate`` config
     :param other: that of ``against``; the comparison is printed too, and written to ``comparison.json``
     """
-    report, folder = measured(cfg)
+    report, folder = measure_subject(cfg)
     title = str(cfg.images or cfg.run)
     report.show(title)
     log.info("written: %s", folder / "evaluation.json")
     result = report.plain()
     if other is not None:
-        second, _ = measured(other)
+        second, _ = measure_subject(other)
         rows = compare(report, second)
         show_comparison(rows, title, str(cfg.against))
         write_whole(folder / "comparison.json", json.dumps({"against": str(cfg.against), "rows": rows}, indent=2))
@@ -43,10 +43,10 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]
     return result
 
 
-def measured(cfg: DictConfig) -> tuple[Report, Path]:
+def measure_subject(cfg: DictConfig) -> tuple[Report, Path]:
     """The report of what the config asks for, and its folder: in that of the run, else in ``runs``."""
     bench = EvaluationContext(cfg)
-    asked = subject(bench)
+    asked = choose_subject(bench)
     home = bench.run.folder if bench.run is not None else Path("runs")
     folder = home / "evaluations" / folder_name(asked.protocol)
     report = None if cfg.overwrite else Report.read(folder, asked.protocol)
@@ -59,7 +59,7 @@ def measured(cfg: DictConfig) -> tuple[Report, Path]:
     return report, folder
 
 
-def subject(bench: EvaluationContext) -> Subject:
+def choose_subject(bench: EvaluationContext) -> Subject:
     """What the config asks to be measured."""
     if bench.cfg.images:
         return PairsSubject(bench) if bench.cfg.pairs else ImagesSubject(bench)

@@ -75,11 +75,11 @@ class Report:
     def show(self, title: str) -> None:
         """Print a table, a column for each set of images; below it what was left out and what it cost."""
         names = list(dict.fromkeys(key for numbers in self.sets.values() for key in numbers))
-        rows = [[key, *(words(numbers.get(key)) for numbers in self.sets.values())] for key in names]
+        rows = [[key, *(format_number(numbers.get(key)) for numbers in self.sets.values())] for key in names]
         show_table(title, ["", *self.sets], rows)
         say = Console(highlight=False, soft_wrap=True).print
         say("brackets: 95 % intervals, of what this many images can tell")
-        say(f"protocol: {under(self.protocol)}")
+        say(f"protocol: {describe_protocol(self.protocol)}")
         for name, cost in self.cost.items():
             say(f"cost of {name}: " + ", ".join(f"{value} {unit}" for unit, value in cost.items()))
         for reason in dict.fromkeys(self.skipped.values()):
@@ -87,7 +87,7 @@ class Report:
             say(f"not measured: {', '.join(keys)}, for want of {reason}")
 
 
-def under(protocol: Mapping[str, Any]) -> str:
+def describe_protocol(protocol: Mapping[str, Any]) -> str:
     """The main lines of a protocol, in words."""
     reference = protocol["reference"]
     made = [protocol[key] for key in ("sampler", "guidance") if protocol.get(key, "none") != "none"]
@@ -109,16 +109,16 @@ def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -
     Console(highlight=False, width=max(width, Console().width)).print(table)
 
 
-def words(number: MetricValue | None) -> str:
+def format_number(number: MetricValue | None) -> str:
     """``0.287 [0.285, 0.290]``, to the second digit that is uncertain."""
     if number is None:
         return "-"
-    places = decimals((number.high - number.low) / 2)
+    places = count_decimals((number.high - number.low) / 2)
     value, low, high = (f"{x:.{places}f}" for x in (number.value, number.low, number.high))
     return f"{value} \\[{low}, {high}]"
 
 
-def decimals(reach: float) -> int:
+def count_decimals(reach: float) -> int:
     """How many decimals are worth showing of a number that is uncertain by so much: two digits of that."""
     if not math.isfinite(reach) or reach <= 0:
         return 4
@@ -143,12 +143,12 @@ def compare(a: Report, b: Report) -> dict[str, dict[str, dict[str, Any]]]:
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for name in a.subject:
         other = b.sets.get(name) or (b.sets[b.subject[0]] if len(a.subject) == len(b.subject) == 1 else {})
-        if rows := contrast(a.sets[name], other, pairs):
+        if rows := compare_numbers(a.sets[name], other, pairs):
             result[name] = rows
     return result
 
 
-def contrast(a: Numbers, b: Numbers, pairs: bool) -> dict[str, dict[str, Any]]:
+def compare_numbers(a: Numbers, b: Numbers, pairs: bool) -> dict[str, dict[str, Any]]:
     """The numbers that two sets of images share, as :func:`compare` gives them.
 
     :param pairs: both are restorations of the same images, or samples of the same draws
@@ -168,7 +168,7 @@ def show_comparison(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], a: str,
     for name, numbers in rows.items():
         table = []
         for key, row in numbers.items():
-            places = decimals((row["high"] - row["low"]) / 2)
+            places = count_decimals((row["high"] - row["low"]) / 2)
             x, y, step, low, high = (f"{row[k]:.{places}f}" for k in ("a", "b", "difference", "low", "high"))
             verdict = "exceeds the noise" if row["exceeds"] else "within the noise"
             table.append([key, x, y, f"{step} \\[{low}, {high}]", verdict])

@@ -17,7 +17,7 @@ from configs.values import to_plain
 from diffusion.data.base import ImageSet
 from diffusion.data.files.images import Files
 from diffusion.data.pixels import to_float
-from diffusion.evaluation.bench import EvaluationContext, equal_sizes, images_of
+from diffusion.evaluation.bench import EvaluationContext, find_images, require_equal_sizes
 from diffusion.evaluation.cost import flops
 from diffusion.evaluation.pair_scores import PairScores
 from diffusion.evaluation.report import Report
@@ -29,10 +29,10 @@ from diffusion.recipe import Recipe
 from diffusion.runs.memory import peak
 from diffusion.sampling import command as sampling
 from diffusion.sampling.inputs import Inputs
-from diffusion.sampling.manifest import words
+from diffusion.sampling.manifest import describe_part
 from diffusion.sampling.selection import read_condition
 from diffusion.sampling.watchers import evaluations
-from samplers.base import fitting
+from samplers.base import list_fitting
 
 log = logging.getLogger(__name__)
 
@@ -74,19 +74,19 @@ class ImagesSubject(Subject):
         """How many images there are, and which, for the protocol."""
         images = self.bench.files
         assert images is not None
-        equal_sizes(images, self.reference, self.what)
+        require_equal_sizes(images, self.reference, self.what)
         return len(images), {"images": {"what": str(self.bench.cfg.images), "stamp": images.stamp}}
 
     def measure(self, folder: Path) -> Report:
         bench, (images, cost) = self.bench, self.found()
-        equal_sizes(images, self.reference, self.what)
+        require_equal_sizes(images, self.reference, self.what)
         reference = features(self.reference, bench.extractor, "the reference", self.protocol["reference"]["hash"])
         more = self._real(reference) if bench.run is not None else {}
         sets = bench.sets(images, self.what, reference, None, **more)
         report = Report(self.protocol, [self.what], cost=cost)
         report.sets[self.what] = bench.numbers(sets, self.what, report.skipped)
         if sets.train is not None:
-            suspects(sets, bench.data.split("train"), folder)
+            save_suspects(sets, bench.data.split("train"), folder)
         if bench.run is not None and bench.cfg.baseline and bench.cfg.reference == "data":
             self._baseline(report, reference, images.shape[0])
         return report
@@ -113,7 +113,7 @@ class ImagesSubject(Subject):
     def _baseline(self, report: Report, reference: Features, count: int) -> None:
         """As many real images of the other split: what a perfect model would have."""
         name, what = ("train", "training images") if self.bench.cfg.split == "test" else ("test", "held-out images")
-        images = some(self.bench.data.split(name), count)
+        images = choose_evenly(self.bench.data.split(name), count)
         sets = self.bench.sets(images, what, reference)
         report.sets[what] = self.bench.numbers(sets, what, {})
 
@@ -125,7 +125,7 @@ class SamplesSubject(ImagesSubject):
 
     def stated(self) -> tuple[int, dict[str, Any]]:
         bench = self.bench
-        return bench.cfg.count, made(bench, bench.cfg.sampler) | {"checkpoint": bench.checkpoint}
+        return bench.cfg.count, state_sampling(bench, bench.cfg.sampler) | {"checkpoint": bench.checkpoint}
 
     def found(self) -> tuple[Files, dict[str, dict[str, Any]]]:
         bench = self.bench
@@ -134,7 +134,7 @@ class SamplesSubject(ImagesSubject):
             wanted[key] = bench.cfg[key]
         wanted.samples = f"0-{bench.cfg.count - 1}"
         folder = sampling.sample(wanted)
-        _, manifest = images_of(str(folder))
+        _, manifest = find_images(str(folder))
         entries = [s for s in manifest["samples"] if s["index"] < bench.cfg.count]
         count = len(manifest["samples"])
         each = manifest.get("evaluations_per_sample")
@@ -152,7 +152,7 @@ class RestorationsSubject(Subject):
     """Held-out images degraded and restored: the direct estimate and every sampler that is asked for."""
 
     def __init__(self, bench: EvaluationContext):
-        cfg, suitable = bench.cfg, fitting(bench.model.degradation)
+        cfg, suitable = bench.cfg, list_fitting(bench.model.degradation)
         if not cfg.samplers or isinstance(cfg.samplers, str) or not set(cfg.samplers) <= set(suitable):
             raise UserError(f"samplers={cfg.samplers}", f"a list of {', '.join(suitable)}", "'samplers=[cold1,cold2]'")
         self.bench = bench
@@ -161,16 +161,16 @@ class RestorationsSubject(Subject):
             raise UserError(f"reference={cfg.reference} for restorations of the run's own images", "reference=data",
                             "images=FOLDER reference=FOLDER pairs=true for restorations of other images")
         self.images = images
-        self.chosen = spread(len(self.images), cfg.count)
+        self.chosen = spread_indices(len(self.images), cfg.count)
         nodes = {name: registry.node("sampler", name, num_steps=cfg.sampler.num_steps) for name in cfg.samplers}
         self.protocol = bench.protocol("restorations", len(self.chosen), stated, rounding=cfg.rounding, split=cfg.split,
-                                       **made(bench, None), checkpoint=bench.checkpoint,
-                                       samplers={name: words(to_plain(node)) for name, node in nodes.items()})
+                                       **state_sampling(bench, None), checkpoint=bench.checkpoint,
+                                       samplers={name: describe_part(to_plain(node)) for name, node in nodes.items()})
 
     def measure(self, folder: Path) -> Report:
         bench, count = self.bench, len(self.chosen)
         report = Report(self.protocol, ["degraded", "direct", *bench.cfg.samplers])
-        originals = some(self.images, count)
+        originals = choose_evenly(self.images, count)
         pairs = bench.pair_metrics(originals.shape, report.skipped)
         outcome = {name: PairScores(pairs, originals, bench.cfg.rounding == "uint8") for name in report.subject}
         for name in bench.cfg.samplers:
@@ -220,7 +220,7 @@ class PairsSubject(Subject):
         assert isinstance(reference, Files)
         assert bench.files is not None
         self.originals, self.restored = reference, bench.files
-        equal_sizes(self.restored, self.originals, "images")
+        require_equal_sizes(self.restored, self.originals, "images")
         if self.restored.names != self.originals.names:
             alone = sorted(set(self.restored.names) ^ set(self.originals.names))
             raise UserError(f"files without a partner: {', '.join(alone[:5])}" + (" ..." if len(alone) > 5 else ""),
@@ -262,17 +262,17 @@ class ClassifierSubject(Subject):
         return report
 
 
-def made(bench: EvaluationContext, sampler: DictConfig | None) -> dict[str, Any]:
+def state_sampling(bench: EvaluationContext, sampler: DictConfig | None) -> dict[str, Any]:
     """How images are made, for the protocol."""
     cfg = bench.cfg
-    stated = {"sampler": words(to_plain(sampler))} if sampler is not None else {}
-    stated |= {"edit": words(to_plain(cfg.edit))} if cfg.edit else {}
-    return stated | {"guidance": words(to_plain(cfg.guidance) if cfg.guidance else None), "weights": cfg.weights,
-                     "prior": words(to_plain(cfg.prior) if cfg.prior else None), "start": cfg.start, "seed": cfg.seed,
-                     "condition": to_plain(cfg)["condition"]}
+    stated = {"sampler": describe_part(to_plain(sampler))} if sampler is not None else {}
+    stated |= {"edit": describe_part(to_plain(cfg.edit))} if cfg.edit else {}
+    guidance, prior = (describe_part(to_plain(node) if node else None) for node in (cfg.guidance, cfg.prior))
+    return stated | {"guidance": guidance, "weights": cfg.weights, "prior": prior, "start": cfg.start,
+                     "seed": cfg.seed, "condition": to_plain(cfg)["condition"]}
 
 
-def suspects(sets: MetricInput, train: ImageSet, folder: Path) -> None:
+def save_suspects(sets: MetricInput, train: ImageSet, folder: Path) -> None:
     """``nearest.png``: the samples that are nearest to an image of the training, above that image."""
     distances, indices = sets.nearest_train
     rows = distances.argsort()[:SUSPECTS]
@@ -280,12 +280,12 @@ def suspects(sets: MetricInput, train: ImageSet, folder: Path) -> None:
     save_grid(images, folder / "nearest.png", len(rows), rows=["sample", "nearest of the training"])
 
 
-def some(images: ImageSet, count: int) -> ImageSet:
+def choose_evenly(images: ImageSet, count: int) -> ImageSet:
     """``count`` images of a set, evenly spread over it."""
-    return images.choose(spread(len(images), count))
+    return images.choose(spread_indices(len(images), count))
 
 
-def spread(n: int, count: int) -> Int64[Tensor, " m"]:
+def spread_indices(n: int, count: int) -> Int64[Tensor, " m"]:
     """``count`` of n indices (all, if there are fewer), evenly spread: sets are often sorted by class."""
     count = min(n, count)
     return torch.arange(count) * n // count

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from diffusion.metrics.base import Metric, MetricInput
-from diffusion.metrics.intervals import GROUPS, MetricValue, leaving_out, share
+from diffusion.metrics.intervals import GROUPS, MetricValue, jackknife_groups, share
 
 CHUNK = 4096
 
@@ -66,7 +66,7 @@ class _OfSimilarities(Metric):
             values = [self.statistic(unit[rows[part]]) for part in parts if len(part) > 1]
             return sum(values) / len(values)
 
-        return {self.name: leaving_out(sets.groups, mean)}
+        return {self.name: jackknife_groups(sets.groups, mean)}
 
     def lacks(self, sets: MetricInput) -> str | None:
         return too_few(sets.conditions)

@@ -135,7 +135,7 @@ def _reach(parts: Float64[Tensor, " g"]) -> float:
     return (stdtrit(n - 1, (1 + LEVEL) / 2) * parts.std() / n**0.5).item() if n > 1 else float("inf")
 
 
-def grouped(n: int, labels: Int64[Tensor, " n"] | None = None, seed: int = 0) -> Int64[Tensor, " n"]:
+def assign_groups(n: int, labels: Int64[Tensor, " n"] | None = None, seed: int = 0) -> Int64[Tensor, " n"]:
     """A group in 0 .. ``GROUPS`` - 1 for each of n images, at random, of equal sizes, and within each class too: an
     image set is often sorted by class, or goes through the classes in turn.
 
@@ -149,7 +149,7 @@ def grouped(n: int, labels: Int64[Tensor, " n"] | None = None, seed: int = 0) ->
     return groups
 
 
-def leaving_out(groups: Int64[Tensor, " n"], statistic: Callable[[Int64[Tensor, " m"]], float]) -> MetricValue:
+def jackknife_groups(groups: Int64[Tensor, " n"], statistic: Callable[[Int64[Tensor, " m"]], float]) -> MetricValue:
     """The jackknife of a statistic of chosen rows.
 
     :param statistic: from indices of rows to the number

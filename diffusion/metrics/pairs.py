@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from degradations.shapes import flat
+from degradations.shapes import flatten_rows
 from diffusion.metrics.base import PairMetric
 
 
 def mse(a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> Float64[Tensor, " n"]:
     """The mean squared difference of each pair of images in [-1, 1], on the scale [0, 1]."""
-    return flat((a.double() - b.double()) / 2).square().mean(dim=1)
+    return flatten_rows((a.double() - b.double()) / 2).square().mean(dim=1)
 
 
 class PooledRMSE(PairMetric):

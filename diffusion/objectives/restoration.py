@@ -9,7 +9,7 @@ from torch import Tensor
 from configs import UserError
 from degradations.base import Degradation
 from degradations.randomness import Draws
-from degradations.shapes import flat
+from degradations.shapes import flatten_rows
 from diffusion.objectives.base import Criterion, Forward, Losses
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import Parameterization
@@ -57,7 +57,7 @@ class Objective(Criterion):
         weight = self.weighting(t, degradation, self.parameterization)
         if "weight" in condition:
             weight = weight * condition["weight"]
-        return Losses(weight * flat(self.error(out - target)).mean(dim=1), t)
+        return Losses(weight * flatten_rows(self.error(out - target)).mean(dim=1), t)
 
     def check_encoder(self, encoder: ConditionEncoder) -> None:
         for event in self.drop:

@@ -36,7 +36,7 @@ def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
     return path
 
 
-def found(folder: Path) -> dict[int, Path]:
+def list_checkpoints(folder: Path) -> dict[int, Path]:
     """The checkpoints of a folder by step, in order."""
     names = {path: re.fullmatch(r"step-(\d+)\.\w+\.pt", path.name) for path in sorted(folder.glob("step-*.pt"))}
     return {int(name[1]): path for path, name in names.items() if name}
@@ -66,13 +66,13 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def latest(folder: Path) -> dict[str, Any] | None:
+def read_latest(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint that is whole, None if the folder has none; damaged ones are passed over with a warning.
 
     :raises UserError: if all of them are damaged
     """
     problems = []
-    for path in reversed(found(folder).values()):
+    for path in reversed(list_checkpoints(folder).values()):
         try:
             return read(path)
         except UserError as error:
@@ -83,7 +83,7 @@ def latest(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def whole_state(content: dict[str, Any], weights: str) -> dict[str, torch.Tensor]:
+def merge_state(content: dict[str, Any], weights: str) -> dict[str, torch.Tensor]:
     """All weights of a checkpoint: the trained ones as they are or averaged, and those that were not trained.
 
     :param weights: ``raw`` or ``ema``
@@ -95,7 +95,7 @@ def prune(folder: Path, keep: int, milestones: list[int]) -> None:
     """Remove all but the newest ``keep`` checkpoints and those at the milestone steps, and what a crash left behind."""
     for leftover in folder.glob(".*.partial"):
         leftover.unlink(missing_ok=True)
-    files = found(folder)
+    files = list_checkpoints(folder)
     for step in list(files)[:-keep] if keep else []:
         if step not in milestones:
             files[step].unlink(missing_ok=True)

@@ -20,14 +20,14 @@ from diffusion.data.base import Data
 from diffusion.data.pixels import to_float
 from diffusion.loading import load
 from diffusion.model import Model
-from diffusion.pictures import by_condition, save_each, save_grid
+from diffusion.pictures import arrange_by_condition, save_each, save_grid
 from diffusion.recipe import Recipe
 from diffusion.runs import checkpoint
 from diffusion.runs.environment import describe_environment
 from diffusion.runs.memory import peak
 from diffusion.runs.run import Run
-from diffusion.sampling.inputs import Inputs, held_out, photos, tell
-from diffusion.sampling.manifest import Manifest, Sample, folder_name, words
+from diffusion.sampling.inputs import Inputs, log_changes, read_photos, take_held_out
+from diffusion.sampling.manifest import Manifest, Sample, describe_part, folder_name
 from diffusion.sampling.selection import (
     caption_conditions,
     choose_indices,
@@ -91,25 +91,27 @@ def sample(cfg: DictConfig) -> Path:
     check(cfg)
     packages = (*registry.trusted(), *cfg.allow)
     run = Run.open(cfg.run)
-    files = checkpoint.found(run.checkpoints)
+    files = checkpoint.list_checkpoints(run.checkpoints)
     model = load(cfg.run, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
     _ = model.restorer  # refuses a classifier
-    files |= checkpoint.found(run.checkpoints)  # a training that goes on writes and removes some
+    files |= checkpoint.list_checkpoints(run.checkpoints)  # a training that goes on writes and removes some
     recipe, inputs = Recipe.build(cfg, packages), None
     if cfg.input.root or (recipe.prior or model.prior).needs_images:
-        recipe, inputs = restoring(model, recipe, cfg), to_restore(model, cfg, packages)
+        recipe, inputs = adapt_recipe(model, recipe, cfg), find_inputs(model, cfg, packages)
     recipe.sampler.times(model.degradation, recipe.start)
     model.start(recipe)
     indices = choose_indices(cfg, inputs)
     known = spread_over_twins(to_plain(cfg.condition), cfg.twins, len(indices))
-    condition = read_condition(model, recipe, indices, known, inputs, lambda: data_of(model, cfg.data.root, packages))
+    condition = read_condition(model, recipe, indices, known, inputs,
+                               lambda: build_data(model, cfg.data.root, packages))
     asked = list_samples(indices, cfg, inputs, write_condition(model, recipe, condition, len(indices)))
     job = Job(cfg, model, recipe, inputs, condition, {entry["file"]: row for row, entry in enumerate(asked)})
 
     settings: dict[str, Any] = {**to_plain(cfg), "step": model.step}
     stamp = {"step": model.step, "checksum": files[model.step].name.split(".")[1]}
-    record = {"run": str(cfg.run), "checkpoint": stamp, "sampler": words(settings["sampler"]),
-              "guidance": words(settings["guidance"]), "settings": settings, "environment": describe_environment()}
+    record = {"run": str(cfg.run), "checkpoint": stamp, "sampler": describe_part(settings["sampler"]),
+              "guidance": describe_part(settings["guidance"]), "settings": settings,
+              "environment": describe_environment()}
     folder = Path(str(cfg.out)) if cfg.out else run.folder / "samples" / folder_name(settings, stamp)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +157,7 @@ def draw(job: Job, asked: Sequence[Sample], manifest: Manifest) -> None:
     todo = {i // twins * twins + k for i in todo for k in range(twins)}
     order = [asked[i] for i in sorted(todo)]
     if job.inputs and cfg.input.root:
-        tell(_path(cfg), [entry["source"] for entry in order], job.model.image_shape[1])
+        log_changes(_path(cfg), [entry["source"] for entry in order], job.model.image_shape[1])
 
     bar, rows = Bar(job.model, job.recipe, len(order), size), {}
     begin = time.monotonic()
@@ -164,7 +166,7 @@ def draw(job: Job, asked: Sequence[Sample], manifest: Manifest) -> None:
             for first in range(0, len(order), size):
                 some = order[first:first + size]
                 images = job.batch(some, [bar, film] if film else [bar])
-                finite(images[job.title], some)
+                require_finite(images[job.title], some)
                 save_each(images[job.title], manifest.folder, [entry["file"] for entry in some])
                 manifest.add(some)
                 if job.inputs and first < ROW:
@@ -186,7 +188,7 @@ def draw(job: Job, asked: Sequence[Sample], manifest: Manifest) -> None:
         heads = [Path(entry["file"]).stem if job.inputs.files else str(entry["index"]) for entry in asked[:ROW]]
         images, columns = torch.cat([torch.cat(row) for row in rows.values()]), len(heads)
     else:
-        columns, heads = by_condition(caption_conditions(job.model.readers(job.recipe),
+        columns, heads = arrange_by_condition(caption_conditions(job.model.readers(job.recipe),
                                                          [entry["condition"] for entry in asked[:GRID]]))
         images = torch.stack([_load(manifest.folder / name) for name in names[:GRID]])
     save_grid(images, manifest.folder / "grid.png", columns, rows=list(rows) if job.inputs else (), heads=heads)
@@ -196,7 +198,7 @@ def draw(job: Job, asked: Sequence[Sample], manifest: Manifest) -> None:
     manifest.write()
 
 
-def finite(images: Tensor, some: Sequence[Sample]) -> None:
+def require_finite(images: Tensor, some: Sequence[Sample]) -> None:
     """Refuse images that are not numbers: as a file, they would be black.
 
     :raises UserError: naming the first
@@ -224,7 +226,7 @@ def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *,
     return x_T, direct, restored
 
 
-def restoring(model: Model, recipe: Recipe, cfg: DictConfig) -> Recipe:
+def adapt_recipe(model: Model, recipe: Recipe, cfg: DictConfig) -> Recipe:
     """The recipe with a prior that degrades given images, starting from ``input.t``."""
     if recipe.prior is not None and not recipe.prior.needs_images:
         raise UserError(f"images to restore, and the prior {type(recipe.prior).__name__}, which needs none",
@@ -236,19 +238,19 @@ def restoring(model: Model, recipe: Recipe, cfg: DictConfig) -> Recipe:
     return replace(recipe, start=cfg.input.t)
 
 
-def to_restore(model: Model, cfg: DictConfig, packages: Sequence[str]) -> Inputs:
+def find_inputs(model: Model, cfg: DictConfig, packages: Sequence[str]) -> Inputs:
     """The images of ``input.root``, else the held-out ones of the run's data."""
     if not cfg.input.root:
-        return held_out(data_of(model, cfg.data.root, packages))
+        return take_held_out(build_data(model, cfg.data.root, packages))
     channels, size, _ = model.image_shape
-    return photos(_path(cfg), size, channels)
+    return read_photos(_path(cfg), size, channels)
 
 
 def _path(cfg: DictConfig) -> Path:
     return Path(str(cfg.input.root)).expanduser()
 
 
-def data_of(model: Model, root: str | None, packages: Sequence[str]) -> Data:
+def build_data(model: Model, root: str | None, packages: Sequence[str]) -> Data:
     """The data set of a run.
 
     :param root: where it lies now; None is where it lay

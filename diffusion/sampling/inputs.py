@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import UserError
 from diffusion.data.base import Data, ImageSet
-from diffusion.data.files.archive import opened
+from diffusion.data.files.archive import open_archive
 from diffusion.data.files.decode import Decoder
 from diffusion.data.sets.folder import Folder
 
@@ -37,19 +37,19 @@ class Inputs:
         return len(self.images)
 
 
-def held_out(data: Data) -> Inputs:
+def take_held_out(data: Data) -> Inputs:
     """The test split of a data set."""
     return Inputs(data.split("test"), data.files("test") if isinstance(data, Folder) else None)
 
 
-def photos(root: Path, size: int, channels: int) -> Inputs:
+def read_photos(root: Path, size: int, channels: int) -> Inputs:
     """The image file at ``root``, or the images in the folder or zip, sorted by their names.
 
     :param size: height and width to bring them to, in pixels
     :param channels: 1 (grey) or 3 (RGB)
     :raises UserError: there is nothing, or no readable image
     """
-    if single(root):
+    if is_single_file(root):
         names, images = [root.name], _image(root, size, channels)
     else:
         try:
@@ -58,10 +58,10 @@ def photos(root: Path, size: int, channels: int) -> Inputs:
             names, images = folder.index.names, ImageSet(folder.load("train").pixels)
         except UserError as error:
             raise UserError(error.got, error.wanted, error.fix.replace("data.root=", "input=")) from error
-    return Inputs(images, names, flat(names))
+    return Inputs(images, names, name_files(names))
 
 
-def single(root: Path) -> bool:
+def is_single_file(root: Path) -> bool:
     """Whether this is one file, and no archive of several."""
     return root.is_file() and not zipfile.is_zipfile(root)
 
@@ -76,7 +76,7 @@ def _image(path: Path, size: int, channels: int) -> ImageSet:
     return ImageSet(torch.tensor(pixels)[None])
 
 
-def flat(names: Sequence[str]) -> list[str]:
+def name_files(names: Sequence[str]) -> list[str]:
     """A PNG file name for each photo: folders become part of it, and what would collide gets a number. A name depends
     on all photos that come before, so it is the same whichever of them are asked for."""
     taken = {"grid"}
@@ -90,15 +90,15 @@ def flat(names: Sequence[str]) -> list[str]:
     return files
 
 
-def tell(root: Path, names: Sequence[str], size: int) -> None:
+def log_changes(root: Path, names: Sequence[str], size: int) -> None:
     """Say how many of these photos are changed by being brought to a square of ``size``.
 
     :param root: where the photos come from, as for :func:`photos`
     """
-    if single(root):
+    if is_single_file(root):
         shapes = [_shape(root)]
     else:
-        with opened(root) as archive:
+        with open_archive(root) as archive:
             shapes = [_shape(BytesIO(archive.read(name))) for name in names]
     cropped, resized = sum(w != h for w, h in shapes), sum(min(shape) != size for shape in shapes)
     if cropped or resized:

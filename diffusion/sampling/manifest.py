@@ -21,7 +21,7 @@ Sample = dict[str, Any]
 name, and ``pixels``, a hash of what was restored."""
 
 
-def fixed(settings: dict[str, Any]) -> dict[str, Any]:
+def drop_free(settings: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for all samples of a folder: settings without the free ones and the input's place."""
     kept = {key: value for key, value in settings.items() if key not in FREE}
     return kept | {"input": {key: value for key, value in kept["input"].items() if key != "root"}}
@@ -29,16 +29,16 @@ def fixed(settings: dict[str, Any]) -> dict[str, Any]:
 
 def folder_name(settings: dict[str, Any], checkpoint: dict[str, Any]) -> str:
     """Name of the folder of a set of samples: readable, and different for different settings or checkpoints."""
-    asked = [fixed(settings), settings["condition"], settings["input"]["root"], checkpoint]
+    asked = [drop_free(settings), settings["condition"], settings["input"]["root"], checkpoint]
     return f"{settings['sampler']['_target_'].split('.')[-1].lower()}-seed{settings['seed']}-{hash_plain(asked, 6)}"
 
 
-def words(node: dict[str, Any] | None) -> str:
+def describe_part(node: dict[str, Any] | None) -> str:
     """A composed config in short: ``DDIM (grid UniformGrid, num_steps 50)``; parts without a name are listed, what
     is null is left out."""
     if not node:
         return "none"
-    parts = {key: words(value) if isinstance(value, dict) else value for key, value in node.items()
+    parts = {key: describe_part(value) if isinstance(value, dict) else value for key, value in node.items()
              if value is not None}
     name = str(parts.pop("_target_", "")).split(".")[-1]
     if not name:
@@ -64,7 +64,7 @@ class Manifest:
         self.path = folder / "manifest.json"
         there = self._read()
         there = there if there.get("samples") else {}
-        made, mine = ({"checkpoint": r["checkpoint"], **fixed(r["settings"])} for r in (there or record, record))
+        made, mine = ({"checkpoint": r["checkpoint"], **drop_free(r["settings"])} for r in (there or record, record))
         lines = [f"{key}: {before!r} there, {now!r} here" for key, before, now in list_differences(made, mine)]
         if lines and not overwrite:
             raise UserError(f"{folder} holds other samples:\n    " + "\n    ".join(lines),

@@ -16,7 +16,7 @@ from diffusion.data.base import Data, digest
 from diffusion.data.pixels import to_float
 from diffusion.model import Model
 from diffusion.recipe import Recipe
-from diffusion.sampling.inputs import Inputs, photos
+from diffusion.sampling.inputs import Inputs, read_photos
 from diffusion.sampling.manifest import Sample
 from models.context import Condition
 from models.readers import Reader, is_none
@@ -141,13 +141,13 @@ def _derive(model: Model, name: str, asked: Mapping[str, Any], indices: Sequence
         raise UserError(f"{name}.{'/'.join(map(str, asked))}", f"{name}=VALUE, or {name}.of=PHOTOS for a signal that a "
                         f"source makes of photos; sources: {', '.join(sources) or 'none'}", f"{name}=...")
     channels, side, _ = model.image_shape
-    found = photos(Path(str(asked["of"])).expanduser(), side, channels)
+    found = read_photos(Path(str(asked["of"])).expanduser(), side, channels)
     return derive_signals(model, Inputs(found.images), [i % len(found) for i in indices])[name]
 
 
 def _images(folder: str, name: str, side: int, channels: int, indices: Sequence[int]) -> Tensor:
     try:
-        found = photos(Path(folder).expanduser(), side, channels)
+        found = read_photos(Path(folder).expanduser(), side, channels)
     except UserError as error:
         raise UserError(error.got, error.wanted, error.fix.replace("input=", f"{name}=")) from error
     return to_float(found.images.batch(torch.tensor([i % len(found) for i in indices]))[0])

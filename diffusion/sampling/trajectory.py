@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.data.pixels import to_uint8
-from diffusion.pictures import captioned, grid
+from diffusion.pictures import add_captions, grid
 from samplers.protocol import Callback, LoopState
 
 HELD = 1000
@@ -65,7 +65,7 @@ class Trajectory(Callback):
 
 def _side_by_side(time: float, pair: UInt8[Tensor, "2 n c h w"]) -> Image.Image:
     titles = (f"x_t, t = {time:.2f}", "x0_hat")
-    left, right = (captioned(grid(images), heads=[title]) for images, title in zip(pair, titles))
+    left, right = (add_captions(grid(images), heads=[title]) for images, title in zip(pair, titles))
     whole = Image.new("RGB", (left.width + right.width, left.height), "white")
     whole.paste(left, (0, 0))
     whole.paste(right, (left.width, 0))

@@ -72,8 +72,8 @@ class Training(L.LightningModule):
 
     def restore(self, content: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.weights.load_state_dict(checkpoint.whole_state(content, "raw"))
-        self.ema.model.load_state_dict(checkpoint.whole_state(content, "ema"))
+        self.weights.load_state_dict(checkpoint.merge_state(content, "raw"))
+        self.ema.model.load_state_dict(checkpoint.merge_state(content, "ema"))
         self.model.prior.restore(content["prior"])
         self.step, self._optimizer_state = content["step"], content["optimizer"]
         self.tally = content.get("tally", self.tally)

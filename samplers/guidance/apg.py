@@ -6,12 +6,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from degradations.base import Estimate
-from degradations.shapes import flat, like
+from degradations.shapes import expand_like, flatten_rows
 from samplers.guidance.base import GuidanceInput
 from samplers.guidance.cfg import CFG
 from samplers.guidance.scales import Scale
 from samplers.guidance.schedules import ScaleSchedule
-from samplers.guidance.spaces import explained, known, seen
+from samplers.guidance.spaces import check_space, from_space, to_space
 from samplers.protocol import Restorer
 
 
@@ -34,21 +34,21 @@ class APG(CFG):
     def __init__(self, scale: Scale = 2.0, eta: float = 0.0, norm: float | None = 15.0, momentum: float = -0.5,
                  space: str = "x0", schedule: ScaleSchedule | None = None, unconditional: Restorer | None = None):
         super().__init__(scale, schedule, unconditional)
-        self.eta, self.norm, self.momentum, self.space = eta, norm, momentum, known(space)
+        self.eta, self.norm, self.momentum, self.space = eta, norm, momentum, check_space(space)
 
     def delta(self, base: Estimate, outs: Sequence[Estimate], view: GuidanceInput) -> Estimate | None:
         if not outs:
             return None
-        plain = seen(base, self.space, view)
-        d = self.remembered(plain - seen(outs[0], self.space, view), view)
+        plain = to_space(base, self.space, view)
+        d = self.remembered(plain - to_space(outs[0], self.space, view), view)
         if self.norm is not None:
-            d = d * like((self.norm / flat(d).norm(dim=1).clamp(min=1e-12)).clamp(max=1), d)
-        length = flat(plain).square().sum(dim=1).clamp(min=1e-24)
-        along = like((flat(d) * flat(plain)).sum(dim=1) / length, plain) * plain
+            d = d * expand_like((self.norm / flatten_rows(d).norm(dim=1).clamp(min=1e-12)).clamp(max=1), d)
+        length = flatten_rows(plain).square().sum(dim=1).clamp(min=1e-24)
+        along = expand_like((flatten_rows(d) * flatten_rows(plain)).sum(dim=1) / length, plain) * plain
         change = d - along + self.eta * along
         k = self.strength(view)
-        k = like(k, plain) if isinstance(k, Tensor) else k
-        return explained(plain + k * change, self.space, view, base) - base
+        k = expand_like(k, plain) if isinstance(k, Tensor) else k
+        return from_space(plain + k * change, self.space, view, base) - base
 
     def remembered(self, d: Float[Tensor, "b *rest"], view: GuidanceInput) -> Float[Tensor, "b *rest"]:
         """d with the momentum of the steps before; a second evaluation within a step does not count as one."""

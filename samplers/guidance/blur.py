@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def blurred(x: Float[Tensor, "b c h w"], std: float, size: int) -> Float[Tensor, "b c h w"]:
+def blur_maps(x: Float[Tensor, "b c h w"], std: float, size: int) -> Float[Tensor, "b c h w"]:
     """``x`` under a Gaussian.
 
     :param std: in pixels, above 0

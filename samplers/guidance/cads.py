@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from configs import UserError
-from degradations.shapes import flat, like
+from degradations.shapes import expand_like, flatten_rows
 from models.context import Context
 from samplers.guidance.base import ConditionTransform
 from samplers.guidance.schedules import check_ramp, ramp
@@ -70,5 +70,5 @@ class CADS(ConditionTransform):
 
 
 def _moments(y: Float[Tensor, "b *rest"]) -> tuple[Tensor, Tensor]:
-    rows = flat(y)
-    return like(rows.mean(dim=1), y), like(rows.std(dim=1, correction=0), y)
+    rows = flatten_rows(y)
+    return expand_like(rows.mean(dim=1), y), expand_like(rows.std(dim=1, correction=0), y)

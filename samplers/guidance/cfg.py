@@ -25,10 +25,10 @@ class CFG(Contrast):
         self.unconditional = unconditional
 
     def branch(self, view: GuidanceInput) -> Branch:
-        return Branch(null_of(view.ctx), restorer=self.unconditional)
+        return Branch(require_null(view.ctx), restorer=self.unconditional)
 
 
-def null_of(ctx: Context) -> Context:
+def require_null(ctx: Context) -> Context:
     """The context without condition.
 
     :raises UserError: if there is none

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from degradations.base import Estimate
-from degradations.shapes import flat, like
+from degradations.shapes import expand_like, flatten_rows
 from samplers.guidance.base import GuidanceInput
 from samplers.guidance.cfg import CFG
 from samplers.guidance.scales import Scale
 from samplers.guidance.schedules import ScaleSchedule
-from samplers.guidance.spaces import explained, known, seen
+from samplers.guidance.spaces import check_space, from_space, to_space
 from samplers.protocol import Restorer
 
 
@@ -30,16 +30,17 @@ class CFGZero(CFG):
     def __init__(self, scale: Scale = 2.0, zero_steps: int = 1, space: str = "flow",
                  schedule: ScaleSchedule | None = None, unconditional: Restorer | None = None):
         super().__init__(scale, schedule, unconditional)
-        self.zero_steps, self.space = zero_steps, known(space)
+        self.zero_steps, self.space = zero_steps, check_space(space)
 
     def delta(self, base: Estimate, outs: Sequence[Estimate], view: GuidanceInput) -> Estimate | None:
         if not outs:
             return None
-        conditional, null = (seen(e, self.space, view) for e in (base, outs[0]))
+        conditional, null = (to_space(e, self.space, view) for e in (base, outs[0]))
         if view.step is not None and view.step.i < self.zero_steps:
-            return explained(torch.zeros_like(conditional), self.space, view, base) - base
-        a = (flat(conditional) * flat(null)).sum(dim=1) / (flat(null).square().sum(dim=1) + 1e-8)
+            return from_space(torch.zeros_like(conditional), self.space, view, base) - base
+        flat, flat_null = flatten_rows(conditional), flatten_rows(null)
+        a = (flat * flat_null).sum(dim=1) / (flat_null.square().sum(dim=1) + 1e-8)
         k = self.strength(view)
-        k = like(k, null) if isinstance(k, Tensor) else k
-        guided = conditional + k * (conditional - like(a, null) * null)
-        return explained(guided, self.space, view, base) - base
+        k = expand_like(k, null) if isinstance(k, Tensor) else k
+        guided = conditional + k * (conditional - expand_like(a, null) * null)
+        return from_space(guided, self.space, view, base) - base

@@ -10,7 +10,7 @@ from torch import Tensor
 from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Estimate
-from degradations.shapes import like
+from degradations.shapes import expand_like
 from samplers.guidance.base import GuidanceInput, GuidingModel
 from samplers.guidance.scales import Scale, Scaled
 from samplers.guidance.schedules import ScaleSchedule
@@ -50,7 +50,7 @@ class ClassifierGuidance(Scaled):
         if "label" not in view.ctx.raw:
             raise UserError("classifier guidance without a class", "the class to guide to", "label=3")
         k, gradient = self.strength(view), self.gradient(view, view.ctx.raw["label"])
-        gradient = gradient * (like(k, gradient) if isinstance(k, Tensor) else k)
+        gradient = gradient * (expand_like(k, gradient) if isinstance(k, Tensor) else k)
         if not isinstance(view.degradation, Affine):
             return Estimate(gradient, base.state * 0.0)
         alpha, sigma = view.degradation.coefficients(view.t, view.x_t)

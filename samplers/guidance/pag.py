@@ -76,10 +76,10 @@ class MaskedAttention(Perturbation):
     """
 
     def __init__(self, rate: float = 0.5):
-        self.rate = checked(rate)
+        self.rate = check_rate(rate)
 
     def __call__(self, call: AttentionCall, step: Step | None) -> Float[Tensor, "b h nq d"]:
-        keep = uniform(call, step) >= self.rate
+        keep = draw_uniform(call, step) >= self.rate
         keep = keep | torch.eye(keep.shape[-1], dtype=torch.bool, device=keep.device)
         mask = keep if call.mask is None else keep & call.mask
         return weights(replace(call, mask=mask)) @ call.v
@@ -92,11 +92,11 @@ class DroppedAttention(Mapped):
     """
 
     def __init__(self, rate: float = 0.5):
-        self.rate = checked(rate)
+        self.rate = check_rate(rate)
 
     def change(self, a: Float[Tensor, "b h nq nk"], call: AttentionCall,
                step: Step | None) -> Float[Tensor, "b h nq nk"]:
-        return a * (uniform(call, step) >= self.rate)
+        return a * (draw_uniform(call, step) >= self.rate)
 
 
 class NoisyAttention(Mapped):
@@ -110,7 +110,7 @@ class NoisyAttention(Mapped):
 
     def change(self, a: Float[Tensor, "b h nq nk"], call: AttentionCall,
                step: Step | None) -> Float[Tensor, "b h nq nk"]:
-        return a + self.std * drawn(step).streams.normal(f"pag/{call.site.name}", a.shape)
+        return a + self.std * require_step(step).streams.normal(f"pag/{call.site.name}", a.shape)
 
 
 class BlurredAttention(Mapped):
@@ -137,7 +137,7 @@ class PooledAttention(Mapped):
         return F.avg_pool2d(a, 3, stride=1, padding=1, count_include_pad=False)
 
 
-def checked(rate: float) -> float:
+def check_rate(rate: float) -> float:
     """The rate.
 
     :raises UserError: if it is no share
@@ -147,7 +147,7 @@ def checked(rate: float) -> float:
     return rate
 
 
-def drawn(step: Step | None) -> Step:
+def require_step(step: Step | None) -> Step:
     """The step, from whose streams is drawn.
 
     :raises ValueError: outside of a loop, where there is none
@@ -157,10 +157,10 @@ def drawn(step: Step | None) -> Step:
     return step
 
 
-def uniform(call: AttentionCall, step: Step | None) -> Float[Tensor, "b h nq nk"]:
+def draw_uniform(call: AttentionCall, step: Step | None) -> Float[Tensor, "b h nq nk"]:
     """A number in [0, 1) for every weight."""
     b, h, nq, _ = call.q.shape
-    return drawn(step).streams.uniform(f"pag/{call.site.name}", (b, h, nq, call.k.shape[2]))
+    return require_step(step).streams.uniform(f"pag/{call.site.name}", (b, h, nq, call.k.shape[2]))
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from configs import UserError
 from degradations.base import Estimate
-from degradations.shapes import flat, like
+from degradations.shapes import expand_like, flatten_rows
 from samplers.guidance.base import EstimateTransform, GuidanceInput
-from samplers.guidance.spaces import explained, known, seen
+from samplers.guidance.spaces import check_space, from_space, to_space
 
 
 class Rescale(EstimateTransform):
@@ -18,12 +18,12 @@ class Rescale(EstimateTransform):
     def __init__(self, phi: float = 0.7, space: str = "x0"):
         if not 0 <= phi <= 1:
             raise UserError(f"rescaling with phi={phi:g}", "a share in [0, 1]", "phi=0.7")
-        self.phi, self.space = phi, known(space)
+        self.phi, self.space = phi, check_space(space)
 
     def __call__(self, estimate: Estimate, base: Estimate, view: GuidanceInput) -> Estimate:
         if self.phi == 0:
             return estimate
-        value, plain = (seen(e, self.space, view) for e in (estimate, base))
-        std, wanted = (flat(v).std(dim=1) for v in (value, plain))
+        value, plain = (to_space(e, self.space, view) for e in (estimate, base))
+        std, wanted = (flatten_rows(v).std(dim=1) for v in (value, plain))
         factor = 1 - self.phi + self.phi * wanted / std.where(std > 0, 1)
-        return explained(like(factor, value) * value, self.space, view, estimate)
+        return from_space(expand_like(factor, value) * value, self.space, view, estimate)

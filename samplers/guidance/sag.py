@@ -12,11 +12,11 @@ from degradations.affine import Affine
 from degradations.base import Estimate
 from models.attention import AttentionCall, AttentionHook
 from samplers.guidance.base import GuidanceInput
-from samplers.guidance.blur import blurred
+from samplers.guidance.blur import blur_maps
 from samplers.guidance.scales import Scale, Scaled
 from samplers.guidance.schedules import ScaleSchedule
 from samplers.guidance.sites import matching, weights
-from samplers.guidance.spaces import explained
+from samplers.guidance.spaces import from_space
 
 
 class SAG(Scaled):
@@ -62,14 +62,14 @@ class SAG(Scaled):
             return None
         attention = view.step.memory.pop(self)
         d, x0 = view.degradation, base.x0
-        masked = torch.lerp(x0, blurred(x0, self.sigma, self.size), self.mask(attention, x0))
+        masked = torch.lerp(x0, blur_maps(x0, self.sigma, self.size), self.mask(attention, x0))
         x_t = view.x_t + d.forward(masked, view.t, base.state) - d.forward(x0, view.t, base.state)
         worse = view.restorer(x_t, view.t, view.ctx, state=base.state, step=view.step)
         delta = self.strength(view) * (base - worse)
         if not isinstance(d, Affine):
             return delta
         # The two were asked about different x_t: only one of image and state can be taken over, the other follows.
-        return explained(base.state["z"] + delta.state["z"], "z", view, base) - base
+        return from_space(base.state["z"] + delta.state["z"], "z", view, base) - base
 
     @staticmethod
     def mask(attention: Float[Tensor, "b y x"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:

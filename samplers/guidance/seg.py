@@ -10,7 +10,7 @@ from torch import Tensor
 from configs import UserError
 from models.attention import AttentionCall
 from samplers.guidance.base import Branch, GuidanceInput
-from samplers.guidance.blur import blurred
+from samplers.guidance.blur import blur_maps
 from samplers.guidance.scales import Contrast, Scale
 from samplers.guidance.schedules import ScaleSchedule
 from samplers.guidance.sites import matching
@@ -30,7 +30,7 @@ class Smoothed:
             return replace(call, q=call.q.mean(dim=2, keepdim=True).expand_as(call.q)).rest()
         heads, (height, width) = call.q.shape[1], call.size
         q = rearrange(call.q, "b h (y x) d -> b (h d) y x", y=height, x=width)
-        q = blurred(q, self.sigma, ceil(6 * self.sigma) // 2 * 2 + 1)
+        q = blur_maps(q, self.sigma, ceil(6 * self.sigma) // 2 * 2 + 1)
         return replace(call, q=rearrange(q, "b (h d) y x -> b h (y x) d", h=heads)).rest()
 
 

@@ -21,7 +21,7 @@ from samplers.guidance.base import GuidanceInput
 SPACES = ("x0", "z", "v", "flow")
 
 
-def known(space: str) -> str:
+def check_space(space: str) -> str:
     """The space.
 
     :raises UserError: if there is no such
@@ -31,26 +31,26 @@ def known(space: str) -> str:
     return space
 
 
-def seen(estimate: Estimate, space: str, view: GuidanceInput) -> Float[Tensor, "b *rest"]:
+def to_space(estimate: Estimate, space: str, view: GuidanceInput) -> Float[Tensor, "b *rest"]:
     """The estimate in a space.
 
     :raises UserError: for a degradation that has no such space
     """
     if space == "x0":
         return estimate.x0
-    alpha, sigma = coefficients(space, view)
+    alpha, sigma = get_coefficients(space, view)
     x0, z = estimate.x0, estimate.state["z"]
     return {"z": z, "v": alpha * z - sigma * x0, "flow": z - x0}[space]
 
 
-def explained(value: Float[Tensor, "b *rest"], space: str, view: GuidanceInput, estimate: Estimate) -> Estimate:
+def from_space(value: Float[Tensor, "b *rest"], space: str, view: GuidanceInput, estimate: Estimate) -> Estimate:
     """The estimate that looks like ``value`` and explains x_t. Where ``alpha = 0``, z says nothing about x0, which
     stays that of the given estimate."""
     x_t = view.x_t
     if space == "x0":
         x0 = value
     else:
-        alpha, sigma = coefficients(space, view)
+        alpha, sigma = get_coefficients(space, view)
         if space == "z":
             x0 = ((x_t - sigma * value) / alpha.where(alpha > 0, 1)).where(alpha > 0, estimate.x0)
         else:
@@ -59,7 +59,7 @@ def explained(value: Float[Tensor, "b *rest"], space: str, view: GuidanceInput, 
     return Estimate(x0, view.degradation.infer(x_t, x0, view.t, estimate.state))
 
 
-def coefficients(space: str, view: GuidanceInput) -> tuple[Tensor, Tensor]:
+def get_coefficients(space: str, view: GuidanceInput) -> tuple[Tensor, Tensor]:
     """``alpha_t, sigma_t``.
 
     :raises UserError: if the degradation has none

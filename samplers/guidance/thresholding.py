@@ -4,9 +4,9 @@ import torch
 
 from configs import UserError
 from degradations.base import Estimate
-from degradations.shapes import flat, like
+from degradations.shapes import expand_like, flatten_rows
 from samplers.guidance.base import EstimateTransform, GuidanceInput
-from samplers.guidance.spaces import explained
+from samplers.guidance.spaces import from_space
 
 
 class DynamicThreshold(EstimateTransform):
@@ -24,5 +24,5 @@ class DynamicThreshold(EstimateTransform):
 
     def __call__(self, estimate: Estimate, base: Estimate, view: GuidanceInput) -> Estimate:
         x0 = estimate.x0
-        q = like(torch.quantile(flat(x0).abs(), self.percentile, dim=1).clamp(min=1, max=self.most), x0)
-        return explained(x0.clamp(-q, q) / q, "x0", view, estimate)
+        q = expand_like(torch.quantile(flatten_rows(x0).abs(), self.percentile, dim=1).clamp(min=1, max=self.most), x0)
+        return from_space(x0.clamp(-q, q) / q, "x0", view, estimate)

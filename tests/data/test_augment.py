@@ -184,14 +184,14 @@ def test_training_with_it_and_loading_again(tmp_path, condition):
     settings = [*DIGITS, "augment=geometric", "augment.p=0.5", f"condition={condition}", "callbacks.pictures.count=0",
                 "max_steps=3", "optimizer.lr=0.01", "callbacks.checkpoint.every=2", "callbacks.checkpoint.keep=0"]
     run = train(tmp_path, *settings)
-    found = checkpoint.latest(run.checkpoints)
+    found = checkpoint.read_latest(run.checkpoints)
     weight = found["raw"]["encoder.signals.augment.linear.weight"]
     assert weight.shape == (32, 9)
     assert weight.abs().sum() > 0, "it has learned"
     assert load(run.folder).sample(range(2)).isfinite().all()
-    checkpoint.found(run.checkpoints)[3].unlink()
+    checkpoint.list_checkpoints(run.checkpoints)[3].unlink()
     train(tmp_path, *settings)
-    for name, value in checkpoint.latest(run.checkpoints)["raw"].items():
+    for name, value in checkpoint.read_latest(run.checkpoints)["raw"].items():
         assert torch.equal(value, found["raw"][name]), name
 
 

@@ -8,7 +8,7 @@ from pictures import picture
 from PIL import Image
 
 from configs.errors import UserError
-from diffusion.data.files.decode import Decoder, central_square, resampling, resized
+from diffusion.data.files.decode import Decoder, central_square, find_filter, resize_grey
 
 SIDE = 12
 
@@ -143,10 +143,10 @@ def test_shrinking_antialiases():
 
 def test_resized_is_pillow_image_by_image():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 9), np.uint8)
-    result = resized(pixels, 12, resampling("bilinear"))
+    result = resize_grey(pixels, 12, find_filter("bilinear"))
     assert np.array_equal(result[1], np.asarray(Image.fromarray(pixels[1]).resize((12, 12), Image.Resampling.BILINEAR)))
 
 
 def test_unknown_filter():
     with pytest.raises(UserError, match="bilinear"):
-        resampling("smooth")
+        find_filter("smooth")

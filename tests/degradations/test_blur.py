@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import degradations
 from configs import UserError
-from degradations.base import State, tidy
+from degradations.base import State, flush_denormals
 from degradations.blur import PADDINGS
 
 STDS = {
@@ -104,7 +104,7 @@ def test_between_two_levels_it_interpolates():
 
 
 def test_no_denormals_in_tables():
-    values = tidy(torch.tensor([1e-30, -1e-25, 1e-10, 1.0]))
+    values = flush_denormals(torch.tensor([1e-30, -1e-25, 1e-10, 1.0]))
     assert torch.equal(values, torch.tensor([0, 0, 1e-10, 1.0]))
 
 

@@ -159,11 +159,11 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
     settings = [*CLASSIFIER, "max_steps=6", "accumulate=2", "model.dropout=0.2", "callbacks.accuracy.every=2"]
     whole = train(tmp_path / "a", *settings)
     part = train(tmp_path / "b", *settings, "callbacks.checkpoint.every=3")
-    newest = checkpoint.found(part.checkpoints)[6]
+    newest = checkpoint.list_checkpoints(part.checkpoints)[6]
     newest.unlink()
     assert list(table(part)) == [2, 4, 6]
     train(tmp_path / "b", *settings)
-    mine, theirs = (checkpoint.latest(run.checkpoints) for run in (whole, part))
+    mine, theirs = (checkpoint.read_latest(run.checkpoints) for run in (whole, part))
     assert mine is not None
     assert theirs is not None
     for kind in ("raw", "ema"):
@@ -176,7 +176,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
 
 def test_measuring_changes_nothing(tmp_path):
     """The averaged weights come and go, and the training goes on as if it had not been asked."""
-    asked, left = (checkpoint.latest(train(tmp_path / name, *CLASSIFIER, "model.dropout=0.2", "max_steps=4",
+    asked, left = (checkpoint.read_latest(train(tmp_path / name, *CLASSIFIER, "model.dropout=0.2", "max_steps=4",
                                            f"callbacks.accuracy.every={every}").checkpoints)
                    for name, every in (("a", 1), ("b", "null")))
     assert asked is not None
@@ -203,7 +203,7 @@ def test_the_noisy_classifier_is_the_same_objective_at_other_times(overrides, tm
 
 def test_augmentation_is_not_told(tmp_path):
     run = train(tmp_path, *CLASSIFIER, "augment=geometric", "data.flip=true")
-    found = checkpoint.latest(run.checkpoints)
+    found = checkpoint.read_latest(run.checkpoints)
     assert found is not None
     assert not [name for name in found["raw"] if name.startswith("encoder.")]
 

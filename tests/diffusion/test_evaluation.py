@@ -12,19 +12,19 @@ from PIL import Image
 
 from configs import UserError, build, compose
 from degradations.base import State
-from degradations.shapes import flat
+from degradations.shapes import flatten_rows
 from diffusion import load, tasks
 from diffusion.data.pixels import to_float, to_uint8
 from diffusion.evaluation import bench, subjects
 from diffusion.evaluation.report import Report, compare
-from diffusion.evaluation.subjects import spread
+from diffusion.evaluation.subjects import spread_indices
 from diffusion.metrics.extractors import classifier
 from diffusion.metrics.frechet import frechet
 from diffusion.metrics.pairs import SSIM, mse
 from diffusion.pictures import save_each
 from diffusion.runs.defaults import add_run_defaults
 from diffusion.runs.run import Run
-from diffusion.sampling.command import finite, restore
+from diffusion.sampling.command import require_finite, restore
 
 COUNT = 40
 QUICK = ["sampler.num_steps=3"]
@@ -74,7 +74,7 @@ def seen(judge, data):
 def test_restoration(cold, judge, data, seen, rounding):
     result = evaluate(cold, f"rounding={rounding}", f"judge={judge.folder}")
     held_out = data.split("test")
-    chosen = spread(296, COUNT)
+    chosen = spread_indices(296, COUNT)
     originals, signals = held_out.batch(chosen)
     images = to_float(originals)
     assert list(result["rows"]) == ["degraded", "direct", "cold1", "cold2"]
@@ -85,7 +85,7 @@ def test_restoration(cold, judge, data, seen, rounding):
         expected[name] = model.sample(range(COUNT), recipe=model.recipe([f"sampler={name}", *QUICK]), images=images)
     for name, restored in expected.items():
         rows, x = values(result, name), to_float(to_uint8(restored)) if rounding == "uint8" else restored
-        difference = flat((x - images) / 2).double()
+        difference = flatten_rows((x - images) / 2).double()
         assert rows["rmse"] == pytest.approx(difference.square().mean().sqrt().item(), rel=1e-3), name
         assert rows["rmse/image"] == pytest.approx(difference.square().mean(1).sqrt().mean().item(), rel=1e-3), name
         assert rows["psnr"] == pytest.approx(-10 * mse(x, images).log10().mean().item(), rel=1e-3), name
@@ -262,7 +262,7 @@ class TestWhoLooks:
         found = bench.EvaluationContext(config(f"run={tmp_path}/ddpm_digits/run"))
         assert found.judge is not None
         assert found.extractor is found.judge
-        assert classifier.find(tmp_path, "other images") is None
+        assert classifier.find_classifier(tmp_path, "other images") is None
         random = bench.EvaluationContext(config(f"run={tmp_path}/ddpm_digits/run", "extractor=random"))
         assert (random.extractor.name, random.judge.name) == ("random", "classifier")
 
@@ -337,10 +337,10 @@ class TestRefused:
 
     def test_samples_that_are_no_numbers(self):
         images = torch.zeros(3, 1, 4, 4)
-        finite(images, [{"index": i} for i in (4, 5, 6)])
+        require_finite(images, [{"index": i} for i in (4, 5, 6)])
         images[1, 0, 2, 2] = float("nan")
         with pytest.raises(UserError, match="sample 5 "):
-            finite(images, [{"index": i} for i in (4, 5, 6)])
+            require_finite(images, [{"index": i} for i in (4, 5, 6)])
 
 
 class TestRestore:
@@ -372,7 +372,7 @@ class TestRestore:
 
 @pytest.mark.parametrize(("n", "count"), [(10, 3), (7, 7), (5, 9), (1000, 1), (296, 200)])
 def test_what_is_measured_is_spread_over_the_set(n, count):
-    chosen = spread(n, count)
+    chosen = spread_indices(n, count)
     assert len(chosen) == min(n, count)
     assert chosen[0] == 0
     gaps = torch.diff(chosen, append=torch.tensor([n]))

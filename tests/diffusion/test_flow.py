@@ -9,7 +9,7 @@ import samplers
 from configs import UserError
 from degradations.base import State
 from degradations.randomness import Streams
-from degradations.shapes import like
+from degradations.shapes import expand_like
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import Flow
 from models.context import Context
@@ -29,7 +29,7 @@ def frames(sampler, restorer, d, x_T, seed=0, start=1.0):
 
 def velocity(x, t, ctx, attn=None):
     """A network that answers with something of x and t."""
-    return torch.sin(3 * x) * (0.5 + like(t, x)) - x
+    return torch.sin(3 * x) * (0.5 + expand_like(t, x)) - x
 
 
 @pytest.mark.parametrize("start", [1.0, 0.6])

@@ -6,7 +6,7 @@ from oracles import state_of
 
 import degradations
 from configs import UserError
-from degradations.shapes import flat, like
+from degradations.shapes import expand_like, flatten_rows
 from diffusion.objectives.parameterization import X0, Eps, Flow, V
 
 SHAPE = (4, 1, 6, 6)
@@ -32,7 +32,7 @@ def losses(p, sample):
     """Squared errors of an answer and of the image that it stands for."""
     d, x0, t, state, x_t = sample
     out = p.target(x0, t, state, d) + 0.1 * torch.randn(SHAPE, dtype=torch.float64)
-    return (flat((out - p.target(x0, t, state, d)) ** 2).mean(1), flat((p.x0(out, x_t, t, d) - x0) ** 2).mean(1))
+    return tuple(flatten_rows(error**2).mean(1) for error in (out - p.target(x0, t, state, d), p.x0(out, x_t, t, d) - x0))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -90,4 +90,4 @@ def test_score_is_the_gradient_of_the_log_density():
     (expected,) = torch.autograd.grad(density, x_t)
     x0_hat = mu + alpha * nu * (x_t - alpha * mu) / variance
     torch.testing.assert_close(d.score(x0_hat, x_t, t), expected, atol=1e-4, rtol=1e-3)
-    assert like(t, x_t).shape == (2, 1, 1, 1)
+    assert expand_like(t, x_t).shape == (2, 1, 1, 1)

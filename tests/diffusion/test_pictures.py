@@ -9,7 +9,7 @@ from PIL import Image, ImageFont
 from configs import build
 from degradations.randomness import Streams
 from diffusion.data.pixels import to_float, to_uint8
-from diffusion.pictures import by_condition, captioned, grid, save_each, save_grid, shortened
+from diffusion.pictures import add_captions, arrange_by_condition, grid, save_each, save_grid, shorten_text
 from diffusion.sampling.trajectory import Trajectory
 from models.context import Context
 from samplers.protocol import Callback
@@ -57,22 +57,22 @@ def test_captions_stand_beside_their_rows_and_above_their_columns(size):
 
 def test_no_caption_no_margin():
     picture = Image.fromarray(random(30, 40, 3).numpy())
-    assert (pixels(captioned(picture)) == pixels(picture)).all()
-    assert captioned(picture, rows=["a"]).height == 30
-    assert captioned(picture, heads=["a"]).width == 40
+    assert (pixels(add_captions(picture)) == pixels(picture)).all()
+    assert add_captions(picture, rows=["a"]).height == 30
+    assert add_captions(picture, heads=["a"]).width == 40
 
 
 def test_shortened():
     font = ImageFont.load_default(12)
     text = "the quick brown fox"
-    assert shortened(text, font, font.getlength(text)) == text
+    assert shorten_text(text, font, font.getlength(text)) == text
     for width in range(0, 100, 7):
-        short = shortened(text, font, width)
+        short = shorten_text(text, font, width)
         assert font.getlength(short) <= width
         assert not short or text.startswith(short.removesuffix("…"))
         longer = text[:len(short.removesuffix("…")) + 2].rstrip() + "…"
         assert font.getlength(longer) > width or len(longer) > len(text)
-    assert shortened("Käse, größe, 猫", font, 500) == "Kase, gro?e, ?"
+    assert shorten_text("Käse, größe, 猫", font, 500) == "Kase, gro?e, ?"
 
 
 @pytest.mark.parametrize(("labels", "expected"), [
@@ -86,11 +86,11 @@ def test_shortened():
     (["dog", "eel", "dog", "eel"], (2, ["dog", "eel"])),
 ])
 def test_a_column_for_each_class(labels, expected):
-    assert by_condition(labels) == expected
+    assert arrange_by_condition(labels) == expected
 
 
 def test_too_many_conditions_for_columns():
-    assert by_condition([str(i) for i in range(100)]) == (None, [])
+    assert arrange_by_condition([str(i) for i in range(100)]) == (None, [])
 
 
 def test_files_hold_the_pixels(tmp_path):

@@ -147,7 +147,7 @@ def generator(tmp_path_factory):
 
 class TestInARun:
     def test_the_checkpoint_holds_the_fit(self, generator):
-        for path in checkpoint.found(generator.checkpoints).values():
+        for path in checkpoint.list_checkpoints(generator.checkpoints).values():
             assert set(checkpoint.read(path)["prior"]) == {"weights", "means", "factors"}
 
     def test_it_generates(self, generator):
@@ -197,7 +197,7 @@ def test_fitted_by_the_script(tmp_path):
     assert model.prior.state()["means"].shape == (2, 1)
     assert run.config["prior"] == registry.node("prior", "mixture", components=2)
     assert model.sample(range(2), recipe=model.recipe(["sampler.num_steps=2"])).shape == (2, 1, 16, 16)
-    older = min(checkpoint.found(run.checkpoints))
+    older = min(checkpoint.list_checkpoints(run.checkpoints))
     assert load(run.folder, step=older, device="cpu").prior.fitted
     with pytest.raises(UserError, match="nothing to fit"):
         fit_prior(compose("sample", [f"run={run.folder}", "prior=degraded"]))

@@ -22,7 +22,7 @@ QUIET = [*DIGITS, "callbacks.pictures.count=0"]
 
 
 def newest(run):
-    content = checkpoint.latest(run.checkpoints)
+    content = checkpoint.read_latest(run.checkpoints)
     assert content is not None
     return content
 
@@ -152,7 +152,7 @@ def test_pictures_show_the_average_and_leave_training_alone(tmp_path, monkeypatc
     monkeypatch.setattr(Pictures, "_draw", spy)
     drawn = train(tmp_path / "b", *settings, "callbacks.pictures.count=2", "callbacks.pictures.every=1")
     for step in (1, 2, 3):
-        a, b = (checkpoint.read(checkpoint.found(run.checkpoints)[step]) for run in (alone, drawn))
+        a, b = (checkpoint.read(checkpoint.list_checkpoints(run.checkpoints)[step]) for run in (alone, drawn))
         same(a["raw"], b["raw"])
         same(shown[step], b["ema"])
     assert len(list(drawn.pictures.glob("samples-*.png"))) == len(list(drawn.pictures.glob("estimates-*.png"))) == 3

@@ -15,7 +15,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 from configs import UserError, build
 from diffusion.data.pixels import to_float
 from diffusion.metrics.extractors import inception as inception_module
-from diffusion.metrics.extractors.classifier import ClassifierExtractor, find, predictions
+from diffusion.metrics.extractors.classifier import ClassifierExtractor, find_classifier, take_predictions
 from diffusion.metrics.extractors.dinov2 import DINOv2Extractor, positions
 from diffusion.metrics.extractors.inception import InceptionExtractor
 from diffusion.metrics.extractors.random import RandomExtractor
@@ -283,9 +283,9 @@ class TestClassifier:
         features = extractor._model.weights.net.features(to_float(images), torch.zeros(9))
         torch.testing.assert_close(found.values, features)
         assert found.logits.shape == (9, 10)
-        assert predictions(found).tolist() == found.logits.argmax(1).tolist()
+        assert take_predictions(found).tolist() == found.logits.argmax(1).tolist()
         torch.testing.assert_close(extractor(images[4:5]).values, found.values[4:5])
-        content = checkpoint.found(first.checkpoints)
+        content = checkpoint.list_checkpoints(first.checkpoints)
         step, path = list(content.items())[-1]
         assert extractor.identity == f"step {step}, {path.name.split('.')[1]}"
         assert extractor.name == "classifier"
@@ -306,13 +306,13 @@ class TestClassifier:
     def test_the_newest_of_the_data_is_found(self, runs):
         root, first, second, _ = runs
         data = build("data", "digits").fingerprint()
-        assert checkpoint.latest(first.checkpoints)["data"] == data
+        assert checkpoint.read_latest(first.checkpoints)["data"] == data
         for newer in (first.folder, second.folder):
             path = newer / "config.yaml"
             path.touch()
-            assert find(root, data) == newer
-        assert find(root, "other") is None
-        assert find(root / "nothing", data) is None
-        for path in checkpoint.found(second.checkpoints).values():
+            assert find_classifier(root, data) == newer
+        assert find_classifier(root, "other") is None
+        assert find_classifier(root / "nothing", data) is None
+        for path in checkpoint.list_checkpoints(second.checkpoints).values():
             path.write_bytes(b"damaged")
-        assert find(root, data) == first.folder, "a damaged run is passed over"
+        assert find_classifier(root, data) == first.folder, "a damaged run is passed over"

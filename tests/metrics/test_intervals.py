@@ -11,7 +11,16 @@ from vectors import normal, sets
 from diffusion.metrics import intervals
 from diffusion.metrics.diversity import MeanSimilarity, Vendi
 from diffusion.metrics.frechet import Frechet
-from diffusion.metrics.intervals import GROUPS, bootstrap, difference, grouped, jackknife, leaving_out, share, splits
+from diffusion.metrics.intervals import (
+    GROUPS,
+    assign_groups,
+    bootstrap,
+    difference,
+    jackknife,
+    jackknife_groups,
+    share,
+    splits,
+)
 from diffusion.metrics.kid import KID
 from diffusion.metrics.neighbors import Neighbors
 
@@ -70,10 +79,10 @@ def test_shares_take_wilsons_interval(hits, n):
 
 
 def test_the_jackknife_of_a_mean_is_students_interval_of_the_means_of_groups():
-    x, groups = values(200), grouped(200)
+    x, groups = values(200), assign_groups(200)
     means = [x[groups == g].mean().item() for g in range(GROUPS)]
     theirs = scipy.stats.ttest_1samp(means, 0).confidence_interval(0.95)
-    for ours in (leaving_out(groups, lambda rows: x[rows].mean().item()), splits(means)):
+    for ours in (jackknife_groups(groups, lambda rows: x[rows].mean().item()), splits(means)):
         assert ours.value == pytest.approx(x.mean().item())
         assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
         assert ours.parts.tolist() == pytest.approx(means)
@@ -119,23 +128,23 @@ class TestDifference:
 class TestGroups:
     @pytest.mark.parametrize("n", [20, 103, 7])
     def test_they_are_of_equal_sizes(self, n):
-        counts = grouped(n).bincount()
+        counts = assign_groups(n).bincount()
         assert len(counts) == min(n, GROUPS)
         assert counts.max() - counts.min() <= 1
 
     @pytest.mark.parametrize("labels", [torch.arange(200) % 7, torch.arange(200) // 30, torch.arange(200) % 100 // 99])
     def test_within_each_class_too(self, labels):
-        groups = grouped(200, labels)
+        groups = assign_groups(200, labels)
         assert groups.bincount().tolist() == [20] * GROUPS
         for label in labels.unique():
             counts = groups[labels == label].bincount(minlength=GROUPS)
             assert counts.max() - counts.min() <= 1
 
     def test_they_are_random_and_the_same_each_time(self):
-        assert torch.equal(grouped(100), grouped(100))
-        assert not torch.equal(grouped(100), grouped(100, seed=1))
-        assert not torch.equal(grouped(100), torch.arange(100) % GROUPS)
-        neighbours = (grouped(1000)[1:] == grouped(1000)[:-1]).double().mean()
+        assert torch.equal(assign_groups(100), assign_groups(100))
+        assert not torch.equal(assign_groups(100), assign_groups(100, seed=1))
+        assert not torch.equal(assign_groups(100), torch.arange(100) % GROUPS)
+        neighbours = (assign_groups(1000)[1:] == assign_groups(1000)[:-1]).double().mean()
         assert neighbours < 0.2, "no runs of one group"
 
 

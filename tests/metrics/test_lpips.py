@@ -11,7 +11,7 @@ from diffusion.data.base import ImageSet
 from diffusion.data.pixels import to_float
 from diffusion.metrics import lpips as module
 from diffusion.metrics.base import Features, MetricInput
-from diffusion.metrics.intervals import grouped
+from diffusion.metrics.intervals import assign_groups
 from diffusion.metrics.lpips import FILES, LPIPS, PerceptualDiversity
 
 
@@ -22,7 +22,7 @@ def pixels(n, channels=3, size=32, seed=0):
 
 def of(images, labels=None):
     nothing = Features(torch.zeros(len(images), 1))
-    return MetricInput(ImageSet(images), nothing, nothing, grouped(len(images), labels), conditions=labels)
+    return MetricInput(ImageSet(images), nothing, nothing, assign_groups(len(images), labels), conditions=labels)
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from diffusion.data.base import ImageSet
 from diffusion.metrics import distances, kid
 from diffusion.metrics.base import Features, MetricInput
 from diffusion.metrics.frechet import Frechet
-from diffusion.metrics.intervals import grouped
+from diffusion.metrics.intervals import assign_groups
 from diffusion.metrics.kid import KID
 from diffusion.metrics.neighbors import Memorization, Neighbors
 
@@ -30,8 +30,8 @@ n, d = 4500, 64
 distances.BLOCK, kid.CHUNK = 2**20, 512
 x, y = torch.randn(n, d), torch.randn(n, d)
 nothing = ImageSet(torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
-sets = MetricInput(nothing, Features(x), Features(y), grouped(n), train=Features(y), held_out=Features(x))
-small = MetricInput(nothing, Features(x[:100]), Features(y[:100]), grouped(100))
+sets = MetricInput(nothing, Features(x), Features(y), assign_groups(n), train=Features(y), held_out=Features(x))
+small = MetricInput(nothing, Features(x[:100]), Features(y[:100]), assign_groups(100))
 for metric in KID(), Neighbors(), Frechet():
     metric(small)  # what libraries take for themselves
 used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))

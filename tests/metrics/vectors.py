@@ -4,7 +4,7 @@ import torch
 
 from diffusion.data.base import ImageSet
 from diffusion.metrics.base import Features, MetricInput
-from diffusion.metrics.intervals import grouped
+from diffusion.metrics.intervals import assign_groups
 
 NONE = ImageSet(torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
 
@@ -22,7 +22,7 @@ def correlated(n: int, d: int, seed: int) -> torch.Tensor:
 def sets(samples, reference=None, labels=None, logits=None, groups=None, **more) -> MetricInput:
     """What a metric looks at, of features."""
     reference = samples if reference is None else reference
-    groups = grouped(len(samples), labels) if groups is None else groups
+    groups = assign_groups(len(samples), labels) if groups is None else groups
     return MetricInput(NONE, Features(samples, logits), Features(reference), groups, labels=labels, conditions=labels,
                        **more)
 

@@ -10,7 +10,7 @@ import samplers.guidance
 from configs import registry
 from degradations.base import Estimate
 from degradations.randomness import Streams
-from degradations.shapes import flat
+from degradations.shapes import flatten_rows
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import X0, V
 from diffusion.sampling.guides import RunClassifier, RunRestorer
@@ -49,7 +49,7 @@ class Linear(GuidingClassifier):
         self.weight = torch.randn(CLASSES, size, generator=torch.Generator().manual_seed(2))
 
     def logits(self, x_t, t):
-        return flat(x_t) @ self.weight.T
+        return flatten_rows(x_t) @ self.weight.T
 
 
 def restorer_of(degradation, seed: int = 0) -> NetworkRestorer:

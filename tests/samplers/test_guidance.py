@@ -16,7 +16,7 @@ from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Degradation, Estimate
 from degradations.randomness import Streams
-from degradations.shapes import like
+from degradations.shapes import expand_like
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import X0, Eps, V
 from models.context import Context
@@ -75,7 +75,7 @@ class Gaussians:
     degradation: Affine
 
     def __call__(self, x_t, t, ctx, *, state, step, attn=None):
-        restorer = AnalyticGaussian(like(ctx.emb[:, 0], x_t), self.nu, self.degradation)
+        restorer = AnalyticGaussian(expand_like(ctx.emb[:, 0], x_t), self.nu, self.degradation)
         return restorer(x_t, t, ctx, state=state, step=step)
 
 
@@ -86,7 +86,7 @@ class Flat:
     degradation: Degradation
 
     def __call__(self, x_t, t, ctx, *, state, step, attn=None):
-        return Estimate(like(ctx.emb[:, 0], x_t).expand_as(x_t), state)
+        return Estimate(expand_like(ctx.emb[:, 0], x_t).expand_as(x_t), state)
 
 
 def means(given: float, null: float, n: int = B) -> Context:

@@ -20,7 +20,7 @@ import samplers.guidance
 from configs import UserError, registry
 from degradations.base import Estimate
 from degradations.randomness import Streams
-from degradations.shapes import flat
+from degradations.shapes import flatten_rows
 from models.attention import AttentionCall, AttentionSite, attend
 from models.context import Context
 from samplers.guidance import schedules
@@ -44,7 +44,7 @@ from samplers.guidance.rescale import Rescale
 from samplers.guidance.sag import SAG
 from samplers.guidance.seg import SEG, Smoothed
 from samplers.guidance.sites import matching, weights
-from samplers.guidance.spaces import SPACES, explained, seen
+from samplers.guidance.spaces import SPACES, from_space, to_space
 from samplers.guidance.thresholding import DynamicThreshold
 
 
@@ -356,7 +356,7 @@ class TestClassifier:
         base = ask(restorer, x, ctx, gaussian, 0.5)
         with torch.no_grad():
             out = ask(guided([ClassifierGuidance(linear, g)], gaussian, restorer), x, ctx, gaussian, 0.5)
-        p = (flat(x) @ linear.weight.T).softmax(dim=1)
+        p = (flatten_rows(x) @ linear.weight.T).softmax(dim=1)
         gradient = (linear.weight[LABELS] - p @ linear.weight).reshape(SHAPE)
         sigma = gaussian.coefficients(torch.full((B,), 0.5), x)[1]
         torch.testing.assert_close(out.state["z"], base.state["z"] - g * sigma * gradient, atol=1e-4, rtol=1e-4)
@@ -369,7 +369,7 @@ class TestClassifier:
 
         class Bell(Linear):
             def logits(self, x_t, t):
-                log_p = -((flat(x_t) - 0.7) ** 2).sum(dim=1, keepdim=True) / 2
+                log_p = -((flatten_rows(x_t) - 0.7) ** 2).sum(dim=1, keepdim=True) / 2
                 return torch.cat([log_p, torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))], dim=1)
 
         ctx = Context(raw={"label": torch.zeros(B, dtype=torch.long)})
@@ -448,7 +448,7 @@ class TestCADS:
         out = CADS(fields=["tokens", "spatial"], scale=0.3)(ctx, step_at(0.8))
         for before, after in ((ctx.tokens["main"], out.tokens["main"]), (ctx.tokens["image"], out.tokens["image"]),
                               (ctx.spatial, out.spatial)):
-            torch.testing.assert_close(flat(after).std(dim=1), flat(before).std(dim=1))
+            torch.testing.assert_close(flatten_rows(after).std(dim=1), flatten_rows(before).std(dim=1))
             assert (after - before).abs().max() > 0.01
         noise = [out.tokens[k] - ctx.tokens[k] for k in ctx.tokens]
         assert (noise[0] - noise[1]).abs().max() > 0.01
@@ -463,7 +463,7 @@ class TestFinishes:
     @pytest.mark.parametrize("space", SPACES)
     def test_spaces_come_back(self, space, x, ctx, gaussian, restorer):
         view, estimate = view_of(x, 0.5, gaussian), ask(restorer, x, ctx, gaussian, 0.5)
-        close(explained(seen(estimate, space, view), space, view, estimate), estimate, atol=1e-4)
+        close(from_space(to_space(estimate, space, view), space, view, estimate), estimate, atol=1e-4)
 
     def test_a_cold_model_has_only_images(self, x, ctx, blur):
         with pytest.raises(UserError, match="space=x0"):
@@ -473,13 +473,13 @@ class TestFinishes:
     def test_rescaled_to_the_spread_of_the_base(self, space, x, ctx, gaussian, restorer):
         view, base = view_of(x, 0.5, gaussian), ask(restorer, x, ctx, gaussian, 0.5)
         whole = ask(guided([CFG(6.0), Rescale(1.0, space)], gaussian, restorer), x, ctx, gaussian, 0.5)
-        torch.testing.assert_close(flat(seen(whole, space, view)).std(dim=1), flat(seen(base, space, view)).std(dim=1),
-                                   atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(*(flatten_rows(to_space(estimate, space, view)).std(dim=1)
+                                     for estimate in (whole, base)), atol=1e-4, rtol=1e-4)
         plain = ask(guided([CFG(6.0)], gaussian, restorer), x, ctx, gaussian, 0.5)
         equal(ask(guided([CFG(6.0), Rescale(0.0, space)], gaussian, restorer), x, ctx, gaussian, 0.5), plain)
         half = ask(guided([CFG(6.0), Rescale(0.5, space)], gaussian, restorer), x, ctx, gaussian, 0.5)
-        expected = (seen(plain, space, view) + seen(whole, space, view)) / 2
-        torch.testing.assert_close(seen(half, space, view), expected, atol=1e-4, rtol=1e-4)
+        expected = (to_space(plain, space, view) + to_space(whole, space, view)) / 2
+        torch.testing.assert_close(to_space(half, space, view), expected, atol=1e-4, rtol=1e-4)
 
     def test_rescaling_depends_on_the_space_adding_does_not(self, x, ctx, gaussian, restorer):
         a, b = (ask(guided([CFG(6.0), Rescale(1.0, space)], gaussian, restorer), x, ctx, gaussian, 0.5).x0
@@ -496,7 +496,7 @@ class TestFinishes:
         inside = Estimate(x.clamp(-1, 1), state_of(gaussian, SHAPE))
         assert torch.equal(finish(inside, inside, view).x0, inside.x0)
         wide = Estimate(4 * x, state_of(gaussian, SHAPE))
-        out, q = finish(wide, wide, view).x0, torch.quantile(flat(4 * x).abs(), 0.9, dim=1)
+        out, q = finish(wide, wide, view).x0, torch.quantile(flatten_rows(4 * x).abs(), 0.9, dim=1)
         torch.testing.assert_close(out, (4 * x / q[:, None, None, None]).clamp(-1, 1))
         assert torch.equal(DynamicThreshold(0.9, most=1.0)(wide, wide, view).x0, (4 * x).clamp(-1, 1))
 
@@ -510,11 +510,11 @@ class TestAPG:
     def test_what_is_added_is_across_the_estimate_and_bounded(self, x, ctx, gaussian, restorer):
         base = ask(restorer, x, ctx, gaussian, 0.5)
         out = ask(guided([APG(3.0, norm=0.02, momentum=0.0)], gaussian, restorer), x, ctx, gaussian, 0.5)
-        added = flat(out.x0 - base.x0)
-        torch.testing.assert_close((added * flat(base.x0)).sum(dim=1), torch.zeros(B), atol=1e-3, rtol=0)
+        added = flatten_rows(out.x0 - base.x0)
+        torch.testing.assert_close((added * flatten_rows(base.x0)).sum(dim=1), torch.zeros(B), atol=1e-3, rtol=0)
         assert (added.norm(dim=1) <= 2 * 0.02 + 1e-4).all()
         far = ask(guided([APG(3.0, norm=None, momentum=0.0)], gaussian, restorer), x, ctx, gaussian, 0.5)
-        assert flat(far.x0 - base.x0).norm(dim=1).min() > 2 * 0.02
+        assert flatten_rows(far.x0 - base.x0).norm(dim=1).min() > 2 * 0.02
 
     def test_momentum_is_of_steps_not_of_evaluations(self):
         apg, memory = APG(momentum=-0.5), {}
@@ -530,12 +530,12 @@ class TestAPG:
 def test_cfg_zero_scales_the_null_to_the_estimate(x, ctx, gaussian, restorer):
     view = view_of(x, 0.5, gaussian)
     base, null = ask(restorer, x, ctx, gaussian, 0.5), ask(restorer, x, ctx.null, gaussian, 0.5)
-    u, v = (flat(seen(e, "flow", view)) for e in (null, base))
+    u, v = (flatten_rows(to_space(e, "flow", view)) for e in (null, base))
     a = (v * u).sum(dim=1, keepdim=True) / u.square().sum(dim=1, keepdim=True)
     out = ask(guided([CFGZero(3.0)], gaussian, restorer), x, ctx, gaussian, 0.5, step=step_at(0.5, i=1))
-    torch.testing.assert_close(flat(seen(out, "flow", view)), a * u + 3 * (v - a * u), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(flatten_rows(to_space(out, "flow", view)), a * u + 3 * (v - a * u), atol=1e-3, rtol=1e-3)
     first = ask(guided([CFGZero(3.0)], gaussian, restorer), x, ctx, gaussian, 0.5)
-    torch.testing.assert_close(seen(first, "flow", view), torch.zeros(SHAPE), atol=1e-5, rtol=0)
+    torch.testing.assert_close(to_space(first, "flow", view), torch.zeros(SHAPE), atol=1e-5, rtol=0)
 
 
 def test_cold_models_are_guided_in_the_image(x, ctx, blur):

@@ -107,7 +107,7 @@ class _Splits:
 
 
 @contextmanager
-def opened(root: Path) -> Iterator[Archive]:
+def open_archive(root: Path) -> Iterator[Archive]:
     """The folder or zip file at ``root``, read in place; zips are closed when the context ends. A folder that holds
     ``train.zip`` and ``test.zip`` is read as if they were unpacked.
 

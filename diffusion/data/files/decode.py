@@ -13,7 +13,7 @@ DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Pillow's modes for grey of 16 bits; "I" has room for 32, but the formats that reach it here store 16."""
 
 
-def resampling(name: str) -> Image.Resampling:
+def find_filter(name: str) -> Image.Resampling:
     """Pillow's filter of that name; all of them but ``nearest`` antialias when they shrink.
 
     :raises UserError: there is no such filter
@@ -57,8 +57,8 @@ class Decoder:
 
         :raises ValueError: as above
         """
-        square = eight_bit(image, self.channels).crop(central_square(*image.size, self.crop))
-        pixels = np.asarray(square.resize((self.size, self.size), resampling(self.resample)))
+        square = to_eight_bit(image, self.channels).crop(central_square(*image.size, self.crop))
+        pixels = np.asarray(square.resize((self.size, self.size), find_filter(self.resample)))
         return pixels.reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
 
 
@@ -73,7 +73,7 @@ def central_square(width: int, height: int, crop: float) -> tuple[int, int, int,
     return left, upper, left + side, upper + side
 
 
-def eight_bit(image: Image.Image, channels: int) -> Image.Image:
+def to_eight_bit(image: Image.Image, channels: int) -> Image.Image:
     """The image in mode L (``channels`` 1) or RGB (``channels`` 3).
 
     Transparent pixels are laid over white, 16-bit grey is scaled to 8 bits, and grey is the ITU-R 601 luma.
@@ -93,7 +93,7 @@ def eight_bit(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def resized(pixels: UInt8[np.ndarray, "n h w"], size: int,
+def resize_grey(pixels: UInt8[np.ndarray, "n h w"], size: int,
             resample: Image.Resampling) -> UInt8[np.ndarray, "n size size"]:
     """Grey images brought to ``size`` by Pillow, whose integer arithmetic gives the same bytes on every machine."""
     if pixels.shape[1:] == (size, size):

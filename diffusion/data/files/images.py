@@ -16,7 +16,7 @@ from torch import Tensor
 from configs import UserError
 from configs.values import hash_plain
 from diffusion.data.base import CHUNK
-from diffusion.data.files.archive import opened
+from diffusion.data.files.archive import open_archive
 from diffusion.data.files.layout import layout
 from diffusion.data.files.threads import in_order
 
@@ -40,7 +40,7 @@ class Files:
         self.root, self._option = root, option
         self._open = ExitStack()
         try:
-            self._archive = self._open.enter_context(opened(root))
+            self._archive = self._open.enter_context(open_archive(root))
         except UserError as error:
             raise UserError(error.got, error.wanted, error.fix.replace("data.root=", f"{option}=")) from error
         entries = {entry.name: entry for entry in self._archive.entries()}

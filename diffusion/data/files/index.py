@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 
 from configs.errors import UserError
 from diffusion.data.base import digest
-from diffusion.data.files.archive import SUFFIXES, Archive, Entry, opened
+from diffusion.data.files.archive import SUFFIXES, Archive, Entry, open_archive
 from diffusion.data.files.decode import Decoder
 from diffusion.data.files.progress import progress
 from diffusion.data.files.threads import in_order
@@ -67,7 +67,7 @@ def index(root: Path, decoder: Decoder, cache: Path | None) -> Index:
 
     :raises UserError: there is no folder or zip, or not one readable image in it
     """
-    with opened(root) as archive:
+    with open_archive(root) as archive:
         entries = archive.entries()
         if not entries:
             wanted = "files that end in " + " ".join(SUFFIXES)

@@ -10,7 +10,7 @@ from torchvision import datasets
 
 from configs.errors import UserError
 from diffusion.data.base import SPLITS, Data, ImageSet, Split, choose_classes
-from diffusion.data.files.decode import Decoder, resampling
+from diffusion.data.files.decode import Decoder, find_filter
 from diffusion.data.sets.folder import Folder
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -43,7 +43,7 @@ class CIFAR10(Data):
             raise UserError(f"data.only={only}", f"some of the classes {', '.join(CLASSES)}, or null for all",
                             "data.only=[bird,cat,deer,dog,frog,horse]")
         self.only = only
-        resampling(resample)
+        find_filter(resample)
         root = Path(root).expanduser()
         self.root = root.parent if root.name == BATCHES else root
         self.download, self.decoder = download, Decoder(size, channels, 1.0, resample)

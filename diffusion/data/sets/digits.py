@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion.data.base import Data, ImageSet, Split, make_labelled
-from diffusion.data.files.decode import resized
+from diffusion.data.files.decode import resize_grey
 
 HELD_OUT_EVERY = 6
 
@@ -35,5 +35,5 @@ class Digits(Data):
             held_out[np.flatnonzero(labels == digit)[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]] = True
         keep = held_out if name == "test" else ~held_out
         pixels = np.rint(levels[keep] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-        pixels = resized(pixels, self.size, Image.Resampling.BICUBIC)
+        pixels = resize_grey(pixels, self.size, Image.Resampling.BICUBIC)
         return make_labelled(pixels, labels[keep], self.channels)

@@ -14,7 +14,7 @@ from torch import Tensor
 from configs.errors import UserError
 from diffusion.data.base import Data, ImageSet, Split
 from diffusion.data.files import index as indexing
-from diffusion.data.files.decode import Decoder, resampling
+from diffusion.data.files.decode import Decoder, find_filter
 from diffusion.data.files.layout import Labels, Layout, layout
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Folder(Data):
             raise UserError(f"data.held_out={held_out}", "a share from 0 to below 1", "data.held_out=0.1")
         if labels != "auto" and not isinstance(labels, bool):
             raise UserError(f"data.labels={labels}", "auto, true or false", "data.labels=auto")
-        resampling(resample)
+        find_filter(resample)
         self.root = Path(root).expanduser()
         self.held_out = held_out
         self.labels: Labels = labels

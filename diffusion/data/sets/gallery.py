@@ -40,7 +40,7 @@ class Gallery:
             x = torch.where(coin[:, None, None, None], x.flip(-1), x)
         if x.shape[-2:] != tuple(shape[-2:]):
             x = F.interpolate(x, tuple(shape[-2:]), mode="bilinear", antialias=True)
-        return coloured(x, shape[1])
+        return convert_channels(x, shape[1])
 
     def fingerprint(self) -> str:
         """That of the set."""
@@ -58,7 +58,7 @@ class Gallery:
         return images
 
 
-def coloured(x: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b d h w"]:
+def convert_channels(x: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b d h w"]:
     """``x`` with another number of channels: grey is repeated, RGB becomes its luma.
 
     :raises UserError: if that is no way

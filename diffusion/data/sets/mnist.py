@@ -6,7 +6,7 @@ from torchvision import datasets
 
 from configs.errors import UserError
 from diffusion.data.base import Data, ImageSet, Split, make_labelled
-from diffusion.data.files.decode import resampling, resized
+from diffusion.data.files.decode import find_filter, resize_grey
 
 
 class MNIST(Data):
@@ -25,7 +25,7 @@ class MNIST(Data):
                  download: bool = False, flip: bool = False):
         super().__init__(size, channels, flip)
         self.root = Path(root).expanduser()
-        self.resample = resampling(resample)
+        self.resample = find_filter(resample)
         self.download = download
 
     @property
@@ -42,5 +42,5 @@ class MNIST(Data):
             raise UserError(f"no readable MNIST in {(root / 'MNIST' / 'raw').absolute()} ({error})",
                             "the four original files, such as train-images-idx3-ubyte",
                             "data.root=/folder/that/contains/MNIST, or data.download=true to fetch them") from error
-        pixels = resized(raw.data.numpy(), self.size, self.resample)
+        pixels = resize_grey(raw.data.numpy(), self.size, self.resample)
         return make_labelled(pixels, raw.targets.numpy(), self.channels)

@@ -32,7 +32,7 @@ class ClassifierExtractor(Extractor):
         if self._model.restores:
             raise UserError(f"{run} is a model that makes images", "a run that classifies them",
                             "one of experiment=classifier_digits")
-        path = checkpoint.found(Run.open(run).checkpoints)[self._model.step]
+        path = checkpoint.list_checkpoints(Run.open(run).checkpoints)[self._model.step]
         self.identity = f"step {self._model.step}, {path.name.split('.')[1]}"
         self.run = str(run)
 
@@ -47,19 +47,19 @@ class ClassifierExtractor(Extractor):
         return Features(answer.features, answer.logits)
 
 
-def predictions(features: Features) -> Int64[Tensor, " n"]:
+def take_predictions(features: Features) -> Int64[Tensor, " n"]:
     """The class that a classifier sees in each image."""
     assert features.logits is not None
     return features.logits.argmax(dim=1)
 
 
-def find(root: Path, data: str) -> Path | None:
+def find_classifier(root: Path, data: str) -> Path | None:
     """The newest classifier in a folder of runs that was trained on the data set with this fingerprint."""
     runs = sorted(root.glob("classifier_*/*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in runs:
         content = None
         with suppress(UserError):  # all of its checkpoints are damaged, which the log says
-            content = checkpoint.latest(path.parent / "checkpoints")
+            content = checkpoint.read_latest(path.parent / "checkpoints")
         if content is not None and content["data"] == data:
             return path.parent
     return None

@@ -8,7 +8,7 @@ from torch import Tensor
 from degradations.randomness import Streams
 from diffusion.data.base import ImageSet
 from diffusion.data.pixels import to_float
-from diffusion.pictures import by_condition, save_grid
+from diffusion.pictures import arrange_by_condition, save_grid
 from diffusion.sampling.inputs import Inputs
 from diffusion.sampling.selection import caption_conditions, derive_signals, write_condition
 from diffusion.training.callbacks.base import StepCallback, due
@@ -58,7 +58,7 @@ class Pictures(StepCallback):
                  if restores or reader.usual(indices) is None}
         samples = model.sample(indices, recipe=recipe, images=x0 if restores else None, **asked)
         written = write_condition(model, recipe, model.condition(indices, {} if restores else asked), len(indices))
-        columns, heads = by_condition([] if restores else caption_conditions(readers, written))
+        columns, heads = arrange_by_condition([] if restores else caption_conditions(readers, written))
         save_grid(samples, self.run.pictures / f"samples-{step:08d}.png", columns, heads=heads)
 
     def _rows(self, model: "Model", x0: Tensor, own: dict[str, Any]) -> dict[str, Tensor]:
