@@ -32,7 +32,8 @@ def losses(p, sample):
     """Squared errors of an answer and of the image that it stands for."""
     d, x0, t, state, x_t = sample
     out = p.target(x0, t, state, d) + 0.1 * torch.randn(SHAPE, dtype=torch.float64)
-    return tuple(flatten_rows(error**2).mean(1) for error in (out - p.target(x0, t, state, d), p.x0(out, x_t, t, d) - x0))
+    errors = out - p.target(x0, t, state, d), p.x0(out, x_t, t, d) - x0
+    return tuple(flatten_rows(error**2).mean(1) for error in errors)
 
 
 @pytest.mark.parametrize("name", ALL)
