@@ -80,8 +80,7 @@ def refuse_unknown(cfg: DictConfig, config: str) -> None:
     :param config: the command's top-level config, ``sample`` or ``evaluate``
     :raises UserError: naming the first
     """
-    known: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).parent / f"{config}.yaml"))
-    groups = [key for entry in known.pop("defaults") if isinstance(entry, dict) for key in entry]
+    known, groups = read_command(config)
     tables = {"": (cfg, [*known, *groups])}
     tables |= {f"{key}.": (cfg.get(key) or {}, list(node)) for key, node in known.items() if isinstance(node, dict)
                and key != "condition"}  # the run knows its own signals
@@ -98,9 +97,15 @@ def reserved_names() -> frozenset[str]:
     """Names that no signal can have: the keys and groups of the commands, and the arguments of ``Model.sample``."""
     names = {"indices", "recipe", "images", "degraded", "callbacks", "input", "condition", "hydra"}
     for config in ("sample", "evaluate"):
-        known: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).parent / f"{config}.yaml"))
-        names |= {key for entry in known.pop("defaults") if isinstance(entry, dict) for key in entry} | set(known)
+        known, groups = read_command(config)
+        names |= {*known, *groups}
     return frozenset(names)
+
+
+def read_command(config: str) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a command's top-level config, and the groups that it chooses from."""
+    known: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).parent / f"{config}.yaml"))
+    return known, [key for entry in known.pop("defaults") if isinstance(entry, dict) for key in entry]
 
 
 def ask_signals(overrides: Sequence[str], names: Iterable[str]) -> list[str]:

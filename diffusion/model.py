@@ -29,7 +29,7 @@ from diffusion.recipe import Recipe
 from diffusion.spaces.base import Space
 from models.conditioning import AugmentSignal, ConditionEncoder
 from models.context import Condition, Context
-from models.readers import Reader, read_condition
+from models.readers import Reader, ask_again, read_condition
 from samplers.guidance.base import Guided, list_models
 from samplers.protocol import Callback, LoopState, Restorer
 
@@ -278,7 +278,7 @@ class Model:
         condition, done = self.condition(indices, asked, recipe), []
         for first in range(0, len(indices), batch):
             rows = slice(first, first + batch)
-            some = {name: condition[name][rows] if name in condition else "none" for name in self.readers(recipe)}
+            some = ask_again(self.readers(recipe), condition, rows)
             x, frames = self.trajectory(indices[rows], seed=seed, recipe=recipe, degraded=degraded,
                                         images=images[rows] if images is not None else None, callbacks=callbacks,
                                         **some)

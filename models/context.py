@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from configs.errors import UserError
+from degradations.shapes import expand_like
 
 Condition = dict[str, Tensor]
 """Raw signals by name, batch first, e.g. ``label (B,)`` of integers, ``text (B, L)``, ``hint (B, C, h, w)``. Any
@@ -130,7 +131,7 @@ def _mask(ctx: Context, stream: str) -> Tensor:
 
 def choose_rows(rows: Bool[Tensor, " b"], yes: Context, no: Context) -> Context:
     """Per row, one context or the other."""
-    return _combine(lambda ts: torch.where(rows.view(-1, *[1] * (ts[0].dim() - 1)), ts[0], ts[1]), [yes, no])
+    return _combine(lambda ts: torch.where(expand_like(rows, ts[0]), ts[0], ts[1]), [yes, no])
 
 
 def merge_contexts(a: Context, b: Context) -> Context:

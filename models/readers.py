@@ -112,6 +112,14 @@ def read_condition(readers: Mapping[str, Reader], indices: Sequence[int], asked:
     return condition
 
 
+def ask_again(readers: Mapping[str, Reader], condition: Condition, rows: slice | list[int]) -> dict[str, Any]:
+    """Rows of a condition that has been read, as :func:`read_condition` is asked: what is not there stays out.
+
+    :param rows: which samples
+    """
+    return {name: condition[name][rows] if name in condition else "none" for name in readers}
+
+
 def is_none(value: Any) -> bool:
     """Whether a signal is asked to be left out."""
     return isinstance(value, str) and value == "none"

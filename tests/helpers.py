@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from configs import compose
@@ -17,6 +18,35 @@ LEARNED = ["max_steps=12", "optimizer.lr=0.01", "ema=0.5", "callbacks.pictures.c
 """Steps after which weights, averages and classes differ."""
 CLASSIFIER = ["experiment=classifier_digits", "debug=fast", "model.base=8", "model.emb_dim=32", "trainer.threads=1",
               "trainer.accelerator=cpu"]
+
+
+def write_package(folder: Path, files: Mapping[str, str]) -> Path:
+    """A package of somebody else, as pip would install it, into a folder for the path."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+@contextlib.contextmanager
+def installed(site: Path, package: str) -> Iterator[None]:
+    """The package that lies there, for the commands and for this process; its modules are forgotten afterwards."""
+    import pytest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(site))
+        patch.syspath_prepend(site)
+        yield
+    for name in [name for name in sys.modules if name.startswith(package)]:
+        del sys.modules[name]
+
+
+def done(*arguments: str, code: int = 0) -> str:
+    """What a command says that ends with this code."""
+    run = command(*arguments)
+    assert run.returncode == code, run.stderr
+    assert code == 0 or "Traceback" not in run.stderr
+    return run.stderr
 
 
 def small(experiment: str) -> list[str]:

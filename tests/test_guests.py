@@ -4,7 +4,7 @@ know both."""
 import sys
 
 import pytest
-from helpers import command
+from helpers import command, write_package
 
 FILES = {
     "guest_methods/__init__.py": "",
@@ -93,11 +93,7 @@ density:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The folder in which the package lies."""
-    folder = tmp_path_factory.mktemp("site")
-    for name, content in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content)
-    return folder
+    return write_package(tmp_path_factory.mktemp("site"), FILES)
 
 
 def test_the_commands_find_it(site, hot, tmp_path, monkeypatch):

@@ -3,12 +3,11 @@ run. A guest package brings a ControlNet and a first stage; the commands do the 
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import NANO, command, train
+from helpers import NANO, done, installed, train, write_package
 from omegaconf import OmegaConf
 
 from configs import UserError, compose
@@ -183,27 +182,13 @@ FEW = ["device=cpu", "sampler.num_steps=2", "samples=0-1"]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    for name, content in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content)
-    return folder
+    return write_package(tmp_path_factory.mktemp("site"), FILES)
 
 
 @pytest.fixture(autouse=True)
-def guest(site, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(site))
-    monkeypatch.syspath_prepend(site)
-    yield
-    for name in [name for name in sys.modules if name.startswith("guest_runs")]:
-        del sys.modules[name]
-
-
-def done(*arguments: str, code: int = 0) -> str:
-    run = command(*arguments)
-    assert run.returncode == code, run.stderr
-    assert code == 0 or "Traceback" not in run.stderr
-    return run.stderr
+def guest(site):
+    with installed(site, "guest_runs"):
+        yield
 
 
 def control(root: Path, base: Path, *more: str) -> list[str]:
@@ -222,8 +207,7 @@ def refuse(root: Path, base: Path, *more: str) -> str:
 def base(site, tmp_path_factory):
     """A run with labels, at two steps."""
     root = tmp_path_factory.mktemp("base")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(site))
+    with installed(site, "guest_runs"):
         done("train.py", "experiment=ddpm_digits", *SMALL, *WIDTH, "max_steps=8", "callbacks.checkpoint.every=4",
              "callbacks.checkpoint.keep=9", f"run.root={root}", "run.name=base")
     return root / "ddpm_digits" / "base"
@@ -232,8 +216,7 @@ def base(site, tmp_path_factory):
 @pytest.fixture(scope="module")
 def controlled(site, base, tmp_path_factory):
     root = tmp_path_factory.mktemp("controlled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(site))
+    with installed(site, "guest_runs"):
         done(*control(root, base))
     return root / "control" / "control"
 

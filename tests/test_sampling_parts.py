@@ -2,13 +2,12 @@
 brings masked restoration, posterior sampling and prompt-to-prompt; the commands do the rest."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import command
+from helpers import done, installed, write_package
 from PIL import Image
 
 from configs import UserError
@@ -85,20 +84,13 @@ FEW = ["device=cpu", "sampler.num_steps=4"]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    for name, content in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content)
-    return folder
+    return write_package(tmp_path_factory.mktemp("site"), FILES)
 
 
 @pytest.fixture(autouse=True)
-def guest(site, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(site))
-    monkeypatch.syspath_prepend(site)
-    yield
-    for name in [name for name in sys.modules if name.startswith("guest_edits")]:
-        del sys.modules[name]
+def guest(site):
+    with installed(site, "guest_edits"):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +99,6 @@ def photos(tmp_path_factory):
     for i, image in enumerate(Digits().split("test").images[:3]):
         Image.fromarray(image[0].numpy()).save(folder / f"{i}.png")
     return folder
-
-
-def done(*arguments: str, code: int = 0) -> str:
-    run = command(*arguments)
-    assert run.returncode == code, run.stderr
-    return run.stderr
 
 
 def pixels(path: Path) -> np.ndarray:

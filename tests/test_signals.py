@@ -2,12 +2,11 @@
 resolutions. Through the commands."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import DIGITS, command
+from helpers import DIGITS, command, done, installed, write_package
 from scipy.stats import chisquare
 
 from configs import UserError
@@ -141,34 +140,20 @@ TRAIN = [*DIGITS, "max_steps=12", "optimizer.lr=0.01", "ema=0.5", "callbacks.pic
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    for name, content in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content)
-    return folder
+    return write_package(tmp_path_factory.mktemp("site"), FILES)
 
 
 @pytest.fixture(autouse=True)
-def guest(site, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(site))
-    monkeypatch.syspath_prepend(site)
-    yield
-    for name in [name for name in sys.modules if name.startswith("guest_signals")]:
-        del sys.modules[name]
-
-
-def done(*arguments: str, code: int = 0):
-    run = command(*arguments)
-    assert run.returncode == code, run.stderr
-    return run
+def guest(site):
+    with installed(site, "guest_signals"):
+        yield
 
 
 @pytest.fixture(scope="module")
 def runs(site, tmp_path_factory):
     """A run that is told captions, and one that is told classes and low resolutions."""
     root = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(site))
+    with installed(site, "guest_signals"):
         done("train.py", *TRAIN, "data=captions", "condition=text", "run.name=text", f"run.root={root}",
              "objective.drop={text: 0.05, all: 0.05}")
         done("train.py", *TRAIN, "condition=low", "model.spatial_channels=1", "run.name=low", f"run.root={root}")
@@ -191,8 +176,8 @@ def test_pictures_by_words(runs, tmp_path):
     out = f"out={tmp_path / 'one'}"
     done("sample.py", run, "text=a seven digit", "samples=0-1", *FEW, out)
     assert conditions(tmp_path / "one") == [{"text": "a seven digit"}] * 2
-    again = done("sample.py", run, "text=a seven digit", "samples=0-1", *FEW, out)
-    assert "0 of 2" in again.stderr
+    said = done("sample.py", run, "text=a seven digit", "samples=0-1", *FEW, out)
+    assert "0 of 2" in said
     done("sample.py", run, "text=[a seven digit,a two]", *FEW, f"out={tmp_path / 'two'}")
     assert conditions(tmp_path / "two") == [{"text": "a seven digit"}, {"text": "a two"}]
     first, second = ((tmp_path / "two" / f"00000{i}.png").read_bytes() for i in (0, 1))
@@ -215,7 +200,7 @@ def test_what_cannot_be_asked(runs, tmp_path, asked, words):
 
 def test_nothing_asked_takes_the_captions_of_held_out_images(runs, tmp_path):
     run = done("sample.py", f"run={runs['text']}", "samples=0-2", *FEW, f"out={tmp_path / 'out'}")
-    assert "held-out images" in run.stderr
+    assert "held-out images" in run
     from guest_signals.captions import Captions
     from guest_signals.text import Text
 
@@ -286,9 +271,9 @@ def test_a_name_that_the_commands_use_is_refused(site, tmp_path):
 def test_images_without_the_signal(site, tmp_path):
     """One that may be left out is, and one that has to be given is refused."""
     run = done("train.py", *TRAIN, "condition=text", "run.name=x", f"run.root={tmp_path}", "max_steps=1")
-    assert "the images have no text" in run.stderr
+    assert "the images have no text" in run
     again = done("train.py", *TRAIN, "condition=text", "run.name=x", f"run.root={tmp_path}", "max_steps=2")
-    assert "resuming at step 1" in again.stderr
+    assert "resuming at step 1" in again
     other = command("train.py", *TRAIN, "condition=label", "run.name=x", f"run.root={tmp_path}", "max_steps=2")
     assert other.returncode == 2
     assert "condition.signals.label" in other.stderr

@@ -32,6 +32,8 @@ from diffusion.sampling.inputs import Inputs
 from diffusion.sampling.manifest import describe_part
 from diffusion.sampling.selection import read_condition
 from diffusion.sampling.watchers import evaluations
+from models.context import Condition
+from models.readers import ask_again
 from samplers.base import list_fitting
 
 log = logging.getLogger(__name__)
@@ -173,32 +175,31 @@ class RestorationsSubject(Subject):
         originals = choose_evenly(self.images, count)
         pairs = bench.pair_metrics(originals.shape, report.skipped)
         outcome = {name: PairScores(pairs, originals, bench.cfg.rounding == "uint8") for name in report.subject}
+        condition = read_condition(bench.model, bench.recipe, self.chosen.tolist(), to_plain(bench.cfg.condition),
+                                   Inputs(self.images), lambda: bench.data)
         for name in bench.cfg.samplers:
             log.info("restoring %d held-out images with %s ...", count, name)
             sampler = registry.build("sampler", name, num_steps=bench.cfg.sampler.num_steps)
             recipe = Recipe(sampler, bench.recipe.parts, bench.recipe.prior, bench.recipe.start,
                             bench.recipe.edits)
-            report.cost[name] = self._restore(recipe, originals, outcome, name)
+            report.cost[name] = self._restore(recipe, originals, condition, outcome, name)
         reference = features(originals, bench.extractor, "the originals")
         for name, found in outcome.items():
             sets = bench.sets(found.images, name, reference, originals)
             report.sets[name] = found.numbers() | bench.numbers(sets, name, report.skipped, restorations=True)
         return report
 
-    def _restore(self, recipe: Recipe, originals: ImageSet, outcome: dict[str, PairScores],
+    def _restore(self, recipe: Recipe, originals: ImageSet, condition: Condition, outcome: dict[str, PairScores],
                  name: str) -> dict[str, Any]:
         """Restore all images with one sampler; gives what that has cost."""
         model, cfg = self.bench.model, self.bench.cfg
         first = name == cfg.samplers[0]
-        inputs, asked = Inputs(self.images), to_plain(cfg.condition)
         begin = time.monotonic()
         with evaluations(model, recipe) as counts, peak(model.device) as memory:
             for rows in torch.arange(len(originals)).split(cfg.batch):
-                indices = self.chosen[rows].tolist()
-                condition = read_condition(model, recipe, indices, asked, inputs, lambda: self.bench.data)
-                known: dict[str, Any] = {name: condition.get(name, "none") for name in model.readers(recipe)}
-                x_T, direct, restored = sampling.restore(model, recipe, to_float(originals.batch(rows)[0]), indices,
-                                                         seed=cfg.seed, batch=cfg.batch, **known)
+                x_T, direct, restored = sampling.restore(
+                    model, recipe, to_float(originals.batch(rows)[0]), self.chosen[rows].tolist(), seed=cfg.seed,
+                    batch=cfg.batch, **ask_again(model.readers(recipe), condition, rows.tolist()))
                 outcome[name].add(restored, rows)
                 if first:  # the same for every sampler
                     outcome["degraded"].add(x_T, rows)

@@ -39,6 +39,7 @@ from diffusion.sampling.selection import (
 from diffusion.sampling.trajectory import Trajectory
 from diffusion.sampling.watchers import Bar, First, evaluations
 from models.context import Condition
+from models.readers import ask_again
 from samplers.protocol import Callback
 
 log = logging.getLogger(__name__)
@@ -74,8 +75,7 @@ class Job:
         """The images of these samples under ``title``, and what the grid shows with them, by caption."""
         cfg, model, indices = self.cfg, self.model, [entry["index"] for entry in some]
         rows = [self.rows[entry["file"]] for entry in some]
-        asked: dict[str, Any] = {name: self.condition[name][rows] if name in self.condition else "none"
-                                 for name in model.readers(self.recipe)}
+        asked = ask_again(model.readers(self.recipe), self.condition, rows)
         if self.inputs is None:
             return {self.title: model.sample(indices, seed=cfg.seed, recipe=self.recipe, batch=len(some),
                                              callbacks=callbacks, **asked)}

@@ -93,7 +93,7 @@ def name_files(names: Sequence[str]) -> list[str]:
 def log_changes(root: Path, names: Sequence[str], size: int) -> None:
     """Say how many of these photos are changed by being brought to a square of ``size``.
 
-    :param root: where the photos come from, as for :func:`photos`
+    :param root: where the photos come from, as for :func:`read_photos`
     """
     if is_single_file(root):
         shapes = [_shape(root)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from configs import UserError
 from configs.values import to_plain
 from degradations.randomness import Streams
-from diffusion.data.base import Data, digest
+from diffusion.data.base import CHUNK, Data, digest
 from diffusion.data.pixels import to_float
 from diffusion.model import Model
 from diffusion.recipe import Recipe
@@ -111,14 +111,16 @@ def read_condition(model: Model, recipe: Recipe, indices: Sequence[int], asked: 
 
 def derive_signals(model: Model, images: Inputs, indices: Sequence[int]) -> Condition:
     """The raw signals of images, those that the run's sources make of them included, on the CPU."""
-    pixels, signals = images.images.batch(torch.tensor(indices))
-    encoder = model.weights.encoder
+    encoder, places = model.weights.encoder, torch.tensor(indices)
     if not len(encoder.sources):
-        return signals
-    streams = Streams(0, tuple(map(int, indices)), model.device)
-    made = encoder.derive(to_float(pixels).to(model.device), {k: v.to(model.device) for k, v in signals.items()},
-                          streams)
-    return {name: raw.cpu() for name, raw in made.items()}
+        return dict(images.images.choose(places).signals)
+    chunks = []
+    for some in places.split(CHUNK):
+        pixels, signals = images.images.batch(some)
+        made = encoder.derive(to_float(pixels).to(model.device), {k: v.to(model.device) for k, v in signals.items()},
+                              Streams(0, tuple(some.tolist()), model.device))
+        chunks.append({name: raw.cpu() for name, raw in made.items()})
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def write_condition(model: Model, recipe: Recipe, condition: Condition, n: int) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from degradations.randomness import BatchStream, key
+from degradations.shapes import expand_like
 from diffusion.data.base import ImageSet
 from diffusion.data.loader import Batch, Batches
 from diffusion.data.pixels import to_float
@@ -125,7 +126,7 @@ class Training(L.LightningModule):
         rows, side = torch.from_numpy(batch.mirrored).to(self.device), self.model.image_shape[-1]
         mirrored = {name: signal.mirror(condition[name], side) for name, signal in
                     self.model.weights.encoder.readers.items() if name in condition}
-        return condition | {name: torch.where(rows.view(-1, *[1] * (raw.dim() - 1)), raw, condition[name])
+        return condition | {name: torch.where(expand_like(rows, raw), raw, condition[name])
                             for name, raw in mirrored.items() if raw is not condition[name]}
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

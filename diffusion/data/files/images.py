@@ -27,7 +27,7 @@ class Files:
 
     :param root: the folder or archive
     :param names: of the files, in the order to take them; None takes all images, sorted
-    :param written: what each was made of, as :meth:`models.conditioning.Reader.write` has written it; not given, the
+    :param written: what each was made of, as :meth:`models.readers.Reader.write` has written it; not given, the
         first folder is the class if there are two or more
     :param option: the override that names ``root``, for messages
     :ivar stamp: changes with the files (their names, sizes, times of change)
