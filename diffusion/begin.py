@@ -15,7 +15,7 @@ from models.conditioning import Signal
 
 log = logging.getLogger(__name__)
 
-FROZEN = ("space.*", "encoder.sources.*")
+FROZEN = ("space.*", "prior.*", "encoder.sources.*")
 """Weights that are not trained unless ``trainable`` names them."""
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 
-from configs import UserError, registry
+from configs import UserError, construct, registry
 from configs.overrides import check_recipe
+from configs.values import drop_keys
+from diffusion.data.base import Data
 from diffusion.model import Model
 from diffusion.runs import checkpoint
 from diffusion.runs.run import Run
@@ -37,11 +39,21 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
     check_recipe(content["config"]["sampling"], folder.root)
     model = Model(content["config"], packages=(*registry.trusted(), *allow))
     model.weights.load_state_dict(checkpoint.merge_state(content, weights))
-    model.prior.restore(content["prior"])
-    model.step = content["step"]
+    model.step, model.name = content["step"], str(run)
     model.weights.eval().requires_grad_(False)
     try:
         return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device={device}: {reason}", "a device that this machine has", "device=cpu") from error
+
+
+def build_data(model: Model, root: str | None, packages: Sequence[str]) -> Data:
+    """The data set of a run.
+
+    :param root: where it lies now; None is where it lay
+    :param packages: whose classes the run's config may name
+    """
+    # A stranger's config may say what to read, not what to write or to fetch.
+    config = drop_keys(model.config["data"], ("cache", "download"))
+    return construct(config | ({"root": root} if root else {}), packages=packages, role=Data)

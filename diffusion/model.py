@@ -7,7 +7,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from diffusion.data.base import CHUNK, ImageSet
 from diffusion.data.pixels import to_float
 from diffusion.objectives.base import Criterion
 from diffusion.objectives.classification import Answer, NetworkClassifier
-from diffusion.objectives.evaluator import NetworkRestorer
+from diffusion.objectives.evaluator import Evaluator, NetworkRestorer
 from diffusion.priors import Prior
 from diffusion.recipe import Recipe
 from diffusion.spaces.base import Space
@@ -33,16 +33,41 @@ from models.readers import Reader, ask_again, read_condition
 from samplers.guidance.base import Guided, list_models
 from samplers.protocol import Callback, LoopState, Restorer
 
+E = TypeVar("E", bound=Evaluator)
 ROLES: dict[str, type] = {"model": nn.Module, "condition": ConditionEncoder, "degradation": Degradation,
                           "objective": Criterion, "space": Space, "prior": Prior, "augment": Augmentation}
 
 
 class Weights(nn.Module):
-    """All that is learned, here or before: the network, the encoder of its condition, and the space."""
+    """All that is learned, here or before: the network, the encoder of its condition, the space, the prior, and the
+    criterion's own networks."""
 
-    def __init__(self, net: nn.Module, encoder: ConditionEncoder, space: Space):
+    def __init__(self, net: nn.Module, encoder: ConditionEncoder, space: Space, prior: Prior,
+                 critics: Mapping[str, nn.Module]):
         super().__init__()
-        self.net, self.encoder, self.space = net, encoder, space
+        self.net, self.encoder, self.space, self.prior = net, encoder, space, prior
+        self.critics = nn.ModuleDict(critics)
+
+    @property
+    def fitted(self) -> list[nn.Module]:
+        """What is made before the training and does not change in it."""
+        made = (self.space, self.prior, self.encoder.sources)
+        return [part for part in made if not any(value.requires_grad for value in part.parameters())]
+
+    def split(self, ema: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
+        """The weights as a checkpoint holds them: ``raw`` and ``ema`` what the training changes, ``frozen`` the rest.
+
+        :param ema: the average of the weights; None takes the weights themselves
+        """
+        raw, trained = self.state_dict(), {name for name, value in self.named_parameters() if value.requires_grad}
+        fitted = {name for name, module in self.named_modules() if module in self.fitted}
+        frozen = {name for name, _ in self.named_parameters()} | {
+            name for name in raw if any(name.startswith(f"{place}.") for place in fitted)}
+        frozen -= trained
+        whole = {"raw": raw, "ema": raw if ema is None else ema}
+        return {**{kind: {name: value for name, value in state.items() if name not in frozen}
+                   for kind, state in whole.items()},
+                "frozen": {name: value for name, value in raw.items() if name in frozen}}
 
 
 class Model:
@@ -51,11 +76,12 @@ class Model:
     :param config: the resolved config as plain data
     :param packages: packages whose classes the config may name; None trusts it
     :ivar step: optimizer step of the checkpoint that was loaded
+    :ivar name: the run that it was loaded from, for messages
     """
 
     def __init__(self, config: dict[str, Any], packages: Sequence[str] | None = None):
         self.config, self.packages = config, packages
-        self.step = 0
+        self.step, self.name = 0, "a model"
 
         def part(name: str) -> Any:
             # A stranger's config may say what to read, not what to write or to fetch.
@@ -64,7 +90,7 @@ class Model:
 
         self.degradation: Degradation = part("degradation")
         self.objective: Criterion = part("objective")
-        self.prior: Prior = part("prior")
+        prior: Prior = part("prior")
         size, channels = config["data"]["size"], config["data"]["channels"]
         self.image_shape = (channels, size, size)
         with torch.random.fork_rng(devices=[]):
@@ -78,15 +104,20 @@ class Model:
         self.objective.check(self.degradation)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(config["seed"], "weights") % 2**63)
-            self.weights = Weights(part("model"), part("condition"), space)
+            self.weights = Weights(part("model"), part("condition"), space, prior, self.objective.networks)
             self.augment: Augmentation | None = part("augment") if config.get("augment") else None
             self.evaluator = self.objective.use(self.weights.net, self.degradation, str(config["precision"]))
             self.objective.check_encoder(self.weights.encoder)
-            if self.augment is not None and self.restores:  # what is done to images is nothing to a classifier
+            if self.augment is not None and self.evaluator.conditional:
                 encoder = self.weights.encoder
                 encoder.add_signal("augment", AugmentSignal(self.augment.length, encoder.dim))
-        if self.restores:
+        if isinstance(self.evaluator, NetworkRestorer):
             self.prior.check(self.degradation)
+
+    @property
+    def prior(self) -> Prior:
+        """Where its samples start, unless a recipe has another."""
+        return self.weights.prior
 
     @property
     def space(self) -> Space:
@@ -122,7 +153,7 @@ class Model:
         prior = recipe.prior or self.prior
         prior.check(self.degradation)
         if not prior.fitted and type(prior) is type(self.prior):
-            prior.restore(self.prior.state())
+            prior.load_state_dict(self.prior.state_dict())
         if not prior.fitted:
             name = type(prior).__name__.removesuffix("Prior").lower()
             raise UserError(f"prior={name}, which was not fitted to this run's images", "a prior that was fitted",
@@ -140,7 +171,7 @@ class Model:
         x = torch.zeros(1, *self.shape, device=self.device)
         self.degradation.draw(x.shape, Streams(0, (0,), self.device))  # may need images of another set
         self.evaluator.try_out(x, self.weights.encoder.null(1, self.device))
-        if not self.restores:
+        if not isinstance(self.evaluator, NetworkRestorer):
             return
         images = torch.zeros(1, *self.image_shape) if self.prior.needs_images else None
         asked: dict[str, Any] = {name: raw for name, raw in (condition or {}).items() if name in self.readers()}
@@ -160,32 +191,26 @@ class Model:
         self.weights.to(device)
         return self
 
-    @property
-    def restores(self) -> bool:
-        """Whether it makes images: a classifier does not."""
-        return isinstance(self.evaluator, NetworkRestorer)
+    def use(self, kind: type[E]) -> E:
+        """The network as one kind of trained model.
+
+        :param kind: such as :class:`diffusion.objectives.evaluator.NetworkRestorer`
+        :raises UserError: if it was trained to be another
+        """
+        if not isinstance(self.evaluator, kind):
+            raise UserError(f"{self.name}, which can {self.evaluator.task} images", f"one that can {kind.task} them",
+                            f"one of python train.py {kind.example}")
+        return self.evaluator
 
     @property
     def restorer(self) -> NetworkRestorer:
-        """The network as a restorer.
-
-        :raises UserError: if it is a classifier
-        """
-        if not isinstance(self.evaluator, NetworkRestorer):
-            raise UserError("sampling from a classifier, which makes no images", "a run that makes images",
-                            "one of python train.py experiment=ddpm_digits; a classifier has model.classify(images)")
-        return self.evaluator
+        """The network as a restorer, see :meth:`use`."""
+        return self.use(NetworkRestorer)
 
     @property
     def classifier(self) -> NetworkClassifier:
-        """The network as a classifier, for any time, gradients included; for clean images there is :meth:`classify`.
-
-        :raises UserError: if it restores images
-        """
-        if not isinstance(self.evaluator, NetworkClassifier):
-            raise UserError("a model that restores images, as a classifier", "a run that classifies them",
-                            "one of python train.py experiment=classifier_digits")
-        return self.evaluator
+        """The network as a classifier, for any time, gradients included; for clean images there is :meth:`classify`."""
+        return self.use(NetworkClassifier)
 
     @torch.no_grad()
     def classify(self, images: Float[Tensor, "n c h w"], batch: int = CHUNK) -> Answer:

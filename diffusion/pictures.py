@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float, UInt8
@@ -11,6 +12,21 @@ from torchvision.utils import make_grid
 
 from diffusion.data.pixels import to_uint8
 from diffusion.runs.files import write_whole
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A grid of images in [-1, 1] with its captions; fields as for :func:`grid`."""
+
+    images: Float[Tensor, "n c h w"]
+    columns: int | None = None
+    rows: Sequence[str] = ()
+    heads: Sequence[str] = ()
+
+    def save(self, path: Path) -> Path:
+        """Write it to a file."""
+        return save_grid(self.images, path, self.columns, rows=self.rows, heads=self.heads)
+
 
 COLUMNS = 20
 """Classes that are still shown side by side."""

@@ -1,11 +1,12 @@
 """Priors: where ``x_T`` comes from."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs import UserError
 from degradations.affine import Affine
@@ -22,8 +23,10 @@ from samplers.ode import Inversion
 from samplers.protocol import Restorer
 
 
-class Prior:
+class Prior(nn.Module):
     """``sample(shape, degradation, streams, images, start) -> (x_T, state)``.
+
+    What is fitted lies in buffers, which are None before; a checkpoint gives them back in the shapes that they had.
 
     :cvar needs_images: whether it starts from real images, which the caller hands in
     :ivar count: training images that it is fitted to; 0 if there is nothing to fit
@@ -44,17 +47,21 @@ class Prior:
     @property
     def fitted(self) -> bool:
         """Whether :meth:`sample` may be called: there was something to fit and it was, or there was nothing."""
-        return not self.count or bool(self.state())
+        return not self.count or any(True for _ in self.buffers())
 
-    def state(self) -> dict[str, Tensor]:
-        """What was fitted, for the checkpoint; empty before."""
-        return {}
+    def check_fit(self, state: dict[str, Tensor]) -> None:
+        """Refuse buffers that were fitted with other settings.
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Take back what :meth:`state` gave.
-
-        :raises UserError: if it was fitted with other settings
+        :raises UserError: with the difference
         """
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        found = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
+        if found:
+            self.check_fit(found)
+        for name in self._buffers:
+            setattr(self, name, torch.empty_like(found[name]) if name in found else None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
                images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
@@ -109,6 +116,7 @@ class InvertedPrior(Prior):
     needs_images = True
 
     def __init__(self, num_steps: int = 50):
+        super().__init__()
         if num_steps < 1:
             raise UserError(f"prior.num_steps={num_steps}", "at least 1", "prior.num_steps=50")
         self.num_steps = num_steps
@@ -146,12 +154,14 @@ class MixturePrior(Prior):
     """
 
     def __init__(self, size: int = 1, components: int = 1, noise: float = 0.002, count: int = 10000):
+        super().__init__()
         if size < 1 or components < 1 or count < 2 or not noise >= 0:
             raise UserError(f"a mixture of {components} components of {size} px, noise {noise:g}, from {count} images",
                             "at least 1, 1, 0 and 2",
                             "prior.size=1 prior.components=1 prior.noise=0.002 prior.count=10000")
         self.size, self.components, self.noise, self.count = size, components, noise, count
-        self._fit: dict[str, Tensor] = {}
+        for name in ("weights", "means", "factors"):
+            self.register_buffer(name, None)
 
     def check(self, degradation: Degradation) -> None:
         if not isinstance(degradation, Separable | Compose):
@@ -172,25 +182,20 @@ class MixturePrior(Prior):
             raise UserError(f"a mixture of {self.components} components from {len(vectors)} images",
                             f"at least {max(2, self.components)}", "more images, or prior.components=1")
         found = GaussianMixture(self.components, covariance_type="full", random_state=0).fit(vectors.numpy())
-        self._fit = {"weights": torch.from_numpy(found.weights_), "means": torch.from_numpy(found.means_),
-                     "factors": torch.linalg.cholesky(torch.from_numpy(found.covariances_))}
+        self.weights, self.means = torch.from_numpy(found.weights_), torch.from_numpy(found.means_)
+        self.factors = torch.linalg.cholesky(torch.from_numpy(found.covariances_))
 
-    def state(self) -> dict[str, Tensor]:
-        return dict(self._fit)
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        if state:
-            components, length = state["means"].shape
-            if components != self.components or length % self.size**2:
-                raise UserError(f"prior.components={self.components} prior.size={self.size}, fitted with {components} "
-                                f"components of {length} numbers", "the settings that it was fitted with",
-                                "python scripts/fit_prior.py run=FOLDER prior=mixture with the new ones")
-        self._fit = dict(state)
+    def check_fit(self, state: dict[str, Tensor]) -> None:
+        components, length = state["means"].shape
+        if components != self.components or length % self.size**2:
+            raise UserError(f"prior.components={self.components} prior.size={self.size}, fitted with {components} "
+                            f"components of {length} numbers", "the settings that it was fitted with",
+                            "python scripts/fit_prior.py run=FOLDER prior=mixture with the new ones")
 
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
                images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
                restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
-        weights, means, factors = (self._fit[name].to(streams.device) for name in ("weights", "means", "factors"))
+        weights, means, factors = (value.to(streams.device) for value in (self.weights, self.means, self.factors))
         u = streams.uniform("component", (shape[0],)).double()
         k = torch.searchsorted(weights.cumsum(0), u, right=True).clamp(max=len(weights) - 1)
         z = streams.normal("mixture", (shape[0], means.shape[1])).double()
@@ -227,10 +232,11 @@ class DatasetPrior(Prior):
     """
 
     def __init__(self, count: int = 1024):
+        super().__init__()
         if count < 1:
             raise UserError(f"prior.count={count}", "at least 1 image", "prior.count=1024")
         self.count = count
-        self._images: Tensor | None = None
+        self.register_buffer("images", None)
 
     def check(self, degradation: Degradation) -> None:
         if not isinstance(degradation, Animorph):
@@ -243,18 +249,12 @@ class DatasetPrior(Prior):
             indices = tuple(range(done, done + len(x0)))
             kept.append(to_uint8(degradation.draw(x0.shape, Streams(0, indices))["z"]))
             done += len(x0)
-        self._images = torch.cat(kept)
-
-    def state(self) -> dict[str, Tensor]:
-        return {} if self._images is None else {"images": self._images}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self._images = state.get("images")
+        self.images = torch.cat(kept)
 
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
                images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
                restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
-        assert self._images is not None
-        first, n = key(streams.seed, "others"), len(self._images)
-        z = to_float(self._images[[(first + index) % n for index in streams.indices]]).to(streams.device)
+        assert self.images is not None
+        first, n = key(streams.seed, "others"), len(self.images)
+        z = to_float(self.images[[(first + index) % n for index in streams.indices]]).to(streams.device)
         return z, State(z=z)

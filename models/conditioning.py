@@ -221,6 +221,10 @@ class Source(nn.Module):
     """Makes a raw signal from the images themselves: edges, a low resolution, a hole. It is frozen, and lies in the
     checkpoint beside the signals."""
 
+    def train(self, mode: bool = True) -> "Source":
+        """A source is never in training mode."""
+        return super().train(False)
+
     def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Tensor:
         """Raw values, batch first.
 

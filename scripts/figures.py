@@ -22,9 +22,10 @@ from diffusion import load
 from diffusion.data.pixels import to_float
 from diffusion.data.sets.digits import Digits
 from diffusion.evaluation.subjects import spread_indices
+from diffusion.loading import build_data
 from diffusion.model import Model
 from diffusion.pictures import save_grid
-from diffusion.sampling.command import build_data, restore
+from diffusion.sampling.job import restore
 
 COLUMNS = 10
 TIMES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)

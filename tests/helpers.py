@@ -61,9 +61,9 @@ def small(experiment: str) -> list[str]:
 
 def train(root: Path, *overrides: str, experiment: str = "test") -> Run:
     """Train a run in this process."""
-    from diffusion import tasks
+    from diffusion import commands
 
-    run = tasks.train(compose("train", [f"run.root={root}", *overrides]), experiment)
+    run = commands.train(compose("train", [f"run.root={root}", *overrides]), experiment)
     if run._lock:
         run._lock.close()
     return run

@@ -7,7 +7,7 @@ from pathlib import Path
 import diffusion.training.module as module
 from configs import compose
 from configs.cli import stop
-from diffusion import tasks
+from diffusion import commands
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        tasks.train(compose("train", [f"run.root={Path(sys.argv[1])}", *sys.argv[2:]]), "test")
+        commands.train(compose("train", [f"run.root={Path(sys.argv[1])}", *sys.argv[2:]]), "test")
     except KeyboardInterrupt:
         stop("interrupted", 130)
 

@@ -9,7 +9,7 @@ from helpers import small, train
 from PIL import Image
 
 from configs import UserError, compose, registry
-from diffusion import tasks
+from diffusion import commands
 from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults
 
@@ -70,7 +70,8 @@ def test_it_goes_on_and_samples_by_the_plain_command(name, photos, tmp_path):
     run = train(tmp_path, *overrides)
     train(tmp_path, *overrides, "max_steps=2")
     assert list(checkpoint.list_checkpoints(run.checkpoints)) == [1, 2]
-    made = tasks.sample(compose("sample", add_run_defaults([f"run={run.folder}", "samples=0", "sampler.num_steps=2"])))
+    asked = [f"run={run.folder}", "samples=0", "sampler.num_steps=2"]
+    made = commands.sample(compose("sample", add_run_defaults(asked)))
     with Image.open(made / "000000.png") as picture:
         assert (picture.size, picture.mode) == ((16, 16), "RGB")
 

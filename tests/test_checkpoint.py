@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from configs import UserError, compose, construct, registry
-from diffusion import load, tasks
+from diffusion import commands, load
+from diffusion.loading import build_data
 from diffusion.model import Model
 from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults
 from diffusion.runs.run import Run
-from diffusion.sampling.command import build_data
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ class TestStrangers:
         config.sampling.append(override)
         OmegaConf.save(config, run.folder / "config.yaml")
         with pytest.raises(UserError):
-            tasks.sample(compose("sample", add_run_defaults([f"run={run.folder}", "samples=0", "device=cpu"])))
+            commands.sample(compose("sample", add_run_defaults([f"run={run.folder}", "samples=0", "device=cpu"])))
         assert not (run.folder / "samples").exists()
 
     def test_data_that_calls(self, cold, tmp_path):
@@ -279,7 +279,7 @@ class TestStrangers:
                       "flip": {"_target_": "diffusion.runs.run.Run", "folder": "x"}}):
             rewrite(run, lambda content, evil=evil: content["config"].update(data=evil))
             with pytest.raises(UserError):
-                tasks.sample(compose("sample", add_run_defaults([f"run={run.folder}", "samples=0", "device=cpu"])))
+                commands.sample(compose("sample", add_run_defaults([f"run={run.folder}", "samples=0", "device=cpu"])))
 
     def test_data_that_writes(self, cold, tmp_path):
         """Its config says what to read; where to keep a cache and what to fetch is for the user to say."""

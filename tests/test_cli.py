@@ -8,7 +8,7 @@ from helpers import DIGITS, command
 from PIL import Image
 
 from configs import compose
-from diffusion import tasks
+from diffusion import commands
 from diffusion.runs.defaults import add_run_defaults
 
 WATCH = """
@@ -117,7 +117,7 @@ class TestSamples:
             folder = tmp_path / "-".join(overrides)
             arguments = add_run_defaults([f"run={hot.folder}", "sampler.num_steps=3", "device=cpu", f"out='{folder}'",
                                        *overrides])
-            tasks.sample(compose("sample", arguments))
+            commands.sample(compose("sample", arguments))
             return {int(path.stem): np.asarray(Image.open(path)).astype(int) for path in folder.glob("0*.png")}
 
         return draw
@@ -135,7 +135,7 @@ class TestSamples:
         def folder(*overrides):
             arguments = add_run_defaults([f"run={hot.folder}", "sampler.num_steps=2", "device=cpu", "samples=0",
                                        *overrides])
-            return tasks.sample(compose("sample", arguments))
+            return commands.sample(compose("sample", arguments))
 
         folders = [folder(), folder("seed=1"), folder("sampler=ddpm", "sampler.num_steps=2"), folder("label=3"),
                    folder("weights=raw"), folder("guidance.cfg.scale=3"), folder("step=6")]

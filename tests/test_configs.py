@@ -29,6 +29,8 @@ from diffusion.metrics.base import Metric, PairMetric
 from diffusion.metrics.extractors.base import Extractor
 from diffusion.model import Model
 from diffusion.objectives.base import Criterion
+from diffusion.objectives.classification import NetworkClassifier
+from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import Parameterization
 from diffusion.objectives.times import TimeDistribution
 from diffusion.objectives.weighting import Weighting
@@ -36,6 +38,7 @@ from diffusion.priors import Prior
 from diffusion.recipe import Recipe
 from diffusion.runs import checkpoint
 from diffusion.spaces.base import Space
+from diffusion.tasks.base import Task
 from diffusion.training.fit import fill_signals
 from diffusion.training.optimization import AdamW
 from models.conditioning import ConditionEncoder
@@ -47,7 +50,7 @@ from samplers.guidance.schedules import ScaleSchedule
 FOLDER = Path(configs.__file__).parent
 FILES = sorted(path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.yaml"))
 OPTIONS = [(str(path.parent), path.name) for path in FILES if len(path.parts) > 1 and path.parts[0] not in (
-    "hydra", "experiment", "debug", "trainer", "extractor", "metrics", "table", "budget")]
+    "hydra", "experiment", "debug", "trainer", "extractor", "metrics", "table", "budget", "task")]
 EXPERIMENTS = registry.available("experiment")
 NESTED = {"guidance/schedule": ("cfg", "guidance.cfg.schedule"),
           "guidance/perturbation": ("pag", "guidance.pag.perturbation")}
@@ -64,6 +67,7 @@ ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": obje
          "guidance/schedule": ScaleSchedule,
          "guidance/perturbation": Perturbation, "callbacks": dict,
          "logger": dict, "begin": dict, "edit": dict}
+EVALUATORS = {kind.task: kind for kind in (NetworkRestorer, NetworkClassifier)}
 SMALL = [*NANO, "model.base=8", "model.emb_dim=32"]
 
 
@@ -95,6 +99,14 @@ def placed(overrides: list[str], roots: dict[str, Path]) -> list[str]:
         reader = OmegaConf.select(cfg, f"{place}._target_", default="").split(".")[-1]
         more += [f"{place}.root={roots[reader]}"] if reader in roots else []
     return [*overrides, *more]
+
+
+def test_every_kind_of_trained_model_has_a_task():
+    assert set(EVALUATORS) == set(registry.available("task"))
+    for name in EVALUATORS:
+        task = registry.build("task", name)
+        assert isinstance(task, Task)
+        assert "run=x" in task.hint.format(run="x")
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS, ids=lambda v: v)
@@ -179,7 +191,7 @@ def one_step(model: Model) -> None:
     """A gradient that is finite and reaches the network."""
     x0 = torch.rand(4, *model.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     condition = {"label": torch.arange(4)} if "label" in model.readers() else {}
-    losses = model.objective(model.restorer.output, model.weights.encoder, model.degradation, x0, condition,
+    losses = model.objective(model.restorer, model.weights.encoder, model.degradation, x0, condition,
                              BatchStream(0, 0, slice(0, 4), 4))
     assert losses.values.shape == losses.t.shape == (4,)
     losses.values.mean().backward()

@@ -12,7 +12,7 @@ from configs import UserError, build, compose
 from configs.overrides import drop_condition_guidance
 from configs.values import require_ints, to_plain
 from degradations.blur import Blur, ConstantKernels
-from diffusion import load, tasks
+from diffusion import commands, load
 from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults
 from diffusion.runs.files import write_whole
@@ -81,26 +81,26 @@ def test_sampling_that_does_not_fit_is_refused_before_the_training(tmp_path, sam
                                        ["out=/dev/null/x"]])
 def test_impossible_samples_settings(hot, overrides):
     with pytest.raises(UserError):
-        tasks.sample(compose("sample", add_run_defaults([f"run={hot.folder}", "samples=0", "sampler.num_steps=1",
+        commands.sample(compose("sample", add_run_defaults([f"run={hot.folder}", "samples=0", "sampler.num_steps=1",
                                                       *overrides])))
 
 
 @pytest.mark.parametrize("overrides", [["count=1"], ["batch=0"]])
 def test_impossible_evaluations(hot, overrides):
     with pytest.raises(UserError):
-        tasks.evaluate(compose("evaluate", [f"run={hot.folder}", *overrides]))
+        commands.evaluate(compose("evaluate", [f"run={hot.folder}", *overrides]))
 
 
 def test_the_sampler_is_refused_before_its_number_of_steps(cold):
     cfg = compose("sample", add_run_defaults([f"run={cold.folder}", "sampler=ddim"]))
     with pytest.raises(UserError, match="sampler=cold1 or sampler=cold2"):
-        tasks.sample(cfg)
+        commands.sample(cfg)
 
 
 def test_images_that_are_not_there(cold, tmp_path):
     cfg = compose("sample", add_run_defaults([f"run={cold.folder}", f"input={tmp_path / 'photos'}"]))
     with pytest.raises(UserError, match="input="):
-        tasks.sample(cfg)
+        commands.sample(cfg)
 
 
 def test_a_run_in_quotes(tmp_path):
@@ -152,7 +152,7 @@ def test_restoring_fewer_held_out_images_than_the_default(tmp_path):
         Image.fromarray(np.full((16, 16), 12 * i, np.uint8)).save(photos / f"{i:02d}.png")
     run = train(tmp_path, *COLD, "data=folder", f"data.root={photos}", "data.size=16", "data.channels=1",
                 "callbacks.pictures.count=0", "run.name=few")
-    folder = tasks.sample(compose("sample", add_run_defaults([f"run={run.folder}", "sampler.num_steps=2"])))
+    folder = commands.sample(compose("sample", add_run_defaults([f"run={run.folder}", "sampler.num_steps=2"])))
     assert sorted(path.name for path in folder.glob("0*.png")) == ["000000.png", "000001.png"]
 
 
@@ -164,7 +164,7 @@ def test_settings_that_nothing_would_read(hot, script, setting, words, tmp_path)
     """They would be accepted in silence: the pictures look as if they had been made with them."""
     cfg = compose(script, add_run_defaults([f"run={hot.folder}", setting, "device=cpu"]))
     with pytest.raises(UserError) as error:
-        getattr(tasks, script)(cfg)
+        getattr(commands, script)(cfg)
     assert words in str(error.value)
 
 

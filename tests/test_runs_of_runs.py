@@ -242,7 +242,7 @@ def test_a_control_net_begins_as_its_base(base, controlled):
     assert first["frozen"].keys() >= {"net.base.encoder.enter.weight"} & raw.keys()
     assert not any(name.startswith("net.base.") for name in first["raw"])
     trained = [name for name in raw if name.startswith(("net.encoder.", "net.middle.", "net.hint.", "net.zeros."))]
-    assert len(first["optimizer"]["state"]) == len(trained) == len(first["raw"]) - sum(
+    assert len(first["optimizers"]["net"]["state"]) == len(trained) == len(first["raw"]) - sum(
         name not in trained for name in first["raw"])
 
 
@@ -311,7 +311,7 @@ def test_what_cannot_be_begun(base, tmp_path, more, words):
 
 @pytest.mark.parametrize(("key", "value", "words"), [
     ("model._target_", "os.system", "allow=[os]"), ("model._target_", "torch.hub.load", "allow=[torch]"),
-    ("model._target_", "diffusion.tasks.sample", "a class"), ("model.base", "${oc.env:HOME}", "interpolation"),
+    ("model._target_", "diffusion.commands.sample", "a class"), ("model.base", "${oc.env:HOME}", "interpolation"),
     ("seed", "${of:x,y}", "interpolation"), ("condition.signals.label._target_", "guest_evil.Evil", "allow=")])
 def test_a_stranger_has_no_say(base, tmp_path, monkeypatch, key, value, words):
     """Nothing of a foreign config is resolved, and what it names is of the trusted packages."""

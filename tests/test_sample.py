@@ -15,7 +15,7 @@ from PIL import Image
 
 from configs import UserError, compose
 from degradations.base import State
-from diffusion import load, tasks
+from diffusion import commands, load
 from diffusion.data.files.decode import Decoder
 from diffusion.data.pixels import to_float, to_uint8
 from diffusion.runs.defaults import add_run_defaults
@@ -41,7 +41,7 @@ def draw(run, *overrides, out=None):
     for o in parsed:
         if o.key_or_group not in groups:
             OmegaConf.update(cfg, o.key_or_group, o.value(), force_add=o.key_or_group.startswith("condition."))
-    return tasks.sample(cfg)
+    return commands.sample(cfg)
 
 
 def manifest(folder):

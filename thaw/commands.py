@@ -37,21 +37,21 @@ def _train(cfg: DictConfig, experiment: str | None) -> None:
         names = available("experiment")
         raise UserError("no experiment", f"one of {', '.join(names)}", "python train.py experiment=ddpm_digits")
 
-    from diffusion import tasks
+    from diffusion import commands
 
-    tasks.train(cfg, experiment)
+    commands.train(cfg, experiment)
 
 
 def _sample(cfg: DictConfig, experiment: str | None) -> None:
-    from diffusion import tasks
+    from diffusion import commands
 
-    tasks.sample(cfg)
+    commands.sample(cfg)
 
 
 def _evaluate(cfg: DictConfig, experiment: str | None) -> None:
-    from diffusion import tasks
+    from diffusion import commands
 
-    tasks.evaluate(cfg, compose_rival(str(cfg.against), sys.argv[1:]) if cfg.against else None)
+    commands.evaluate(cfg, compose_rival(str(cfg.against), sys.argv[1:]) if cfg.against else None)
 
 
 def compose_rival(place: str, typed: list[str]) -> DictConfig:

@@ -16,7 +16,7 @@ from configs.values import to_plain
 from diffusion.data.base import Data
 from diffusion.data.files.images import Files, size
 from diffusion.evaluation.report import Numbers
-from diffusion.loading import load
+from diffusion.loading import build_data, load
 from diffusion.metrics.base import Features, Images, Metric, MetricInput, PairMetric
 from diffusion.metrics.extractors import classifier
 from diffusion.metrics.extractors.base import Extractor
@@ -26,7 +26,6 @@ from diffusion.model import Model
 from diffusion.recipe import Recipe
 from diffusion.runs import checkpoint
 from diffusion.runs.run import Run
-from diffusion.sampling import command as sampling
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class EvaluationContext:
         self._data: Data | None = None
         if self.run is not None:
             self._model = load(self.run.folder, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
-            self._data = sampling.build_data(self._model, cfg.data.root, self.packages)
+            self._data = build_data(self._model, cfg.data.root, self.packages)
         elif cfg.reference == "data":
             raise UserError("reference=data without a run, whose data it would be", "a run, or a folder of images",
                             "run=RUN, or reference=FOLDER")

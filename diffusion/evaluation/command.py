@@ -7,16 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from configs import registry
 from diffusion.evaluation.bench import EvaluationContext
 from diffusion.evaluation.report import Report, compare, folder_name, show_comparison
-from diffusion.evaluation.subjects import (
-    ClassifierSubject,
-    ImagesSubject,
-    PairsSubject,
-    RestorationsSubject,
-    SamplesSubject,
-    Subject,
-)
+from diffusion.evaluation.subjects import ImagesSubject, PairsSubject, Subject
 from diffusion.runs.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -63,7 +57,4 @@ def choose_subject(bench: EvaluationContext) -> Subject:
     """What the config asks to be measured."""
     if bench.cfg.images:
         return PairsSubject(bench) if bench.cfg.pairs else ImagesSubject(bench)
-    if not bench.model.restores:
-        return ClassifierSubject(bench)
-    prior = bench.recipe.prior or bench.model.prior
-    return RestorationsSubject(bench) if prior.needs_images else SamplesSubject(bench)
+    return registry.build("task", bench.model.evaluator.task).choose_subject(bench)

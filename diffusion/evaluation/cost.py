@@ -14,5 +14,5 @@ def flops(model: Model) -> int:
     ctx = model.weights.encoder.null(1, model.device)
     # The counter does not know the fused attention of a CPU; plain products are as many.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.restorer.output(x, torch.ones(1, device=model.device), ctx)
+        model.evaluator.output(x, torch.ones(1, device=model.device), ctx)
     return counter.get_total_flops()

@@ -27,8 +27,9 @@ from diffusion.metrics.intervals import bootstrap, share
 from diffusion.pictures import save_grid
 from diffusion.recipe import Recipe
 from diffusion.runs.memory import peak
-from diffusion.sampling import command as sampling
+from diffusion.sampling.command import sample
 from diffusion.sampling.inputs import Inputs
+from diffusion.sampling.job import restore
 from diffusion.sampling.manifest import describe_part
 from diffusion.sampling.selection import read_condition
 from diffusion.sampling.watchers import evaluations
@@ -135,7 +136,7 @@ class SamplesSubject(ImagesSubject):
         for key in SHARED:
             wanted[key] = bench.cfg[key]
         wanted.samples = f"0-{bench.cfg.count - 1}"
-        folder = sampling.sample(wanted)
+        folder = sample(wanted)
         _, manifest = find_images(str(folder))
         entries = [s for s in manifest["samples"] if s["index"] < bench.cfg.count]
         count = len(manifest["samples"])
@@ -195,9 +196,9 @@ class RestorationsSubject(Subject):
         model, cfg = self.bench.model, self.bench.cfg
         first = name == cfg.samplers[0]
         begin = time.monotonic()
-        with evaluations(model, recipe) as counts, peak(model.device) as memory:
+        with evaluations(model, recipe.parts) as counts, peak(model.device) as memory:
             for rows in torch.arange(len(originals)).split(cfg.batch):
-                x_T, direct, restored = sampling.restore(
+                x_T, direct, restored = restore(
                     model, recipe, to_float(originals.batch(rows)[0]), self.chosen[rows].tolist(), seed=cfg.seed,
                     batch=cfg.batch, **ask_again(model.readers(recipe), condition, rows.tolist()))
                 outcome[name].add(restored, rows)

@@ -1,10 +1,12 @@
 """What a network is trained for: a loss per image, and the use that the trained network is put to."""
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from degradations.base import Degradation
 from degradations.randomness import Draws
@@ -13,12 +15,7 @@ from models.conditioning import ConditionEncoder
 from models.context import Condition
 from models.protocol import Network
 
-
-@runtime_checkable
-class Forward(Protocol):
-    """One evaluation of the network, float32: :meth:`diffusion.objectives.evaluator.Evaluator.output`."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, ctx, attn=None) -> Tensor: ...
+E = TypeVar("E", bound=Evaluator)
 
 
 @dataclass(frozen=True)
@@ -27,19 +24,37 @@ class Losses:
 
     :ivar values: (B,) the weighted loss of each image
     :ivar t: (B,) the time that was drawn for it
+    :ivar logs: by name, (B,) what else is logged, such as a part of the loss; the same names for every batch
+    :ivar critics: by name, (B,) the losses of the criterion's own networks, see :attr:`Criterion.networks`
     """
 
     values: Tensor
     t: Tensor
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+    critics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Criterion:
-    """What a network is trained for: a loss, and the use that the trained network is put to."""
+class Criterion(Generic[E]):
+    """What a network is trained for: a loss, and the use that the trained network is put to.
 
-    def __call__(self, forward: Forward, encoder: ConditionEncoder, degradation: Degradation,
+    A criterion may have networks of its own that only the training needs, such as the discriminator of an autoencoder.
+    They are trained beside the network, one backward pass for all: ``Losses.values`` asks them by
+    :func:`call_constant`, which gives them no gradient, and the losses of their own see what the network has made
+    detached.
+
+    :ivar networks: own networks by name; checkpoints have them as ``critics.NAME``
+    :ivar optimizers: by the same names, how these are optimized: objects such as
+        :class:`diffusion.training.optimization.AdamW`. One without is optimized together with the network
+    """
+
+    networks: Mapping[str, nn.Module] = {}
+    optimizers: Mapping[str, Any] = {}
+
+    def __call__(self, evaluator: E, encoder: ConditionEncoder, degradation: Degradation,
                  x0: Float[Tensor, "b *rest"], condition: Condition, rng: Draws) -> Losses:
         """The loss of each image of a batch.
 
+        :param evaluator: the network as what it is trained to be, as :meth:`use` has made it
         :param condition: all that is known about the images, whether the network is told or not
         """
         raise NotImplementedError
@@ -56,6 +71,12 @@ class Criterion:
         :raises UserError: saying why
         """
 
-    def use(self, network: Network, degradation: Degradation, precision: str) -> Evaluator:
+    def use(self, network: Network, degradation: Degradation, precision: str) -> E:
         """The network as what it is trained to be."""
         raise NotImplementedError
+
+
+def call_constant(network: nn.Module, *args: Any) -> Any:
+    """``network(*args)`` with its weights as constants: gradients reach the arguments only."""
+    weights = {name: value.detach() for name, value in network.named_parameters()}
+    return functional_call(network, weights, args)

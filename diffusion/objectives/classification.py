@@ -10,7 +10,7 @@ from torch import Tensor
 from configs import UserError
 from degradations.base import Degradation
 from degradations.randomness import Draws
-from diffusion.objectives.base import Criterion, Forward, Losses
+from diffusion.objectives.base import Criterion, Losses
 from diffusion.objectives.evaluator import Evaluator
 from diffusion.objectives.times import TimeDistribution
 from models.conditioning import ConditionEncoder
@@ -36,6 +36,8 @@ class NetworkClassifier(Evaluator):
     :param precision: of the network, see :class:`diffusion.objectives.evaluator.Evaluator`
     """
 
+    task = "classify"
+    example = "experiment=classifier_digits"
     network: ClassifierNetwork
 
     def __call__(self, x_t: Float[Tensor, "b ..."], t: Float[Tensor, " b"]) -> Answer:
@@ -53,7 +55,7 @@ class NetworkClassifier(Evaluator):
         self(x, torch.ones(len(x), device=x.device))
 
 
-class Classification(Criterion):
+class Classification(Criterion[NetworkClassifier]):
     """``E CE(p(. | x_t, t), label)``: the cross-entropy of the class of the image, given what is left of it.
 
     With ``times=clean`` the classifier that judges images; over all times the one that guides (Dhariwal and Nichol
@@ -70,11 +72,11 @@ class Classification(Criterion):
                             "objective.smoothing=0.1")
         self.times, self.smoothing = times, smoothing
 
-    def __call__(self, forward: Forward, encoder: ConditionEncoder, degradation: Degradation,
+    def __call__(self, evaluator: NetworkClassifier, encoder: ConditionEncoder, degradation: Degradation,
                  x0: Float[Tensor, "b *rest"], condition: Condition, rng: Draws) -> Losses:
         t = self.times(x0.shape[0], degradation, rng)
         x_t = degradation.forward(x0, t, degradation.draw(x0.shape, rng))
-        logits = forward(x_t, t, encoder(condition))
+        logits = evaluator.output(x_t, t, encoder(condition))
         losses = F.cross_entropy(logits, condition["label"], reduction="none", label_smoothing=self.smoothing)
         return Losses(losses, t)
 

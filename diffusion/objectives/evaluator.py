@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -32,11 +33,20 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 class Evaluator:
-    """Evaluates a network. Only the network runs in lower precision: what goes in and comes out is float32.
+    """A trained network as what it was trained to be; what the commands do with it is said by its task. Only the
+    network runs in lower precision: what goes in and comes out is float32.
 
+    :cvar task: what it does to images, a verb: the name of a file in ``configs/task``, see
+        :class:`diffusion.tasks.base.Task`
+    :cvar example: what trains one, for messages
+    :cvar conditional: whether the network is told what was done to an image before it was degraded
     :param network: ``net(x, t, ctx, attn)``
     :param precision: of the network: ``32``, the same on CPU and GPU; ``tf32``, faster on a GPU; ``bf16``
     """
+
+    task: ClassVar[str] = ""
+    example: ClassVar[str] = "objective=OBJECTIVE"
+    conditional: ClassVar[bool] = False
 
     def __init__(self, network: Network, precision: str = "32"):
         if precision not in PRECISIONS:
@@ -73,6 +83,10 @@ class NetworkRestorer(Evaluator):
     :param parameterization: what the network's output means
     :param precision: of the network, see :class:`Evaluator`
     """
+
+    task = "restore"
+    example = "experiment=ddpm_digits"
+    conditional = True
 
     def __init__(self, network: Network, degradation: Degradation, parameterization: Parameterization,
                  precision: str = "32"):

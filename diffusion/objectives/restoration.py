@@ -10,7 +10,7 @@ from configs import UserError
 from degradations.base import Degradation
 from degradations.randomness import Draws
 from degradations.shapes import flatten_rows
-from diffusion.objectives.base import Criterion, Forward, Losses
+from diffusion.objectives.base import Criterion, Losses
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import Parameterization
 from diffusion.objectives.times import TimeDistribution
@@ -23,7 +23,7 @@ from models.readers import is_number
 ERRORS = {"l1": torch.abs, "l2": torch.square}
 
 
-class Objective(Criterion):
+class Objective(Criterion[NetworkRestorer]):
     """``E |output - target|`` over images, times and states.
 
     Hot and cold are two settings of it: ``configs/objective/ddpm.yaml`` and ``cold.yaml``.
@@ -47,12 +47,13 @@ class Objective(Criterion):
         self.parameterization, self.times, self.weighting = parameterization, times, weighting
         self.error, self.drop = ERRORS[error], dict(events)
 
-    def __call__(self, forward: Forward, encoder: ConditionEncoder, degradation: Degradation,
+    def __call__(self, evaluator: NetworkRestorer, encoder: ConditionEncoder, degradation: Degradation,
                  x0: Float[Tensor, "b *rest"], condition: Condition, rng: Draws) -> Losses:
         t = self.times(x0.shape[0], degradation, rng)
         state = degradation.draw(x0.shape, rng)
         x_t = degradation.forward(x0, t, state)
-        out = forward(x_t, t, encoder(condition, self.draw_drops(condition, x0.shape[0], rng), n=x0.shape[0]))
+        ctx = encoder(condition, self.draw_drops(condition, x0.shape[0], rng), n=x0.shape[0])
+        out = evaluator.output(x_t, t, ctx)
         target = self.parameterization.target(x0, t, state, degradation)
         weight = self.weighting(t, degradation, self.parameterization)
         if "weight" in condition:

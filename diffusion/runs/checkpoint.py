@@ -1,9 +1,10 @@
 """Checkpoints: tensors and plain types only, written atomically, with a checksum in the file's name.
 
-``step-00001000.1f3a9c5e7b20d846.pt`` holds ``{"format", "step", "config", "raw", "ema", "optimizer", "prior",
-"data"}``, and ``"frozen"`` where a part is not trained; the second part of the name starts the SHA-256 of the file. A
-checkpoint is read with ``weights_only=True`` and its objects are rebuilt from the config by classes of known roles: a
-stranger's file can give wrong pictures, never run code.
+``step-00001000.1f3a9c5e7b20d846.pt`` holds ``{"format", "step", "config", "raw", "ema", "frozen", "data"}``, where
+``frozen`` is what the training does not change, such as a fitted prior, and to go on from it ``{"optimizers", "logged",
+"tally"}``; the second part of the name starts the SHA-256 of the file. A checkpoint is read with ``weights_only=True``
+and its objects are rebuilt from the config by classes of known roles: a stranger's file can give wrong pictures, never
+run code.
 """
 
 import hashlib
@@ -88,7 +89,7 @@ def merge_state(content: dict[str, Any], weights: str) -> dict[str, torch.Tensor
 
     :param weights: ``raw`` or ``ema``
     """
-    return {**content.get("frozen", {}), **content[weights]}
+    return {**content["frozen"], **content[weights]}
 
 
 def prune(folder: Path, keep: int, milestones: list[int]) -> None:

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 from PIL import Image
 
 from configs import UserError
@@ -16,6 +17,8 @@ from diffusion.data.base import Data, ImageSet
 from diffusion.data.files.archive import open_archive
 from diffusion.data.files.decode import Decoder
 from diffusion.data.sets.folder import Folder
+from diffusion.loading import build_data
+from diffusion.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,19 @@ def read_photos(root: Path, size: int, channels: int) -> Inputs:
         except UserError as error:
             raise UserError(error.got, error.wanted, error.fix.replace("data.root=", "input=")) from error
     return Inputs(images, names, name_files(names))
+
+
+def find_inputs(model: Model, cfg: DictConfig, packages: Sequence[str]) -> Inputs:
+    """The images of ``input.root``, else the held-out ones of the run's data."""
+    if not cfg.input.root:
+        return take_held_out(build_data(model, cfg.data.root, packages))
+    channels, size, _ = model.image_shape
+    return read_photos(find_root(cfg), size, channels)
+
+
+def find_root(cfg: DictConfig) -> Path:
+    """``input.root`` as a path."""
+    return Path(str(cfg.input.root)).expanduser()
 
 
 def is_single_file(root: Path) -> bool:

@@ -1,30 +1,33 @@
 """Those who watch the drawing of samples: a bar, a counter, and the notes of the first step."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from diffusion.data.files.progress import progress
 from diffusion.model import Model
-from diffusion.recipe import Recipe
 from diffusion.sampling.guides import RunModel
 from samplers.guidance.base import list_models
 from samplers.protocol import Callback, LoopState
 
 
 @contextmanager
-def evaluations(model: Model, recipe: Recipe) -> Iterator[Counter[str]]:
+def evaluations(model: Model, parts: Sequence[Any] = ()) -> Iterator[Counter[str]]:
     """Counts: how many images the network (``own``), and those of other runs that guide it (``others``), have seen in
-    the meantime."""
+    the meantime.
+
+    :param parts: of the guidance
+    """
     counts: Counter[str] = Counter()
 
     def watch(net: nn.Module, whose: str) -> RemovableHandle:
         return net.register_forward_pre_hook(lambda net, inputs: counts.update({whose: len(inputs[0])}))
 
-    others = [partner.model for partner in list_models(recipe.parts) if isinstance(partner, RunModel)]
+    others = [partner.model for partner in list_models(parts) if isinstance(partner, RunModel)]
     hooks = [watch(model.weights.net, "own"), *(watch(other.weights.net, "others") for other in others)]
     try:
         yield counts
@@ -34,11 +37,12 @@ def evaluations(model: Model, recipe: Recipe) -> Iterator[Counter[str]]:
 
 
 class Bar(Callback):
-    """A sign of life for the person who waits, counting steps over all batches."""
+    """A sign of life for the person who waits.
 
-    def __init__(self, model: Model, recipe: Recipe, samples: int, batch: int):
-        steps = len(recipe.sampler.times(model.degradation, recipe.start)) - 1
-        total = steps * -(-samples // batch)
+    :param total: steps of all batches
+    """
+
+    def __init__(self, total: int):
         self._ticks = progress(range(total), total, "sampling")
 
     def after(self, frame: LoopState) -> None:

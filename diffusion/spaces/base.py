@@ -27,6 +27,10 @@ class Space(nn.Module):
         :param batches: ``count`` training images in [-1, 1]
         """
 
+    def train(self, mode: bool = True) -> "Space":
+        """A space is never in training mode."""
+        return super().train(False)
+
     def encode(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
         raise NotImplementedError
 

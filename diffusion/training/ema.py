@@ -1,6 +1,7 @@
 """Exponential moving average of the weights, with a warm-up."""
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -15,22 +16,28 @@ class EMA(nn.Module):
 
     :param model: what is averaged; the copy ``self.model`` holds the average
     :param decay: the final d; 0.999 for thousands of steps, 0.9999 for hundreds of thousands
+    :param shared: modules of the model that do not change, of which the copy has the very same, as of parameters that
+        are not trained
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.999):
+    def __init__(self, model: nn.Module, decay: float = 0.999, shared: Iterable[nn.Module] = ()):
         super().__init__()
         if not 0 <= decay <= 1:
             raise UserError(f"ema={decay:g}", "a decay in [0, 1]", "ema=0.999")
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        kept = {id(part): part for part in (*shared, *frozen)}
+        self.model = copy.deepcopy(model, dict(kept)).eval().requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights of ``model`` after optimizer step number ``step`` (1, 2, ...)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(decay)(list(self.model.parameters()), list(model.parameters()), None)
+        pairs = [(mine, new) for mine, new in zip(self.model.parameters(), model.parameters()) if mine is not new]
+        get_ema_multi_avg_fn(decay)([mine for mine, _ in pairs], [new for _, new in pairs], None)
         for mine, new in zip(self.model.buffers(), model.buffers()):
-            mine.copy_(new)
+            if mine is not new:
+                mine.copy_(new)
 
     def train(self, mode: bool = True) -> "EMA":
         """The average is never in training mode."""

@@ -11,7 +11,7 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from configs import UserError, construct
+from configs import UserError, construct, registry
 from configs.cli import job
 from configs.overrides import drop_condition_guidance, reserved_names
 from configs.registry import locate
@@ -55,6 +55,9 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
     count = sum(p.numel() for p in model.weights.parameters())
     log.info("model: %.2f million parameters", count / 1e6)
     if content is not None:
+        if "optimizers" not in content:
+            raise UserError(f"{run.folder} was made of another run without training", "a run that train.py has begun",
+                            "run.name=ANOTHER_NAME, which may begin with this one: begin=base")
         if content["data"] != training.fingerprint:
             raise UserError(f"the images are not those with which {run.folder} was begun", "the same data sets",
                             "data.root=WHERE_THEY_WERE, or run.name=ANOTHER_NAME to begin anew")
@@ -63,7 +66,6 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
     if content is None and model.space.count:
         log.info("space: fitted to %d images", min(model.space.count, len(images)))
         model.fit_space(images)
-        training.ema.model.load_state_dict(model.weights.state_dict())
     if not model.prior.fitted:
         log.info("prior: fitted to %d images", min(model.prior.count, len(images)))
         model.fit_prior(images)
@@ -93,8 +95,8 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
     if asked is not None:
         sys.exit(128 + asked)
     if training.step >= cfg.max_steps:
-        sample = f"\nsample: python sample.py run={run.folder}" if model.restores else ""
-        log.info("done: step %d%s", training.step, sample)
+        hint = registry.build("task", model.evaluator.task).hint
+        log.info("done: step %d\n%s", training.step, hint.format(run=run.folder))
 
 
 def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: list[Any]) -> L.Trainer:

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from jaxtyping import Float64
-from torch import Tensor
+from torch import Tensor, nn
 
 from degradations.randomness import BatchStream, key
 from degradations.shapes import expand_like
@@ -23,6 +23,8 @@ from models.context import Condition
 
 BINS = 5
 """Equal parts of (0, 1] for which the loss is logged apart."""
+LOGGED = tuple(f"loss_t{k / BINS:.1f}-{(k + 1) / BINS:.1f}" for k in range(BINS))
+"""The columns of the log that every training has; what the criterion logs comes after them."""
 
 
 class Training(L.LightningModule):
@@ -51,33 +53,27 @@ class Training(L.LightningModule):
         self.model, self.images, self.flip, self.optimization = model, images, flip, optimizer
         self.batch, self.accumulate, self.max_steps, self.seed = batch, accumulate, max_steps, seed
         self.weights = model.weights
-        self.ema = EMA(model.weights, decay)
+        self.ema = EMA(model.weights, decay, model.weights.fitted)
         self.step = 0
-        self.tally = torch.zeros(2, BINS, dtype=torch.float64)
+        self.logged = LOGGED
+        self.tally = torch.zeros(2, len(LOGGED), dtype=torch.float64)
         self._parts: list[Tensor] = []
-        self._optimizer_state: dict[str, Any] | None = None
+        self._critics: dict[str, torch.optim.Optimizer] = {}
+        self._optimizer_states: dict[str, Any] = {}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        trained = {name for name, parameter in self.weights.named_parameters() if parameter.requires_grad}
-        frozen = {name for name, _ in self.weights.named_parameters()} - trained
-
-        def split(state: dict[str, Any]) -> dict[str, Any]:
-            return {name: value for name, value in state.items() if name not in frozen}
-
-        raw = self.weights.state_dict()
-        content = {"raw": split(raw), "ema": split(self.ema.model.state_dict()),
-                   "optimizer": self._optimizer().state_dict(), "config": self.model.config,
-                   "prior": self.model.prior.state(), "data": self.fingerprint, "tally": self.tally}
-        return content | ({"frozen": {name: raw[name] for name in raw if name in frozen}} if frozen else {})
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()}
+        return {**self.weights.split(self.ema.model.state_dict()), "optimizers": optimizers,
+                "config": self.model.config, "data": self.fingerprint, "logged": list(self.logged),
+                "tally": self.tally}
 
     def restore(self, content: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.weights.load_state_dict(checkpoint.merge_state(content, "raw"))
         self.ema.model.load_state_dict(checkpoint.merge_state(content, "ema"))
-        self.model.prior.restore(content["prior"])
-        self.step, self._optimizer_state = content["step"], content["optimizer"]
-        self.tally = content.get("tally", self.tally)
+        self.step, self._optimizer_states = content["step"], content["optimizers"]
+        self.logged, self.tally = tuple(content["logged"]), content["tally"]
 
     @contextmanager
     def averaged(self) -> Iterator[Model]:
@@ -93,7 +89,12 @@ class Training(L.LightningModule):
             weights.train()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimization.build(p for p in self.weights.parameters() if p.requires_grad)
+        networks, taken = self.model.objective.networks, set()
+        for name, rule in self.model.objective.optimizers.items():
+            parameters = [p for p in networks[name].parameters() if p.requires_grad]
+            taken |= set(map(id, parameters))
+            self._critics[name] = rule.build(parameters)
+        return self.optimization.build(p for p in self.weights.parameters() if p.requires_grad and id(p) not in taken)
 
     def train_dataloader(self) -> Batches:
         # Endless and positioned by our own step: Lightning's way of resuming would start the epoch again.
@@ -101,9 +102,9 @@ class Training(L.LightningModule):
                        self.trainer.world_size, self.accumulate)
 
     def on_train_start(self) -> None:
-        if self._optimizer_state is not None:
-            self._optimizer().load_state_dict(self._optimizer_state)
-            self._optimizer_state = None
+        for name, state in self._optimizer_states.items():
+            self._optimizers()[name].load_state_dict(state)
+        self._optimizer_states = {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # The global generator is the networks' dropout: the one draw that depends on the rank.
@@ -114,10 +115,10 @@ class Training(L.LightningModule):
         if self.model.augment is not None:
             images, condition["augment"] = self.model.augment(images, self.seed, batch.positions)
         condition = encoder.derive(images, condition, rng)
-        losses = self.model.objective(self.model.evaluator.output, encoder, self.model.degradation,
+        losses = self.model.objective(self.model.evaluator, encoder, self.model.degradation,
                                       self.model.space.encode(images), condition, rng)
-        self._parts.append(tally(losses))
-        return losses.values.mean()
+        self._parts.append(self._add(losses))
+        return sum((own.mean() for own in losses.critics.values()), losses.values.mean())
 
     def mirror(self, condition: Condition, batch: Batch) -> Condition:
         """The condition as it is of images of which some are mirrored."""
@@ -134,9 +135,17 @@ class Training(L.LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any,
                        optimizer_closure: Callable[[], Any] | None = None) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = self.optimization.rate(self.step, self.max_steps)
+        rules = {"net": self.optimization, **self.model.objective.optimizers}
+        for name, each in self._optimizers().items():
+            for group in each.param_groups:
+                group["lr"] = rules[name].rate(self.step, self.max_steps)
         optimizer.step(closure=optimizer_closure)
+        for name, critic in self._critics.items():
+            if rules[name].clip is not None:
+                nn.utils.clip_grad_norm_([p for group in critic.param_groups for p in group["params"]],
+                                         rules[name].clip)
+            critic.step()
+            critic.zero_grad()
         ours = torch.stack(self._parts).sum(0)
         self._parts.clear()
         # Over the ranks at every step, so that the one that saves knows the whole. Gathering does not wait for the GPU.
@@ -144,10 +153,23 @@ class Training(L.LightningModule):
         self.step += 1
         self.ema.update(self.weights, self.step)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
-        return optimizer
+        return {"net": optimizer, **self._critics}
+
+    def _add(self, losses: Losses) -> Float64[Tensor, "2 columns"]:
+        more = {**losses.logs, **losses.critics}
+        if self.logged == LOGGED and more:
+            self.logged = (*LOGGED, *more)
+            self.tally = torch.cat([self.tally, self.tally.new_zeros(2, len(more))], dim=1)
+        if self.logged != (*LOGGED, *more):
+            before, now = (', '.join(names) or "nothing" for names in (self.logged[BINS:], more))
+            raise ValueError(f"the criterion has logged {before} so far, and now {now}: the names must be the same for "
+                             "every batch")
+        rest = [torch.stack([value.detach().double().sum(), value.new_tensor(len(value), dtype=torch.float64)])
+                for value in more.values()]
+        return torch.cat([tally(losses), *(column[:, None] for column in rest)], dim=1)
 
 
 def tally(losses: Losses) -> Float64[Tensor, "2 bins"]:

@@ -12,7 +12,7 @@ import degradations
 from configs import UserError, build, compose
 from configs.values import to_plain
 from degradations.randomness import BatchStream
-from diffusion import load, tasks
+from diffusion import commands, load
 from diffusion.data.pixels import to_float
 from diffusion.model import Model
 from diffusion.objectives.classification import Classification, NetworkClassifier
@@ -46,8 +46,9 @@ class Stub:
 def test_the_loss_is_the_cross_entropy_of_each_image(smoothing):
     """``-sum_k q_k log p_k`` with ``q = (1 - smoothing) [k = label] + smoothing / K``, in plain arithmetic."""
     logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0], [-1.0, 4.0, 0.5]])
-    losses = Classification(CleanTimes(), smoothing)(Stub(logits), NONE, degradations.build("gaussian"),
-                                                torch.zeros(3, 1, 2, 2), {"label": LABELS}, stream())
+    classifier = NetworkClassifier(Stub(logits))
+    losses = Classification(CleanTimes(), smoothing)(classifier, NONE, degradations.build("gaussian"),
+                                                     torch.zeros(3, 1, 2, 2), {"label": LABELS}, stream())
     p = logits.double().exp() / logits.double().exp().sum(1, keepdim=True)
     for row in range(3):
         q = [(1 - smoothing) * (k == LABELS[row]) + smoothing / 3 for k in range(3)]
@@ -58,7 +59,8 @@ def test_the_loss_is_the_cross_entropy_of_each_image(smoothing):
 @pytest.mark.parametrize("degradation", degradations.available())
 def test_at_time_zero_the_images_are_untouched_bit_for_bit(degradation):
     stub, x0 = Stub(), torch.randn(3, 1, 8, 8)
-    losses = Classification(CleanTimes())(stub, NONE, degradations.build(degradation), x0, {"label": LABELS}, stream())
+    d = degradations.build(degradation)
+    losses = Classification(CleanTimes())(NetworkClassifier(stub), NONE, d, x0, {"label": LABELS}, stream())
     assert torch.equal(stub.x, x0)
     assert not stub.t.any()
     assert not losses.t.any()
@@ -68,7 +70,7 @@ def test_at_time_zero_the_images_are_untouched_bit_for_bit(degradation):
 @pytest.mark.parametrize("degradation", degradations.available())
 def test_at_other_times_it_sees_what_is_left(degradation):
     stub, d, x0 = Stub(), degradations.build(degradation), torch.randn(3, 1, 8, 8)
-    losses = Classification(UniformTimes())(stub, NONE, d, x0, {"label": LABELS}, stream())
+    losses = Classification(UniformTimes())(NetworkClassifier(stub), NONE, d, x0, {"label": LABELS}, stream())
     assert torch.equal(stub.t, UniformTimes()(3, d, stream()))
     assert torch.equal(stub.x, d.forward(x0, stub.t, d.draw(x0.shape, stream())))
     assert torch.equal(losses.t, stub.t)
@@ -129,15 +131,16 @@ def test_the_answers_are_those_of_the_network_at_time_zero(run, digits):
     torch.testing.assert_close(model.classify(images[:20], batch=7).features, features, atol=1e-5, rtol=1e-5)
     assert model.config["model"]["classes"] == 10
     assert not model.readers()
-    assert not model.restores
+    assert model.use(NetworkClassifier) is model.evaluator
 
 
 def test_a_classifier_makes_no_images(run):
     model = load(run.folder, device="cpu")
     for ask in (lambda: model.sample(range(2)), lambda: model.trajectory([0]), lambda: model.restorer,
-                lambda: tasks.sample(compose("sample", add_run_defaults([f"run={run.folder}"])))):
-        with pytest.raises(UserError, match="a classifier, which makes no images"):
+                lambda: commands.sample(compose("sample", add_run_defaults([f"run={run.folder}"])))):
+        with pytest.raises(UserError, match="which can classify images|that can classify images, and makes none") as error:
             ask()
+        assert "experiment=ddpm_digits" in error.value.fix
     assert not (run.folder / "samples").exists()
 
 
@@ -220,7 +223,7 @@ def test_pictures_among_the_callbacks_draw_nothing(tmp_path):
     ([*CLASSIFIER, "objective.smoothing=1.0"], "smoothing=1", "objective.smoothing=0.1"),
     ([*CLASSIFIER, "objective/times=log_normal", "degradation=blur"], "log_normal", "objective/times=uniform"),
     ([*DIGITS, "objective=classification", "condition=none"], "a classification by UNet", "model=classifier"),
-    ([*DIGITS, "callbacks=classifier"], "as a classifier", "experiment=classifier_digits")])
+    ([*DIGITS, "callbacks=classifier"], "one that can classify", "experiment=classifier_digits")])
 def test_what_does_not_fit_is_refused_before_any_step(settings, words, fix, tmp_path):
     with pytest.raises(UserError, match=words) as error:
         train(tmp_path, *settings)
@@ -244,7 +247,8 @@ def test_a_condition_that_has_no_signal_here_is_nothing_to_a_restorer():
     def network(x, t, ctx, attn=None):
         return x if ctx.emb is None else x + ctx.emb.sum(1).view(-1, 1, 1, 1)
 
-    told, not_told = (objective(network, NONE, d, x0, condition, stream()).values
+    restorer = objective.use(network, d, "32")
+    told, not_told = (objective(restorer, NONE, d, x0, condition, stream()).values
                       for condition in ({"label": LABELS}, {}))
     assert torch.equal(told, not_told)
-    assert not torch.equal(objective(network, encoder(), d, x0, {"label": LABELS}, stream()).values, told)
+    assert not torch.equal(objective(restorer, encoder(), d, x0, {"label": LABELS}, stream()).values, told)

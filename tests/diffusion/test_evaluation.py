@@ -13,7 +13,7 @@ from PIL import Image
 from configs import UserError, build, compose
 from degradations.base import State
 from degradations.shapes import flatten_rows
-from diffusion import load, tasks
+from diffusion import commands, load
 from diffusion.data.pixels import to_float, to_uint8
 from diffusion.evaluation import bench, subjects
 from diffusion.evaluation.report import Report, compare
@@ -24,7 +24,8 @@ from diffusion.metrics.pairs import SSIM, mse
 from diffusion.pictures import save_each
 from diffusion.runs.defaults import add_run_defaults
 from diffusion.runs.run import Run
-from diffusion.sampling.command import require_finite, restore
+from diffusion.sampling.command import require_finite
+from diffusion.sampling.job import restore
 
 COUNT = 40
 QUICK = ["sampler.num_steps=3"]
@@ -53,7 +54,7 @@ def config(*overrides):
 
 
 def evaluate(run, *overrides):
-    result = tasks.evaluate(config(f"run={run.folder}", *QUICK, *overrides))
+    result = commands.evaluate(config(f"run={run.folder}", *QUICK, *overrides))
     written = json.loads(run.evaluations[-1].read_text())
     assert written == json.loads(json.dumps(result)), "what is printed is what is kept"
     return result
@@ -154,7 +155,7 @@ class TestFolders:
 
     def test_the_folder_of_a_run_has_the_numbers_of_the_run(self, samples, judge, hot):
         folder, result = samples
-        again = tasks.evaluate(config(f"images={folder}", f"judge={judge.folder}"))
+        again = commands.evaluate(config(f"images={folder}", f"judge={judge.folder}"))
         assert values(again, "images") == values(result, "samples")
         assert again["protocol"]["run"] == str(hot.folder), "known from the manifest"
 
@@ -162,12 +163,12 @@ class TestFolders:
         folder, _ = samples
         monkeypatch.chdir(tmp_path)
         save_each(images, tmp_path / "mine", [f"{i}.png" for i in range(COUNT)])
-        result = tasks.evaluate(config(f"images={tmp_path}/mine", f"reference={folder}"))
+        result = commands.evaluate(config(f"images={tmp_path}/mine", f"reference={folder}"))
         assert list(result["rows"]) == ["images"]
         assert f"fd/random@{COUNT}" in result["rows"]["images"]
         assert "agreement" in result["skipped"]
         assert (tmp_path / "runs" / "evaluations").is_dir()
-        same = tasks.evaluate(config(f"images={folder}", f"reference={folder}", "judge=none"))
+        same = commands.evaluate(config(f"images={folder}", f"reference={folder}", "judge=none"))
         rows = values(same, "images")
         assert rows[f"fd/random@{COUNT}"] == pytest.approx(0, abs=1e-6)
         assert rows["precision/random"] == rows["recall/random"] == rows["coverage/random"] == 1
@@ -175,13 +176,14 @@ class TestFolders:
     def test_copies_of_the_training_are_seen(self, hot, data, tmp_path):
         train_images = to_float(data.split("train").images[:COUNT])
         save_each(train_images, tmp_path / "copies", [f"{i}.png" for i in range(COUNT)])
-        result = tasks.evaluate(config(f"images={tmp_path}/copies", f"run={hot.folder}", "judge=none"))
+        result = commands.evaluate(config(f"images={tmp_path}/copies", f"run={hot.folder}", "judge=none"))
         rows = values(result, "images")
         assert rows["copied/random"] == 1
         assert rows["train distance/random"] == pytest.approx(0, abs=1e-6)
         fresh = to_float(data.split("test").images[:COUNT])
         save_each(fresh, tmp_path / "fresh", [f"{i}.png" for i in range(COUNT)])
-        rows = values(tasks.evaluate(config(f"images={tmp_path}/fresh", f"run={hot.folder}", "judge=none")), "images")
+        found = commands.evaluate(config(f"images={tmp_path}/fresh", f"run={hot.folder}", "judge=none"))
+        rows = values(found, "images")
         assert rows["copied/random"] < 0.1
         assert rows["train distance/random"] == pytest.approx(1, abs=0.25)
 
@@ -192,12 +194,12 @@ class TestFolders:
         save_each(images, tmp_path / "originals", names)
         save_each(worse, tmp_path / "restored", names)
         asked = [f"images={tmp_path}/restored", f"reference={tmp_path}/originals", "pairs=true"]
-        rows = values(tasks.evaluate(config(*asked)), "images")
+        rows = values(commands.evaluate(config(*asked)), "images")
         saved = to_float(to_uint8(worse))
         assert rows["rmse"] == pytest.approx(mse(saved, to_float(to_uint8(images))).mean().sqrt().item(), rel=1e-6)
         (tmp_path / "restored" / "007.png").unlink()
         with pytest.raises(UserError, match=r"007\.png"):
-            tasks.evaluate(config(*asked))
+            commands.evaluate(config(*asked))
 
 
 class TestAgainst:
@@ -205,9 +207,9 @@ class TestAgainst:
         other = train(tmp_path, *DIGITS, "run.name=other", "max_steps=2", "callbacks.pictures.count=0",
                       experiment="ddpm_digits")
         mine, theirs = (config(f"run={run.folder}", f"judge={judge.folder}", *QUICK) for run in (hot, other))
-        result = tasks.evaluate(mine, theirs)
+        result = commands.evaluate(mine, theirs)
         rows = result["comparison"]["samples"]
-        first, second = (values(tasks.evaluate(each), "samples") for each in (mine, theirs))
+        first, second = (values(commands.evaluate(each), "samples") for each in (mine, theirs))
         for name, row in rows.items():
             assert (row["a"], row["b"]) == (first[name], second[name])
             assert row["difference"] == pytest.approx(first[name] - second[name])
@@ -219,7 +221,7 @@ class TestAgainst:
 
     def test_a_run_and_itself(self, cold, judge):
         mine = config(f"run={cold.folder}", f"judge={judge.folder}", *QUICK)
-        result = tasks.evaluate(mine, mine)
+        result = commands.evaluate(mine, mine)
         assert set(result["comparison"]) == {"degraded", "direct", "cold1", "cold2"}
         for rows in result["comparison"].values():
             assert not any(row["exceeds"] or row["difference"] for row in rows.values())
@@ -228,7 +230,7 @@ class TestAgainst:
         mine, theirs = (config(f"run={hot.folder}", f"judge={judge.folder}", f"split={split}", "metrics=quick", *QUICK)
                         for split in ("test", "train"))
         with pytest.raises(UserError, match=r"reference\.what: 'test split of Digits' and 'train split of Digits'"):
-            tasks.evaluate(mine, theirs)
+            commands.evaluate(mine, theirs)
 
     def test_samples_and_a_folder_are_not_paired(self, hot, judge, images, tmp_path):
         save_each(images, tmp_path, [f"{i}.png" for i in range(COUNT)])
@@ -237,14 +239,14 @@ class TestAgainst:
         theirs.run = str(hot.folder)
         with pytest.raises(UserError, match="cannot be compared"):
             compare(Report({"what": "samples", "count": 3}, ["samples"]), Report({"what": "images", "count": 4}, []))
-        row = tasks.evaluate(mine, theirs)["comparison"]["samples"][f"fd/classifier@{COUNT}"]
+        row = commands.evaluate(mine, theirs)["comparison"]["samples"][f"fd/classifier@{COUNT}"]
         assert not row["paired"]
         assert row["difference"] > 0
         assert row["exceeds"], "a model of twelve steps and real digits"
 
 
 def test_a_classifier_is_measured_by_its_accuracy(judge, data):
-    result = tasks.evaluate(config(f"run={judge.folder}"))
+    result = commands.evaluate(config(f"run={judge.folder}"))
     held_out = data.split("test")
     answer = load(judge.folder, device="cpu").classify(to_float(held_out.images))
     right = (answer.logits.argmax(1) == held_out.labels).double().mean().item()
@@ -300,40 +302,40 @@ class TestRefused:
     ])
     def test_settings(self, hot, overrides, words):
         with pytest.raises(UserError, match=words):
-            tasks.evaluate(config(f"run={hot.folder}", *overrides))
+            commands.evaluate(config(f"run={hot.folder}", *overrides))
 
     def test_neither_run_nor_images(self):
         with pytest.raises(UserError, match="what is to be measured"):
-            tasks.evaluate(config())
+            commands.evaluate(config())
 
     def test_no_run_and_no_reference(self, images, tmp_path):
         save_each(images, tmp_path, [f"{i}.png" for i in range(COUNT)])
         with pytest.raises(UserError, match="reference=FOLDER"):
-            tasks.evaluate(config(f"images={tmp_path}"))
+            commands.evaluate(config(f"images={tmp_path}"))
 
     def test_a_judge_that_makes_images(self, hot, cold):
-        with pytest.raises(UserError, match="makes images"):
-            tasks.evaluate(config(f"run={hot.folder}", f"judge={cold.folder}"))
+        with pytest.raises(UserError, match="which can restore images"):
+            commands.evaluate(config(f"run={hot.folder}", f"judge={cold.folder}"))
 
     def test_a_judge_of_other_images(self, judge, tmp_path):
         small = train(tmp_path, *COLD, "data.size=8", "run.name=small", "callbacks.pictures.count=0")
         with pytest.raises(UserError, match=r"8 x 8 px, grey.*16 x 16 px, grey"):
-            tasks.evaluate(config(f"run={small.folder}", f"judge={judge.folder}", *QUICK))
+            commands.evaluate(config(f"run={small.folder}", f"judge={judge.folder}", *QUICK))
 
     def test_too_few_samples(self, images, hot, tmp_path):
         save_each(images[:5], tmp_path, [f"{i}.png" for i in range(5)])
         with pytest.raises(UserError, match=r"5 images, too few for metrics\.neighbors"):
-            tasks.evaluate(config(f"images={tmp_path}", f"run={hot.folder}", "judge=none"))
+            commands.evaluate(config(f"images={tmp_path}", f"run={hot.folder}", "judge=none"))
 
     def test_images_of_another_size(self, hot, tmp_path):
         save_each(torch.zeros(COUNT, 1, 8, 8), tmp_path, [f"{i}.png" for i in range(COUNT)])
         with pytest.raises(UserError, match="8 x 8 px, grey, and a reference of 16 x 16 px, grey"):
-            tasks.evaluate(config(f"images={tmp_path}", f"run={hot.folder}", "judge=none"))
+            commands.evaluate(config(f"images={tmp_path}", f"run={hot.folder}", "judge=none"))
 
     def test_samplers_that_do_not_fit(self, cold):
         for samplers in ("ddim", "[ddim]", "[]"):
             with pytest.raises(UserError, match="cold1"):
-                tasks.evaluate(config(f"run={cold.folder}", f"samplers={samplers}"))
+                commands.evaluate(config(f"run={cold.folder}", f"samplers={samplers}"))
 
     def test_samples_that_are_no_numbers(self):
         images = torch.zeros(3, 1, 4, 4)
@@ -359,7 +361,7 @@ class TestRestore:
 
     def test_a_conditional_model_is_told_the_images_own_classes(self, hot, images, data, tmp_path):
         overrides = [*QUICK, "prior=degraded", "start=0.9"]
-        tasks.sample(compose("sample", add_run_defaults([f"run={hot.folder}", *overrides, "samples=[7,2,5]",
+        commands.sample(compose("sample", add_run_defaults([f"run={hot.folder}", *overrides, "samples=[7,2,5]",
                                                          "device=cpu", f"out={tmp_path}"])))
         model, indices = load(hot.folder, device="cpu"), [7, 2, 5]
         labels = data.split("test").labels[indices].tolist()

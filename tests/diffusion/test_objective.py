@@ -41,8 +41,8 @@ def test_the_loss_is_the_weighted_error_of_each_image(error, power):
         seen.append((x, time, ctx))
         return 0.3 * x
 
-    losses = Objective(Eps(), Fixed(), Inverse(), error, drop=0.0)(network, encoder(), d, x0, {"label": LABELS},
-                                                                   stream(3))
+    objective = Objective(Eps(), Fixed(), Inverse(), error, drop=0.0)
+    losses = objective(objective.use(network, d, "32"), encoder(), d, x0, {"label": LABELS}, stream(3))
     expected = (0.3 * x_t - state["z"]).abs().pow(power).flatten(1).mean(1) / t
     torch.testing.assert_close(losses.values, expected)
     assert torch.equal(losses.t, t)
@@ -62,7 +62,8 @@ def test_a_share_of_the_conditions_is_dropped_at_any_time(drop):
 
     condition = {"label": torch.arange(N) % 10}
     d, x0 = degradations.build("gaussian"), torch.zeros(N, 1, 2, 2)
-    Objective(X0(), UniformTimes(), ConstantWeighting(), drop=drop)(network, encoder(), d, x0, condition, stream(N))
+    objective = Objective(X0(), UniformTimes(), ConstantWeighting(), drop=drop)
+    objective(objective.use(network, d, "32"), encoder(), d, x0, condition, stream(N))
     given, null = encoder()(condition).emb, encoder().null(N).emb
     lost = (seen["emb"] - null).abs().amax(1) < 1e-6
     kept = (seen["emb"] - given).abs().amax(1) < 1e-6

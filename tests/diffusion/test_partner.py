@@ -53,7 +53,7 @@ def test_an_earlier_checkpoint_is_a_weaker_model(hot, model):
 def test_its_evaluations_are_counted_apart(hot, model, scale, others):
     recipe = model.recipe(["sampler=ddim", "sampler.num_steps=3", "guidance=autoguidance", f"{WEAK}.run={hot.folder}",
                            f"{WEAK}.step=6", f"guidance.autoguidance.scale={scale}"])
-    with evaluations(model, recipe) as counts:
+    with evaluations(model, recipe.parts) as counts:
         model.sample(range(3), recipe=recipe)
     assert (counts["own"], counts["others"]) == (9, others)
 
@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_refused_before_any_work(hot, cold, plain, judge, m
     for overrides, words in (
             (["guidance=autoguidance"], r"weak\.run=RUN"),
             (["guidance=autoguidance", f"{WEAK}.run={cold.folder}"], "degradation"),
-            (["guidance=autoguidance", f"{WEAK}.run={judge.folder}"], "classifier"),
+            (["guidance=autoguidance", f"{WEAK}.run={judge.folder}"], "which can classify"),
             (["guidance=autoguidance", f"{WEAK}.run={tmp_path}/nowhere"], "no run"),
             (["guidance=classifier", f"{JUDGE}.run={hot.folder}"], "experiment=classifier_digits"),
             (["guidance=classifier", f"{JUDGE}.run={clean.folder}"], "noisy_classifier")):

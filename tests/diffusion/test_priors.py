@@ -8,7 +8,7 @@ from oracles import state_of
 import degradations
 from configs import UserError, build, compose, registry
 from degradations.randomness import Streams
-from diffusion import load, tasks
+from diffusion import commands, load
 from diffusion.priors import ColorPrior, DatasetPrior, MixturePrior, Prior
 from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults
@@ -68,7 +68,7 @@ class TestMixture:
         blur, x0 = degradations.build("blur", **BLUR), images(50)
         plain, broken = MixturePrior(noise=0.0), MixturePrior()
         plain.fit([x0], blur)
-        broken.restore(plain.state())
+        broken.load_state_dict(plain.state_dict())
         a, b = (prior.sample((4, 3, 16, 16), blur, streams(4))[0] for prior in (plain, broken))
         assert (b - a).std().item() == pytest.approx(0.002, rel=0.1)
 
@@ -84,7 +84,7 @@ class TestMixture:
         prior.fit([images(50)], blur)
         for other in (MixturePrior(components=2), MixturePrior(size=2)):
             with pytest.raises(UserError, match="fitted with 1 components"):
-                other.restore(prior.state())
+                other.load_state_dict(prior.state_dict())
 
     @pytest.mark.parametrize(("components", "count"), [(1, 1), (5, 4)])
     def test_too_few_images(self, components, count):
@@ -104,13 +104,13 @@ class TestOthers:
     def test_images_of_the_other_set_each_once(self):
         morph, prior = degradations.build("animorph"), DatasetPrior(20)
         prior.fit(torch.zeros(20, 1, 16, 16).split(8), morph)
-        assert prior.state()["images"].dtype == torch.uint8
+        assert prior.state_dict()["images"].dtype == torch.uint8
         x_T, state = prior.sample((20, 1, 16, 16), morph, streams(20, seed=4))
         assert torch.equal(state["z"], x_T)
         kept = morph.draw((20, 1, 16, 16), streams(20))["z"]
         assert sorted(x_T.flatten(1).sum(1).tolist()) == pytest.approx(sorted(kept.flatten(1).sum(1).tolist()), abs=1)
         again = DatasetPrior(20)
-        again.restore(prior.state())
+        again.load_state_dict(prior.state_dict())
         assert torch.equal(again.sample((2, 1, 16, 16), morph, Streams(4, (7, 3)))[0], x_T[[7, 3]])
         assert not torch.equal(again.sample((20, 1, 16, 16), morph, streams(20, seed=5))[0], x_T)
 
@@ -148,14 +148,16 @@ def generator(tmp_path_factory):
 class TestInARun:
     def test_the_checkpoint_holds_the_fit(self, generator):
         for path in checkpoint.list_checkpoints(generator.checkpoints).values():
-            assert set(checkpoint.read(path)["prior"]) == {"weights", "means", "factors"}
+            fitted = {f"prior.{name}" for name in ("weights", "means", "factors")}
+            assert fitted == set(checkpoint.read(path)["frozen"])
+            assert not fitted & set(checkpoint.read(path)["raw"])
 
     def test_it_generates(self, generator):
         model = load(generator.folder, device="cpu")
         samples = model.sample(range(3), recipe=model.recipe(["sampler.num_steps=2"]))
         assert samples.shape == (3, 1, 16, 16)
         x_T, _ = model.trajectory(range(3))
-        mean, spread = model.prior.state()["means"].mean().item(), model.prior.state()["factors"].max().item()
+        mean, spread = model.prior.means.mean().item(), model.prior.factors.max().item()
         assert (x_T.mean((1, 2, 3)) - mean).abs().max() < 5 * spread + 0.01
 
     def test_how_it_is_used_may_differ_from_how_it_was_trained(self, generator):
@@ -172,12 +174,13 @@ class TestInARun:
         assert model.sample([0], recipe=recipe, images=torch.zeros(1, 1, 16, 16)).isfinite().all()
 
     def test_going_on_keeps_the_fit(self, generator):
-        before = load(generator.folder, device="cpu").prior.state()
+        before = load(generator.folder, device="cpu").prior.state_dict()
         train(generator.folder.parents[1], *small("generate_blur_celeba64"), "data=digits", "data.size=16",
               "callbacks.pictures.count=0", "run.name=generator", "max_steps=4")
         after = load(generator.folder, device="cpu")
         assert after.step == 4
-        assert all(torch.equal(after.prior.state()[name], before[name]) for name in before)
+        assert set(before) == {"weights", "means", "factors"}
+        assert all(torch.equal(after.prior.state_dict()[name], before[name]) for name in before)
 
 
 def test_a_prior_that_was_not_fitted(cold, tmp_path):
@@ -185,22 +188,32 @@ def test_a_prior_that_was_not_fitted(cold, tmp_path):
         load(cold.folder, device="cpu").sample([0], recipe=load(cold.folder).recipe(["prior=mixture"]))
     overrides = add_run_defaults([f"run={cold.folder}", "prior=mixture", "samples=0", f"out={tmp_path / 'samples'}"])
     with pytest.raises(UserError, match="was not fitted"):
-        tasks.sample(compose("sample", overrides))
+        commands.sample(compose("sample", overrides))
     assert not (tmp_path / "samples").exists()
 
 
 def test_fitted_by_the_script(tmp_path):
     run = train(tmp_path, *small("cold_blur_digits"), "callbacks.pictures.count=0", "run.name=late")
-    fit_prior(compose("sample", [f"run={run.folder}", "prior=mixture", "prior.components=2"]))
-    model = load(run.folder, device="cpu")
+    asked = compose("sample", [f"run={run.folder}", "prior=mixture", "prior.components=2"])
+    made = fit_prior(asked)
+    assert made.folder == run.folder.with_name("late,prior=mixture")
+    model, first = load(made.folder, device="cpu"), load(run.folder, device="cpu")
     assert isinstance(model.prior, MixturePrior)
-    assert model.prior.state()["means"].shape == (2, 1)
-    assert run.config["prior"] == registry.node("prior", "mixture", components=2)
+    assert model.prior.means.shape == (2, 1)
+    assert made.config["prior"] == registry.node("prior", "mixture", components=2)
     assert model.sample(range(2), recipe=model.recipe(["sampler.num_steps=2"])).shape == (2, 1, 16, 16)
-    older = min(checkpoint.list_checkpoints(run.checkpoints))
-    assert load(run.folder, step=older, device="cpu").prior.fitted
+    assert made.config["derived"]["step"] == first.step == model.step
+    assert all(torch.equal(value, model.weights.state_dict()[name])
+               for name, value in first.weights.state_dict().items())
+    assert not isinstance(first.prior, MixturePrior)
+    with pytest.raises(UserError, match="holds a run"):
+        fit_prior(asked)
+    fit_prior(compose("sample", [f"run={run.folder}", "prior=mixture", "prior.components=3", "overwrite=true"]))
+    assert load(made.folder, device="cpu").prior.means.shape == (3, 1)
     with pytest.raises(UserError, match="nothing to fit"):
         fit_prior(compose("sample", [f"run={run.folder}", "prior=degraded"]))
+    with pytest.raises(UserError, match="holds a run"):  # one that was trained is never replaced
+        fit_prior(compose("sample", [f"run={run.folder}", "prior=mixture", f"out={run.folder}", "overwrite=true"]))
 
 
 def test_most_priors_have_nothing_to_fit():

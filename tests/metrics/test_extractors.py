@@ -299,7 +299,7 @@ class TestClassifier:
         assert "extractor=random" in error.value.fix
 
     def test_a_run_that_makes_images(self, runs):
-        with pytest.raises(UserError, match="makes images") as error:
+        with pytest.raises(UserError, match="which can restore images") as error:
             ClassifierExtractor(runs[3].folder)
         assert "experiment=classifier_digits" in error.value.fix
 

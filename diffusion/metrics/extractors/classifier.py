@@ -29,9 +29,7 @@ class ClassifierExtractor(Extractor):
 
     def __init__(self, run: str | Path, device: str | None = None):
         self._model = load(run, device=device)
-        if self._model.restores:
-            raise UserError(f"{run} is a model that makes images", "a run that classifies them",
-                            "one of experiment=classifier_digits")
+        _ = self._model.classifier
         path = checkpoint.list_checkpoints(Run.open(run).checkpoints)[self._model.step]
         self.identity = f"step {self._model.step}, {path.name.split('.')[1]}"
         self.run = str(run)

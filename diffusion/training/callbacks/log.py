@@ -28,7 +28,8 @@ class Log(StepCallback):
     """Mean loss, learning rate and speed every ``every`` steps: a row of ``metrics.csv``, the loggers, the bar.
 
     The loss is that of all images since the last row, whether or not the run was restarted in between, and also by
-    time: ``loss_t0.0-0.2`` is that of the images with t in (0, 0.2], empty if there were none.
+    time: ``loss_t0.0-0.2`` is that of the images with t in (0, 0.2], empty if there were none. After these comes what
+    the criterion logs besides.
 
     :param every: steps between two rows
     """
@@ -75,7 +76,7 @@ class Log(StepCallback):
     def _row(self, trainer: "Trainer", training: "Training") -> None:
         sums, counts = training.tally.tolist()
         training.tally = torch.zeros_like(training.tally)
-        loss = sum(sums) / sum(counts)
+        loss = sum(sums[:BINS]) / sum(counts[:BINS])
         speed = (training.step - self._from) * training.batch / self._busy
         self._busy, self._from = 0.0, training.step
         if not math.isfinite(loss):
@@ -83,8 +84,8 @@ class Log(StepCallback):
                             "optimizer.lr=1e-4 or precision=32, under another run.name")
         row = {"step": training.step, "loss": loss, "images_per_s": speed,
                "lr": training.optimization.rate(training.step - 1, training.max_steps)}
-        for k, (total, count) in enumerate(zip(sums, counts)):
-            row[f"loss_t{k / BINS:.1f}-{(k + 1) / BINS:.1f}"] = total / count if count else None
+        for name, total, count in zip(training.logged, sums, counts):
+            row[name] = total / count if count else None
         if not trainer.is_global_zero:
             return
         append(self.run.metrics, row)

@@ -1,0 +1,156 @@
+"""What ``sample.py`` draws with: one job for each kind of model that makes images."""
+
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from configs import UserError, registry
+from configs.values import to_plain
+from diffusion.data.pixels import to_float
+from diffusion.loading import build_data
+from diffusion.model import Model
+from diffusion.recipe import Recipe
+from diffusion.sampling.inputs import Inputs, find_inputs
+from diffusion.sampling.manifest import Sample
+from diffusion.sampling.selection import (
+    caption_conditions,
+    choose_indices,
+    list_samples,
+    read_condition,
+    spread_over_twins,
+    write_condition,
+)
+from diffusion.sampling.watchers import First, evaluations
+from models.context import Condition
+from models.readers import ask_again
+from samplers.protocol import Callback
+
+
+@dataclass(frozen=True)
+class Job(ABC):
+    """What one command draws, and with what.
+
+    :ivar cfg: the composed ``sample`` config
+    :ivar asked: the samples that the folder shall hold
+    :ivar inputs: the images that they are made of; None for generation
+    """
+
+    cfg: DictConfig
+    model: Model
+    asked: Sequence[Sample]
+    inputs: Inputs | None
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What is done, in words, as a caption of the grid."""
+
+    @property
+    def steps(self) -> int:
+        """How often the callbacks of a batch are called; 0 if there is nothing to watch."""
+        return 0
+
+    @abstractmethod
+    def batch(self, some: Sequence[Sample], callbacks: Sequence[Callback]) -> dict[str, Tensor]:
+        """The images of these samples under ``title``, and what the grid shows with them, by caption: in [-1, 1], on
+        the CPU."""
+
+    def caption(self, some: Sequence[Sample]) -> list[str]:
+        """The condition of each sample in words; none if there is nothing to say."""
+        return []
+
+    def count(self) -> AbstractContextManager[Counter[str]]:
+        """Counts the evaluations, see :func:`diffusion.sampling.watchers.evaluations`."""
+        return evaluations(self.model)
+
+
+@dataclass(frozen=True)
+class SamplingJob(Job):
+    """Samples or restorations by a sampler.
+
+    :ivar condition: the raw signals of all samples, by their names
+    :ivar rows: the row of the condition of each file
+    """
+
+    recipe: Recipe
+    condition: Condition
+    rows: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def plan(cls, cfg: DictConfig, model: Model) -> "SamplingJob":
+        """What the config asks for.
+
+        :raises UserError: for settings that do not fit the model or each other
+        """
+        packages = (*registry.trusted(), *cfg.allow)
+        recipe, inputs = Recipe.build(cfg, packages), None
+        if cfg.input.root or (recipe.prior or model.prior).needs_images:
+            recipe, inputs = adapt_recipe(model, recipe, cfg), find_inputs(model, cfg, packages)
+        recipe.sampler.times(model.degradation, recipe.start)
+        model.start(recipe)
+        indices = choose_indices(cfg, inputs)
+        known = spread_over_twins(to_plain(cfg.condition), cfg.twins, len(indices))
+        condition = read_condition(model, recipe, indices, known, inputs,
+                                   lambda: build_data(model, cfg.data.root, packages))
+        asked = list_samples(indices, cfg, inputs, write_condition(model, recipe, condition, len(indices)))
+        rows = {entry["file"]: row for row, entry in enumerate(asked)}
+        return cls(cfg, model, asked, inputs, recipe, condition, rows)
+
+    @property
+    def title(self) -> str:
+        """The sampler: ``Algorithm 2``."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z0-9])", " ", type(self.recipe.sampler).__name__)
+
+    @property
+    def steps(self) -> int:
+        return len(self.recipe.sampler.times(self.model.degradation, self.recipe.start)) - 1
+
+    def batch(self, some: Sequence[Sample], callbacks: Sequence[Callback]) -> dict[str, Tensor]:
+        cfg, model, indices = self.cfg, self.model, [entry["index"] for entry in some]
+        rows = [self.rows[entry["file"]] for entry in some]
+        asked = ask_again(model.readers(self.recipe), self.condition, rows)
+        if self.inputs is None:
+            return {self.title: model.sample(indices, seed=cfg.seed, recipe=self.recipe, batch=len(some),
+                                             callbacks=callbacks, **asked)}
+        x0 = to_float(self.inputs.images.batch(torch.tensor(indices))[0])
+        x_t, direct, restored = restore(model, self.recipe, x0, indices, seed=cfg.seed, batch=len(some),
+                                        degraded=cfg.input.degraded, callbacks=callbacks, **asked)
+        shown = {"degraded": x_t, "direct estimate": direct, self.title: restored}
+        return shown if cfg.input.degraded else shown | {"original": x0}
+
+    def caption(self, some: Sequence[Sample]) -> list[str]:
+        return caption_conditions(self.model.readers(self.recipe), [entry["condition"] for entry in some])
+
+    def count(self) -> AbstractContextManager[Counter[str]]:
+        return evaluations(self.model, self.recipe.parts)
+
+
+def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *, seed: int = 0,
+            degraded: bool = False, batch: int = 64, callbacks: Sequence[Callback] = (),
+            **asked: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """``(x_T, R(x_T, T), restored)`` of these images in [-1, 1], on the CPU."""
+    first = First()
+    restored = model.sample(indices, seed=seed, recipe=recipe, images=x0, degraded=degraded, batch=batch,
+                            callbacks=[first, *callbacks], **asked)
+    x_T, direct = (torch.cat([model.space.decode(x).cpu() for x in part]) for part in (first.x_T, first.x0))
+    return x_T, direct, restored
+
+
+def adapt_recipe(model: Model, recipe: Recipe, cfg: DictConfig) -> Recipe:
+    """The recipe with a prior that degrades given images, starting from ``input.t``."""
+    if recipe.prior is not None and not recipe.prior.needs_images:
+        raise UserError(f"images to restore, and the prior {type(recipe.prior).__name__}, which needs none",
+                        "a prior that degrades them", "prior=degraded, or drop input=")
+    if type(cfg.input.t) not in (int, float) or not 0 < cfg.input.t <= 1:
+        raise UserError(f"input.t={cfg.input.t}", "a time in (0, 1]", "input.t=0.5, or start=0.5")
+    if not (recipe.prior or model.prior).needs_images:
+        recipe = replace(recipe, prior=registry.build("prior", "degraded"))
+    return replace(recipe, start=cfg.input.t)
