@@ -14,63 +14,63 @@ from degradations.randomness import Draws
 class Compose(Degradation):
     """``D(x0, t, z) = D_n(... D_1(x0, t, z_1) ..., t, z_n)``, all at the same t.
 
-    Entry ``a`` of the state of the part ``name`` is called ``name.a``.
+    Entry ``a`` of the state of the stage ``name`` is called ``name.a``.
 
-    :param parts: degradations by name, the first one applied first; if several have levels, as many
+    :param stages: degradations by name, the first one applied first; if several have levels, as many
     """
 
-    def __init__(self, parts: Mapping[str, Degradation]):
-        if not parts:
+    def __init__(self, stages: Mapping[str, Degradation]):
+        if not stages:
             raise UserError("a composition of nothing", "at least one degradation", "degradation=blur")
-        levels = {name: part.levels for name, part in parts.items() if part.levels is not None}
+        levels = {name: stage.levels for name, stage in stages.items() if stage.levels is not None}
         if len(set(levels.values())) > 1:
             first = next(iter(levels.values()))
             raise UserError("a composition of " + " and ".join(f"{n} levels ({name})" for name, n in levels.items()),
-                            "as many levels in all parts that have some",
-                            f"degradation.parts.{list(levels)[-1]}.levels={first}")
-        self.parts = dict(parts)
+                            "as many levels in all stages that have some",
+                            f"degradation.stages.{list(levels)[-1]}.levels={first}")
+        self.stages = dict(stages)
         self.levels = next(iter(levels.values()), None)
-        self.pixels = any(part.pixels for part in parts.values())
+        self.pixels = any(stage.pixels for stage in stages.values())
 
     def draw(self, shape: Sequence[int], rng: Draws) -> State:
-        drawn = {name: part.draw(shape, Within(rng, name)) for name, part in self.parts.items()}
+        drawn = {name: stage.draw(shape, Within(rng, name)) for name, stage in self.stages.items()}
         return State(**{f"{name}.{entry}": state[entry] for name, state in drawn.items() for entry in state})
 
     def degrade(self, x0: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b *rest"]:
         t = self.time(t)
-        for name, part in self.parts.items():
-            x0 = part.forward(x0, t, self.of(name, state))
+        for name, stage in self.stages.items():
+            x0 = stage.forward(x0, t, self.of(name, state))
         return x0
 
     def difference(self, x0: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], s: Float[Tensor, " b"],
                    state: State) -> Float[Tensor, "b *rest"]:
-        """Part by part: with ``y = D_1(x0)``, ``D_2(y_s, s) - D_2(y_t, t) = [D_2(y_s, s) - D_2(y_s, t)] + [D_2(y_s, t)
-        - D_2(y_t, t)]``, each bracket without cancellation where ``D_2`` is linear."""
+        """Stage by stage: with ``y = D_1(x0)``, ``D_2(y_s, s) - D_2(y_t, t) = [D_2(y_s, s) - D_2(y_s, t)]
+        + [D_2(y_s, t) - D_2(y_t, t)]``, each bracket without cancellation where ``D_2`` is linear."""
         t, s = self.time(t), self.time(s)
         y_t, y_s, change = x0, x0, torch.zeros_like(x0)
-        for name, part in self.parts.items():
+        for name, stage in self.stages.items():
             mine = self.of(name, state)
-            change = part.response(y_t, change, t, mine) + part.difference(y_s, t, s, mine)
-            y_t, y_s = part.forward(y_t, t, mine), part.forward(y_s, s, mine)
+            change = stage.response(y_t, change, t, mine) + stage.difference(y_s, t, s, mine)
+            y_t, y_s = stage.forward(y_t, t, mine), stage.forward(y_s, s, mine)
         return change
 
     def response(self, x0: Float[Tensor, "b *rest"], dx: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
                  state: State) -> Float[Tensor, "b *rest"]:
         t = self.time(t)
-        for name, part in self.parts.items():
+        for name, stage in self.stages.items():
             mine = self.of(name, state)
-            dx, x0 = part.response(x0, dx, t, mine), part.forward(x0, t, mine)
+            dx, x0 = stage.response(x0, dx, t, mine), stage.forward(x0, t, mine)
         return dx
 
     def fingerprint(self) -> str:
-        return "".join(part.fingerprint() for part in self.parts.values())
+        return "".join(stage.fingerprint() for stage in self.stages.values())
 
     def check(self, shape: Sequence[int]) -> None:
-        for part in self.parts.values():
-            part.check(shape)
+        for stage in self.stages.values():
+            stage.check(shape)
 
     def time(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """``t`` on its level, if it is meant to be one: parts without levels would take it at its word."""
+        """``t`` on its level, if it is meant to be one: stages without levels would take it at its word."""
         if self.levels is None:
             return t
         below, share = locate_level(t, self.levels)
@@ -78,15 +78,19 @@ class Compose(Degradation):
 
     @staticmethod
     def of(name: str, state: State) -> State:
-        """The state of one part."""
+        """The state of one stage."""
         return State(**{key.removeprefix(f"{name}."): state[key] for key in state if key.startswith(f"{name}.")})
 
 
 class Within(Draws):
-    """The draws of one part: its purposes are not those of another."""
+    """The draws of one stage: its purposes are not those of another."""
 
     def __init__(self, rng: Draws, name: str):
         self.rng, self.name = rng, name
+
+    @property
+    def step(self) -> int:
+        return self.rng.step
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         return self.rng.normal(f"{self.name}.{purpose}", shape)

@@ -23,6 +23,11 @@ from torch import Tensor
 class Draws(Protocol):
     """A source of keyed random numbers for the rows of one batch. ``shape`` always starts with the rows."""
 
+    @property
+    def step(self) -> int:
+        """Index of the step, of the training or of the sampling."""
+        ...
+
     def normal(self, purpose: str, shape: Sequence[int]) -> Float[Tensor, "b *rest"]:
         """Standard normal numbers."""
         ...

@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -27,47 +28,17 @@ from diffusion.objectives.evaluator import Evaluator, NetworkRestorer
 from diffusion.priors import Prior
 from diffusion.recipe import Recipe
 from diffusion.spaces.base import Space
+from diffusion.weights import Weights
 from models.conditioning import AugmentSignal, ConditionEncoder
 from models.context import Condition, Context
 from models.readers import Reader, ask_again, read_condition
+from samplers.base import run_to_end
 from samplers.guidance.base import Guided, list_models
 from samplers.protocol import Callback, LoopState, Restorer
 
 E = TypeVar("E", bound=Evaluator)
 ROLES: dict[str, type] = {"model": nn.Module, "condition": ConditionEncoder, "degradation": Degradation,
                           "objective": Criterion, "space": Space, "prior": Prior, "augment": Augmentation}
-
-
-class Weights(nn.Module):
-    """All that is learned, here or before: the network, the encoder of its condition, the space, the prior, and the
-    criterion's own networks."""
-
-    def __init__(self, net: nn.Module, encoder: ConditionEncoder, space: Space, prior: Prior,
-                 critics: Mapping[str, nn.Module]):
-        super().__init__()
-        self.net, self.encoder, self.space, self.prior = net, encoder, space, prior
-        self.critics = nn.ModuleDict(critics)
-
-    @property
-    def fitted(self) -> list[nn.Module]:
-        """What is made before the training and does not change in it."""
-        made = (self.space, self.prior, self.encoder.sources)
-        return [part for part in made if not any(value.requires_grad for value in part.parameters())]
-
-    def split(self, ema: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
-        """The weights as a checkpoint holds them: ``raw`` and ``ema`` what the training changes, ``frozen`` the rest.
-
-        :param ema: the average of the weights; None takes the weights themselves
-        """
-        raw, trained = self.state_dict(), {name for name, value in self.named_parameters() if value.requires_grad}
-        fitted = {name for name, module in self.named_modules() if module in self.fitted}
-        frozen = {name for name, _ in self.named_parameters()} | {
-            name for name in raw if any(name.startswith(f"{place}.") for place in fitted)}
-        frozen -= trained
-        whole = {"raw": raw, "ema": raw if ema is None else ema}
-        return {**{kind: {name: value for name, value in state.items() if name not in frozen}
-                   for kind, state in whole.items()},
-                "frozen": {name: value for name, value in raw.items() if name in frozen}}
 
 
 class Model:
@@ -88,13 +59,19 @@ class Model:
             node = config[name] if packages is None else drop_keys(config[name], ("cache", "download"))
             return construct(node, packages=packages, role=ROLES[name])
 
+        @contextmanager
+        def seeded(purpose: str) -> Iterator[None]:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(key(config["seed"], purpose) % 2**63)
+                yield
+
         self.degradation: Degradation = part("degradation")
-        self.objective: Criterion = part("objective")
+        with seeded("critics"):
+            self.objective: Criterion = part("objective")
         prior: Prior = part("prior")
         size, channels = config["data"]["size"], config["data"]["channels"]
         self.image_shape = (channels, size, size)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key(config["seed"], "weights") % 2**63)
+        with seeded("weights"):
             space: Space = part("space")
         self.shape = space.shape(self.image_shape)
         if config["model"].get("in_channels", 0) is None:
@@ -102,8 +79,7 @@ class Model:
         space.check(self.degradation)
         self.degradation.check(self.shape)
         self.objective.check(self.degradation)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key(config["seed"], "weights") % 2**63)
+        with seeded("weights"):
             self.weights = Weights(part("model"), part("condition"), space, prior, self.objective.networks)
             self.augment: Augmentation | None = part("augment") if config.get("augment") else None
             self.evaluator = self.objective.use(self.weights.net, self.degradation, str(config["precision"]))
@@ -307,10 +283,7 @@ class Model:
             x, frames = self.trajectory(indices[rows], seed=seed, recipe=recipe, degraded=degraded,
                                         images=images[rows] if images is not None else None, callbacks=callbacks,
                                         **some)
-            for frame in frames:
-                assert frame.x_s is not None
-                x = frame.x_s
-            done.append(self.space.decode(x).cpu())
+            done.append(self.space.decode(run_to_end(x, frames)).cpu())
         return torch.cat(done)
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """The sampler loop, written once."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -97,10 +97,17 @@ class Sampler:
                ctx: Context, streams: Streams, *, callbacks: Sequence[Callback] = (),
                start: float = 1.0) -> Float[Tensor, "b *rest"]:
         """Run the loop to the end; arguments as for :meth:`steps`. Values are not clipped."""
-        x = x_T
-        for frame in self.steps(restorer, degradation, x_T, state, ctx, streams, callbacks=callbacks, start=start):
-            x = frame.x_s if frame.x_s is not None else x
-        return x.detach()
+        return run_to_end(x_T, self.steps(restorer, degradation, x_T, state, ctx, streams, callbacks=callbacks,
+                                          start=start))
+
+
+def run_to_end(x_T: Float[Tensor, "b *rest"], frames: Iterable[LoopState]) -> Float[Tensor, "b *rest"]:
+    """Where a loop of :meth:`Sampler.steps` that begins with ``x_T`` ends."""
+    x = x_T
+    for frame in frames:
+        assert frame.x_s is not None
+        x = frame.x_s
+    return x.detach()
 
 
 def list_fitting(degradation: Degradation) -> list[str]:

@@ -53,7 +53,7 @@ DESTROYED: dict[str, tuple[str, dict[str, Any]]] = {
     "desaturate, line": ("desaturate", {}),
     "desaturate, keep 0.9": ("desaturate", {"keep": 0.9}),
     "animorph": ("animorph", {}),
-    "blur and noise": ("compose", {"parts.blur.kernels.std": 1.5, "parts.noise.schedule.std": 0.3}),
+    "blur and noise": ("compose", {"stages.blur.kernels.std": 1.5, "stages.noise.schedule.std": 0.3}),
 }
 
 

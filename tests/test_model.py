@@ -157,7 +157,7 @@ class TestTraining:
         assert [row[0] for row in rows] == ["step", *map(str, range(1, 13))]
         assert all(math.isfinite(float(value)) for row in rows[1:] for value in row if value)
         content = checkpoint.read_latest(hot.checkpoints)
-        assert {int(state["step"]) for state in content["optimizer"]["state"].values()} == {12}
+        assert {int(state["step"]) for state in content["optimizers"]["net"]["state"].values()} == {12}
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.999])

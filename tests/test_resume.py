@@ -35,7 +35,7 @@ def same(a, b, path=""):
 
 def states(run):
     found = content(run)
-    return {name: found[name] for name in ("step", "raw", "ema", "optimizer")}
+    return {name: found[name] for name in ("step", "raw", "ema", "optimizers")}
 
 
 def logged(run):

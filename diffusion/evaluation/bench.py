@@ -166,8 +166,8 @@ class EvaluationContext:
             if reason is not None:
                 skipped.setdefault(key, reason)
                 continue
-            for n, least, kind in ((len(sets.samples), metric.least, what),
-                                   (len(sets.reference), metric.least_reference, "reference images")):
+            for n, least, kind in ((len(sets.samples), metric.min_samples, what),
+                                   (len(sets.reference), metric.min_reference, "reference images")):
                 if n < least:
                     raise UserError(f"{n} {kind}, too few for metrics.{key}", f"at least {least}",
                                     f"count={least}, more images, or ~metrics.{key}")
@@ -186,8 +186,8 @@ class EvaluationContext:
         found: dict[str, PairMetric] = {}
         for key, metric in self.metrics.items():
             if isinstance(metric, PairMetric):
-                small = min(image[-2:]) < metric.least_size
-                reason = f"images of at least {metric.least_size} px" if small else metric.lacks()
+                small = min(image[-2:]) < metric.min_size
+                reason = f"images of at least {metric.min_size} px" if small else metric.lacks()
                 if reason is None:
                     found[metric.name] = metric
                 else:

@@ -50,7 +50,7 @@ class Report:
     def save(self, folder: Path) -> None:
         """Write ``evaluation.json``, and ``parts.pt`` with the parts of each number, by which it can be compared."""
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save({name: {key: number.parts for key, number in numbers.items()}
+        torch.save({name: {key: number.pseudo_values for key, number in numbers.items()}
                     for name, numbers in self.sets.items()}, folder / "parts.pt")
         write_whole(folder / "evaluation.json", json.dumps(self.plain(), indent=2))
 
@@ -58,8 +58,8 @@ class Report:
     def load(cls, folder: Path) -> "Report":
         """The report in a folder."""
         content = json.loads((folder / "evaluation.json").read_text())
-        parts = torch.load(folder / "parts.pt", weights_only=True)
-        sets = {name: {key: MetricValue(**number, parts=parts[name][key]) for key, number in numbers.items()}
+        values = torch.load(folder / "parts.pt", weights_only=True)
+        sets = {name: {key: MetricValue(**number, pseudo_values=values[name][key]) for key, number in numbers.items()}
                 for name, numbers in content["rows"].items()}
         return cls(content["protocol"], content["subject"], sets, content["skipped"], content["cost"])
 
@@ -156,7 +156,7 @@ def compare_numbers(a: Numbers, b: Numbers, pairs: bool) -> dict[str, dict[str, 
     rows: dict[str, dict[str, Any]] = {}
     for key in [key for key in a if key in b]:
         x, y = a[key], b[key]
-        paired = pairs and len(x.parts) == len(y.parts)
+        paired = pairs and len(x.pseudo_values) == len(y.pseudo_values)
         step = difference(x, y, paired)
         rows[key] = {"a": x.value, "b": y.value, "difference": step.value, "low": step.low, "high": step.high,
                      "exceeds": step.low > 0 or step.high < 0, "paired": paired}

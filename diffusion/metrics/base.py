@@ -83,15 +83,15 @@ class MetricInput:
 class Metric(ABC):
     """One or several numbers about a set of images.
 
-    :cvar least: samples that it needs
-    :cvar least_reference: images of the reference that it needs
+    :cvar min_samples: samples that it needs
+    :cvar min_reference: images of the reference that it needs
     :cvar of_features: the numbers are distances and the like between features, and carry the extractor in their names
     :cvar of_restorations: it says something about restorations too, each of which has an original of its own
     :cvar of_train: it looks at the images of the training
     """
 
-    least: int = 2
-    least_reference: int = 0
+    min_samples: int = 2
+    min_reference: int = 0
     of_features: ClassVar[bool] = True
     of_restorations: ClassVar[bool] = False
     of_train: ClassVar[bool] = False
@@ -110,12 +110,12 @@ class PairMetric(ABC):
 
     :ivar name: of the number
     :cvar root: the root of the mean
-    :cvar least_size: height and width that the images need, in pixels
+    :cvar min_size: height and width that the images need, in pixels
     """
 
     name: str
     root: ClassVar[bool] = False
-    least_size: ClassVar[int] = 1
+    min_size: ClassVar[int] = 1
 
     def lacks(self) -> str | None:
         """What it would need and this machine has not, in words; None if it can be measured."""

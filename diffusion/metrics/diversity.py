@@ -53,7 +53,7 @@ class _OfSimilarities(Metric):
     """A mean over conditions of a statistic of cosine similarities."""
 
     name: str
-    least = 2 * GROUPS
+    min_samples = 2 * GROUPS
 
     def statistic(self, unit: Float[Tensor, "n d"]) -> float:
         raise NotImplementedError

@@ -77,7 +77,7 @@ class Frechet(Metric):
     """``fd``: :func:`frechet`, with a jackknife. Biased upwards for few samples, the more so the more features there
     are, so that it is compared at equal counts only; the interval is about the noise, not the bias."""
 
-    least, least_reference = 4, 2
+    min_samples, min_reference = 4, 2
     of_restorations = True
 
     def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
@@ -87,4 +87,4 @@ class Frechet(Metric):
         for part in parts[1:]:
             whole += part
         without = [reference.distance(whole - part) for part in parts]
-        return {"fd": jackknife(reference.distance(whole), without, least=0)}
+        return {"fd": jackknife(reference.distance(whole), without, min_value=0)}

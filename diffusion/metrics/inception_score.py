@@ -21,7 +21,7 @@ class InceptionScore(Metric):
     """``is``: the mean of :func:`inception_score` over ten disjoint splits, as is usual; the splits are random, and
     have equal shares of each class. Fewer images in a split make it lower."""
 
-    least = 2 * GROUPS
+    min_samples = 2 * GROUPS
 
     def lacks(self, sets: MetricInput) -> str | None:
         return "an extractor that knows classes" if sets.samples.logits is None else None

@@ -1,4 +1,4 @@
-"""How sure a number is: its value, a 95 % interval, and the parts from which both come.
+"""How sure a number is: its value, a 95 % interval, and the pseudo-values from which both come.
 
 Means of values of single images are bootstrapped, shares of images take Wilson's interval. A number that sampling with
 replacement would bias, because it counts equal images or depends on how many there are (Fréchet and kernel distances,
@@ -32,24 +32,24 @@ class MetricValue:
     :ivar low: lower end of the 95 % interval
     :ivar high: upper end
     :ivar how: where the interval comes from, in words
-    :ivar parts: pseudo-values, one for each image, group or split: they average to the value (after a jackknife, up to
-        its bias), and are as good as independent
+    :ivar pseudo_values: one for each image, group or split: they average to the value (after a jackknife, up to its
+        bias), and are as good as independent
     """
 
     value: float
     low: float
     high: float
     how: str
-    parts: Float64[Tensor, " g"]
+    pseudo_values: Float64[Tensor, " g"]
 
     def plain(self) -> dict[str, Any]:
-        """As plain data, without the parts."""
+        """As plain data, without the pseudo-values."""
         return {"value": self.value, "low": self.low, "high": self.high, "how": self.how}
 
 
 def bootstrap(values: Float[Tensor, " n"], root: bool = False, seed: int = 0) -> MetricValue:
     """The mean of a value of each image, or its square root, with the quantiles of ``RESAMPLES`` resampled sets (Efron
-    1979). The parts of a root are its linearization: ``theta + (v_i - theta^2) / (2 theta)``.
+    1979). The pseudo-values of a root are its linearization: ``theta + (v_i - theta^2) / (2 theta)``.
 
     :param values: one for each image
     :param root: take the root of the mean
@@ -57,10 +57,10 @@ def bootstrap(values: Float[Tensor, " n"], root: bool = False, seed: int = 0) ->
     """
     values = values.double()
     mean = values.mean()
-    parts = values
+    pseudo_values = values
     if root:
         theta = mean.clamp(min=0).sqrt()
-        parts = theta + (values - mean) / (2 * theta) if theta > 0 else values
+        pseudo_values = theta + (values - mean) / (2 * theta) if theta > 0 else values
     rng = torch.Generator().manual_seed(key(seed, "bootstrap") % 2**63)
     n = len(values)
     means = torch.stack([values[torch.randint(n, (n,), generator=rng)].mean() for _ in range(RESAMPLES)])
@@ -69,7 +69,7 @@ def bootstrap(values: Float[Tensor, " n"], root: bool = False, seed: int = 0) ->
     low, high = torch.quantile(means, tails, interpolation="nearest").tolist()
     if root:
         mean, low, high = mean.clamp(min=0).sqrt(), max(low, 0) ** 0.5, max(high, 0) ** 0.5
-    return MetricValue(mean.item(), low, high, f"bootstrap over {n} images", parts)
+    return MetricValue(mean.item(), low, high, f"bootstrap over {n} images", pseudo_values)
 
 
 def share(hits: Bool[Tensor, " n"]) -> MetricValue:
@@ -78,61 +78,61 @@ def share(hits: Bool[Tensor, " n"]) -> MetricValue:
 
     :param hits: of which images it is true
     """
-    parts, n, z = hits.double(), len(hits), float(ndtri((1 + LEVEL) / 2))
-    p = parts.mean().item()
+    pseudo_values, n, z = hits.double(), len(hits), float(ndtri((1 + LEVEL) / 2))
+    p = pseudo_values.mean().item()
     middle, reach = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
     low, high = ((middle + sign * reach) / (1 + z**2 / n) for sign in (-1, 1))
-    return MetricValue(p, max(0.0, min(low, p)), min(1.0, max(high, p)), f"Wilson, {n} images", parts)
+    return MetricValue(p, max(0.0, min(low, p)), min(1.0, max(high, p)), f"Wilson, {n} images", pseudo_values)
 
 
-def jackknife(value: float, without: Sequence[float], most: float = float("inf"),
-              least: float = float("-inf")) -> MetricValue:
+def jackknife(value: float, without: Sequence[float], max_value: float = float("inf"),
+              min_value: float = float("-inf")) -> MetricValue:
     """A number and what it is without each group in turn (Quenouille 1956, Tukey 1958): pseudo-values
     ``G theta - (G - 1) theta_g``, Student's t with G - 1 degrees of freedom.
 
     :param value: of all images
     :param without: of all but the g-th group
-    :param most: the number cannot be higher, and so neither is the interval
-    :param least: nor lower
+    :param max_value: the number cannot be higher, and so neither is the interval
+    :param min_value: nor lower
     """
     left = torch.tensor(without, dtype=torch.float64)
-    parts = len(left) * value - (len(left) - 1) * left
-    reach = _reach(parts)
-    low, high = max(value - reach, least), min(value + reach, most)
-    return MetricValue(value, low, high, f"jackknife over {len(left)} groups", parts)
+    pseudo_values = len(left) * value - (len(left) - 1) * left
+    reach = _reach(pseudo_values)
+    low, high = max(value - reach, min_value), min(value + reach, max_value)
+    return MetricValue(value, low, high, f"jackknife over {len(left)} groups", pseudo_values)
 
 
 def splits(values: Sequence[float]) -> MetricValue:
     """The mean over disjoint splits, Student's t."""
-    parts = torch.tensor(values, dtype=torch.float64)
-    value, reach = parts.mean().item(), _reach(parts)
-    return MetricValue(value, value - reach, value + reach, f"{len(parts)} disjoint splits", parts)
+    pseudo_values = torch.tensor(values, dtype=torch.float64)
+    value, reach = pseudo_values.mean().item(), _reach(pseudo_values)
+    return MetricValue(value, value - reach, value + reach, f"{len(pseudo_values)} disjoint splits", pseudo_values)
 
 
 def difference(a: MetricValue, b: MetricValue, paired: bool) -> MetricValue:
     """``a - b``. It exceeds the noise if the interval does not contain 0.
 
-    :param paired: the parts of both stand for the same images (or draws), one by one; else the two are independent and
-        the degrees of freedom are Welch's (1947)
+    :param paired: the pseudo-values of both stand for the same images (or draws), one by one; else the two are
+        independent and the degrees of freedom are Welch's (1947)
     """
     value = a.value - b.value
     if paired:
-        parts = a.parts - b.parts
-        reach, how = _reach(parts), f"{len(parts)} pairs"
+        pseudo_values = a.pseudo_values - b.pseudo_values
+        reach, how = _reach(pseudo_values), f"{len(pseudo_values)} pairs"
     else:
-        variances = [part.parts.var().item() / len(part.parts) for part in (a, b)]
-        lengths = [len(a.parts), len(b.parts)]
+        variances = [part.pseudo_values.var().item() / len(part.pseudo_values) for part in (a, b)]
+        lengths = [len(a.pseudo_values), len(b.pseudo_values)]
         total = sum(variances)
         below = sum(v**2 / (n - 1) for v, n in zip(variances, lengths))
         freedom = total**2 / below if below > 0 else 1.0
-        parts = torch.tensor([value], dtype=torch.float64)
+        pseudo_values = torch.tensor([value], dtype=torch.float64)
         reach, how = float(stdtrit(freedom, (1 + LEVEL) / 2)) * total**0.5, "two independent sets"
-    return MetricValue(value, value - reach, value + reach, how, parts)
+    return MetricValue(value, value - reach, value + reach, how, pseudo_values)
 
 
-def _reach(parts: Float64[Tensor, " g"]) -> float:
-    n = len(parts)
-    return (stdtrit(n - 1, (1 + LEVEL) / 2) * parts.std() / n**0.5).item() if n > 1 else float("inf")
+def _reach(pseudo_values: Float64[Tensor, " g"]) -> float:
+    n = len(pseudo_values)
+    return (stdtrit(n - 1, (1 + LEVEL) / 2) * pseudo_values.std() / n**0.5).item() if n > 1 else float("inf")
 
 
 def assign_groups(n: int, labels: Int64[Tensor, " n"] | None = None, seed: int = 0) -> Int64[Tensor, " n"]:

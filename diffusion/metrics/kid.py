@@ -23,7 +23,7 @@ class KID(Metric):
     biased, since each is paired with its original.
     """
 
-    least, least_reference = 4, 2
+    min_samples, min_reference = 4, 2
 
     def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
         x, y, groups = sets.samples.values, sets.reference.values, sets.groups

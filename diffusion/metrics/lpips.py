@@ -53,7 +53,7 @@ class LPIPS(PairMetric):
     :param net: ``alex``, usual for evaluation, ``vgg`` or ``squeeze``
     """
 
-    least_size = SMALLEST
+    min_size = SMALLEST
 
     def __init__(self, net: str = "alex"):
         weights(net)
@@ -77,7 +77,7 @@ class PerceptualDiversity(Metric):
     """
 
     of_features = False
-    least = 3
+    min_samples = 3
 
     def __init__(self, net: str = "alex", samples: int = 10):
         weights(net)
@@ -99,7 +99,7 @@ class PerceptualDiversity(Metric):
         else:
             first, second = torch.triu_indices(len(chosen[0]), len(chosen[0]), offset=1)
             measured = jackknife(pairs[0].mean().item(), [pairs[0][(first != i) & (second != i)].mean().item()
-                                                          for i in range(len(chosen[0]))], least=0)
+                                                          for i in range(len(chosen[0]))], min_value=0)
         return {f"lpips diversity/{self.net}": measured}
 
     def pairs(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, " p"]:

@@ -29,7 +29,7 @@ class Neighbors(Metric):
             raise UserError(f"k={k}, density_k={density_k}", "at least one neighbour", "k=3, density_k=5")
         self.k, self.density_k = k, density_k
         # Without a group of at most a half, k others must be left.
-        self.least, self.least_reference = 2 * (k + 1), max(k, density_k) + 1
+        self.min_samples, self.min_reference = 2 * (k + 1), max(k, density_k) + 1
 
     def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
         order = torch.argsort(sets.groups, stable=True)
@@ -56,9 +56,9 @@ class Neighbors(Metric):
         without = [((times - covered[g].long()) > 0).double().mean().item() for g in range(len(groups))]
         original = torch.argsort(order)
         return {"precision": share(inside[original]),
-                "recall": jackknife(reached[0], reached[1:], most=1, least=0),
+                "recall": jackknife(reached[0], reached[1:], max_value=1, min_value=0),
                 "density": bootstrap(held[original] / self.density_k),
-                "coverage": jackknife((times > 0).double().mean().item(), without, most=1, least=0)}
+                "coverage": jackknife((times > 0).double().mean().item(), without, max_value=1, min_value=0)}
 
 
 def _reached(distances: Float64[Tensor, "r n"], radius: Float64[Tensor, "g n"],

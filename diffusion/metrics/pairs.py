@@ -45,7 +45,7 @@ class SSIM(PairMetric):
     """The structural similarity (Wang et al. 2004): Gaussian window of 11 x 11 and std 1.5, ``C1 = 0.01^2``,
     ``C2 = 0.03^2``, population covariances, the mean over channels and all windows that lie inside the image."""
 
-    name, least_size = "ssim", 11
+    name, min_size = "ssim", 11
 
     def __call__(self, a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> Float64[Tensor, " n"]:
         n = len(a)

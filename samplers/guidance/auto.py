@@ -1,6 +1,8 @@
 """Autoguidance: Karras et al. 2024, arXiv 2406.02507."""
 
-from samplers.guidance.base import Branch, GuidanceInput
+from collections.abc import Sequence
+
+from samplers.guidance.base import Branch, GuidanceInput, GuidingModel
 from samplers.guidance.scales import Contrast, Scale
 from samplers.guidance.schedules import ScaleSchedule
 from samplers.protocol import Restorer
@@ -20,6 +22,10 @@ class Autoguidance(Contrast):
     def __init__(self, weak: Restorer, scale: Scale = 2.0, schedule: ScaleSchedule | None = None):
         super().__init__(scale, schedule)
         self.weak = weak
+
+    @property
+    def models(self) -> Sequence[GuidingModel]:
+        return [self.weak] if isinstance(self.weak, GuidingModel) else []
 
     def branch(self, view: GuidanceInput) -> Branch:
         return Branch(view.ctx, restorer=self.weak)

@@ -61,7 +61,16 @@ class GuidanceInput:
         return getattr(self.restorer, "sites", ())
 
 
-class Term:
+class Part:
+    """One part of the guidance: a term, a hook, or a transform of the condition or of the estimate."""
+
+    @property
+    def models(self) -> "Sequence[GuidingModel]":
+        """The other trained models that it evaluates."""
+        return ()
+
+
+class Term(Part):
     """Adds ``delta`` to the estimate, computed from its own branches. Linear terms add ``k (base - branch)`` to x0 and
     state alike; a neutral one (k = 0 at this step) declares no branch and costs nothing."""
 
@@ -79,21 +88,21 @@ class Term:
         raise NotImplementedError
 
 
-class ConditionTransform:
+class ConditionTransform(Part):
     """``transform(ctx, step) -> Context``."""
 
     def __call__(self, ctx: Context, step: Step | None) -> Context:
         raise NotImplementedError
 
 
-class EstimateTransform:
+class EstimateTransform(Part):
     """``finish(estimate, base, view) -> Estimate``: names the space that it works in, re-infers the state."""
 
     def __call__(self, estimate: Estimate, base: Estimate, view: GuidanceInput) -> Estimate:
         raise NotImplementedError
 
 
-class Hook:
+class Hook(Part):
     """Answers at the attention of the guided network, below a branch's own hook: prompt-to-prompt, shared attention.
     (:meth:`Term.watch` looks and does not answer.)
 
@@ -111,12 +120,9 @@ class Hook:
         raise NotImplementedError
 
 
-Part = Term | ConditionTransform | EstimateTransform | Hook
-
-
 class GuidingModel:
-    """Another trained model, which a part evaluates. It encodes the condition by itself, from ``ctx.raw``; what is not
-    there, as in ``ctx.null``, it is not told.
+    """Another trained model, which a part of the guidance evaluates and names among its models. It encodes the
+    condition by itself, from ``ctx.raw``; what is not there, as in ``ctx.null``, it is not told.
     """
 
     @property
@@ -132,8 +138,8 @@ class GuidingModel:
 
 
 def list_models(parts: Iterable[Part]) -> list[GuidingModel]:
-    """The other models that these parts hold, as their arguments."""
-    return [value for part in parts for value in vars(part).values() if isinstance(value, GuidingModel)]
+    """The other trained models that these parts evaluate."""
+    return [model for part in parts for model in part.models]
 
 
 class Guided:

@@ -1,8 +1,10 @@
 """Classifier-free guidance: Ho and Salimans 2022, arXiv 2207.12598."""
 
+from collections.abc import Sequence
+
 from configs import UserError
 from models.context import Context
-from samplers.guidance.base import Branch, GuidanceInput
+from samplers.guidance.base import Branch, GuidanceInput, GuidingModel
 from samplers.guidance.scales import Contrast, Scale
 from samplers.guidance.schedules import ScaleSchedule
 from samplers.protocol import Restorer
@@ -23,6 +25,10 @@ class CFG(Contrast):
                  unconditional: Restorer | None = None):
         super().__init__(scale, schedule)
         self.unconditional = unconditional
+
+    @property
+    def models(self) -> Sequence[GuidingModel]:
+        return [self.unconditional] if isinstance(self.unconditional, GuidingModel) else []
 
     def branch(self, view: GuidanceInput) -> Branch:
         return Branch(require_null(view.ctx), restorer=self.unconditional)

@@ -44,6 +44,10 @@ class ClassifierGuidance(Scaled):
         super().__init__(scale, schedule)
         self.classifier = classifier
 
+    @property
+    def models(self) -> Sequence[GuidingModel]:
+        return [self.classifier]
+
     def delta(self, base: Estimate, outs: Sequence[Estimate], view: GuidanceInput) -> Estimate | None:
         if self.off(view):
             return None

@@ -14,15 +14,16 @@ class DynamicThreshold(EstimateTransform):
     within [-1, 1] stay as they are. In x0 space, for pixel models.
 
     :param percentile: in (0, 1]
-    :param most: q is at most this; null for no bound
+    :param max_value: q is at most this; null for no bound
     """
 
-    def __init__(self, percentile: float = 0.995, most: float | None = None):
+    def __init__(self, percentile: float = 0.995, max_value: float | None = None):
         if not 0 < percentile <= 1:
             raise UserError(f"percentile={percentile:g}", "a share in (0, 1]", "percentile=0.995")
-        self.percentile, self.most = percentile, most
+        self.percentile, self.max_value = percentile, max_value
 
     def __call__(self, estimate: Estimate, base: Estimate, view: GuidanceInput) -> Estimate:
         x0 = estimate.x0
-        q = expand_like(torch.quantile(flatten_rows(x0).abs(), self.percentile, dim=1).clamp(min=1, max=self.most), x0)
+        q = torch.quantile(flatten_rows(x0).abs(), self.percentile, dim=1).clamp(min=1, max=self.max_value)
+        q = expand_like(q, x0)
         return from_space(x0.clamp(-q, q) / q, "x0", view, estimate)

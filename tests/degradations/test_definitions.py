@@ -193,6 +193,8 @@ class TestSnow:
         crop = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 1, size, size))).float()
 
         class Fixed:
+            step = 0
+
             def normal(self, purpose, shape):
                 assert tuple(shape) == (1, 1, size, size)
                 return crop

@@ -138,7 +138,7 @@ def test_a_classifier_makes_no_images(run):
     model = load(run.folder, device="cpu")
     for ask in (lambda: model.sample(range(2)), lambda: model.trajectory([0]), lambda: model.restorer,
                 lambda: commands.sample(compose("sample", add_run_defaults([f"run={run.folder}"])))):
-        with pytest.raises(UserError, match="which can classify images|that can classify images, and makes none") as error:
+        with pytest.raises(UserError, match="can classify images") as error:
             ask()
         assert "experiment=ddpm_digits" in error.value.fix
     assert not (run.folder / "samples").exists()

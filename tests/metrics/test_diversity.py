@@ -90,7 +90,7 @@ def test_agreement_is_a_share():
     both = sets(normal(30, 4, seed=1), labels=labels, predictions=seen)
     measured = Agreement()(both)["agreement"]
     assert measured.value == pytest.approx(0.8)
-    assert measured.parts.tolist() == [0.0] * 6 + [1.0] * 24
+    assert measured.pseudo_values.tolist() == [0.0] * 6 + [1.0] * 24
     assert Agreement().lacks(both) is None
     assert "classes" in (Agreement().lacks(sets(normal(30, 4, seed=1), predictions=seen)) or "")
     assert "classifier" in (Agreement().lacks(sets(normal(30, 4, seed=1), labels=labels)) or "")

@@ -37,7 +37,7 @@ def test_the_metric_is_the_mean_over_ten_splits():
     ordered = both.samples.logits[torch.argsort(both.groups, stable=True)]
     measured = InceptionScore()(both)["is"]
     assert measured.value == pytest.approx(fidelity(ordered, splits=10), rel=1e-6)
-    assert measured.value == pytest.approx(measured.parts.mean().item())
+    assert measured.value == pytest.approx(measured.pseudo_values.mean().item())
 
 
 def test_closed_forms():

@@ -43,14 +43,14 @@ def test_the_bootstrap_is_that_of_scipy(root):
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
     assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.1 * width)
     assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.1 * width)
-    assert ours.parts.mean().item() == pytest.approx(ours.value)
+    assert ours.pseudo_values.mean().item() == pytest.approx(ours.value)
     assert bootstrap(x, root=root).plain() == ours.plain(), "the same each time"
 
 
 def test_the_parts_of_a_root_are_as_uncertain_as_it_is():
     x = values(300)
     one = bootstrap(x, root=True)
-    reach = 1.96 * one.parts.std().item() / 300**0.5
+    reach = 1.96 * one.pseudo_values.std().item() / 300**0.5
     assert (one.high - one.low) / 2 == pytest.approx(reach, rel=0.1)
 
 
@@ -85,12 +85,12 @@ def test_the_jackknife_of_a_mean_is_students_interval_of_the_means_of_groups():
     for ours in (jackknife_groups(groups, lambda rows: x[rows].mean().item()), splits(means)):
         assert ours.value == pytest.approx(x.mean().item())
         assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
-        assert ours.parts.tolist() == pytest.approx(means)
+        assert ours.pseudo_values.tolist() == pytest.approx(means)
 
 
 def test_an_interval_ends_where_the_number_must():
-    assert jackknife(0.9, [0.7, 0.99, 0.8], most=1, least=0).high == 1
-    assert jackknife(0.1, [0.3, 0.01, 0.2], most=1, least=0).low == 0
+    assert jackknife(0.9, [0.7, 0.99, 0.8], max_value=1, min_value=0).high == 1
+    assert jackknife(0.1, [0.3, 0.01, 0.2], max_value=1, min_value=0).low == 0
     assert jackknife(0.5, [0.5, 0.5]).low == jackknife(0.5, [0.5, 0.5]).high == 0.5
 
 

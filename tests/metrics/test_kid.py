@@ -73,7 +73,7 @@ def test_some_at_a_time(monkeypatch, chunk, m):
     monkeypatch.setattr(module, "CHUNK", chunk)
     some = KID()(both)["kid"]
     assert some.value == pytest.approx(whole.value, rel=1e-6)
-    assert torch.allclose(some.parts, whole.parts, rtol=1e-5)
+    assert torch.allclose(some.pseudo_values, whole.pseudo_values, rtol=1e-5)
 
 
 def test_it_is_symmetric():

@@ -84,7 +84,7 @@ def test_diversity_is_the_mean_of_all_pairs_of_each_condition():
         means.append(float(sum(pairs) / len(pairs)))
     metric = PerceptualDiversity("squeeze", samples=3)
     measured = metric(of(images, labels))["lpips diversity/squeeze"]
-    assert measured.parts.tolist() == pytest.approx(means, rel=1e-4), "a condition with one sample has no pair"
+    assert measured.pseudo_values.tolist() == pytest.approx(means, rel=1e-4), "a condition with one sample has no pair"
     assert measured.value == pytest.approx(sum(means) / 3, rel=1e-4)
     assert metric.lacks(of(images, labels)) is None
 

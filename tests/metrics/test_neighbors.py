@@ -60,10 +60,10 @@ def test_by_hand():
     8.25."""
     real, fake = (torch.tensor(x)[:, None] for x in ([0.0, 1.0, 4.0], [-0.5, 0.75, 9.0]))
     measured = Neighbors(k=1, density_k=1)(sets(fake, real, groups=torch.arange(3)))
-    assert measured["precision"].parts.tolist() == [1, 1, 0]
+    assert measured["precision"].pseudo_values.tolist() == [1, 1, 0]
     assert measured["recall"].value == 1
     # -0.5 lies in the first ball; 0.75 in the first and the second (and 3.25 from 4); 9 in none.
-    assert measured["density"].parts.tolist() == [1, 2, 0]
+    assert measured["density"].pseudo_values.tolist() == [1, 2, 0]
     assert measured["coverage"].value == pytest.approx(2 / 3)
 
 
@@ -104,7 +104,7 @@ def test_in_blocks(monkeypatch, block):
     some = Neighbors()(both)
     for name in NAMES:
         assert some[name].value == pytest.approx(whole[name].value)
-        assert torch.allclose(some[name].parts, whole[name].parts)
+        assert torch.allclose(some[name].pseudo_values, whole[name].pseudo_values)
 
 
 def test_the_jackknife_leaves_out_what_it_says():
@@ -122,14 +122,14 @@ def test_parts_are_in_the_order_of_the_samples():
     order = torch.randperm(103, generator=torch.Generator().manual_seed(0))
     both, shuffled = Neighbors()(sets(x, y)), Neighbors()(sets(x[order], y))
     for name in ("precision", "density"):
-        assert torch.equal(shuffled[name].parts, both[name].parts[order])
-        assert len(both[name].parts.unique()) > 1
+        assert torch.equal(shuffled[name].pseudo_values, both[name].pseudo_values[order])
+        assert len(both[name].pseudo_values.unique()) > 1
 
 
 def test_the_fewest_samples():
     metric = Neighbors(k=3, density_k=5)
-    for n in (metric.least, metric.least + 1):
-        measured = metric(sets(normal(n, 3, seed=1), normal(metric.least_reference, 3, seed=2)))
+    for n in (metric.min_samples, metric.min_samples + 1):
+        measured = metric(sets(normal(n, 3, seed=1), normal(metric.min_reference, 3, seed=2)))
         assert all(torch.isfinite(torch.tensor([m.value, m.low, m.high])).all() for m in measured.values())
 
 
@@ -176,8 +176,8 @@ class TestMemorisation:
         train = torch.tensor([[0.0], [1000.0]])
         held_out = torch.arange(1.0, 11.0)[:, None]
         measured = self.measure(torch.tensor([[1000.0], [995.0], [-11.0]]), train, held_out, rare=0.2)
-        assert measured["train distance"].parts.tolist() == pytest.approx([0, 5 / 5.5, 11 / 5.5])
-        assert measured["copied"].parts.tolist() == [1, 0, 0]
+        assert measured["train distance"].pseudo_values.tolist() == pytest.approx([0, 5 / 5.5, 11 / 5.5])
+        assert measured["copied"].pseudo_values.tolist() == [1, 0, 0]
 
     def test_copies_and_new_ones(self):
         train, held_out, new = (normal(n, 4, seed) for seed, n in enumerate((400, 2000, 400)))

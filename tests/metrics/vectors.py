@@ -34,4 +34,4 @@ def without(sets_: MetricInput, group: int) -> torch.Tensor:
 
 def left_out(measured, groups: int = 10) -> list[float]:
     """From the parts of a jackknife back to the numbers without each group."""
-    return [(groups * measured.value - part) / (groups - 1) for part in measured.parts.tolist()]
+    return [(groups * measured.value - part) / (groups - 1) for part in measured.pseudo_values.tolist()]

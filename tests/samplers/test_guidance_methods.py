@@ -498,7 +498,7 @@ class TestFinishes:
         wide = Estimate(4 * x, state_of(gaussian, SHAPE))
         out, q = finish(wide, wide, view).x0, torch.quantile(flatten_rows(4 * x).abs(), 0.9, dim=1)
         torch.testing.assert_close(out, (4 * x / q[:, None, None, None]).clamp(-1, 1))
-        assert torch.equal(DynamicThreshold(0.9, most=1.0)(wide, wide, view).x0, (4 * x).clamp(-1, 1))
+        assert torch.equal(DynamicThreshold(0.9, max_value=1.0)(wide, wide, view).x0, (4 * x).clamp(-1, 1))
 
 
 class TestAPG:
