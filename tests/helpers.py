@@ -1,6 +1,8 @@
 """Small runs for the tests, made by the same functions as the commands use."""
 
 import contextlib
+import io
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -41,12 +43,28 @@ def installed(site: Path, package: str) -> Iterator[None]:
         del sys.modules[name]
 
 
+def call(*arguments: str) -> tuple[int, str]:
+    """A command line, in this process: its exit code, and what it said."""
+    import pytest
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
+        patch.setattr(sys, "argv", [str(ROOT / arguments[0]), *arguments[1:]])
+        try:
+            runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0), said.getvalue()
+    return 0, said.getvalue()
+
+
 def done(*arguments: str, code: int = 0) -> str:
     """What a command says that ends with this code."""
-    run = command(*arguments)
-    assert run.returncode == code, run.stderr
-    assert code == 0 or "Traceback" not in run.stderr
-    return run.stderr
+    ended, said = call(*arguments)
+    assert ended == code, said
+    assert code == 0 or "Traceback" not in said
+    return said
 
 
 def small(experiment: str) -> list[str]:

@@ -4,22 +4,17 @@ A page is the unit: its python blocks share one namespace, its commands run in i
 the other pages. Runs that a page takes for granted (``runs/ddpm_digits/first``) are trained, small, when first named.
 """
 
-import contextlib
-import io
 import itertools
 import re
-import runpy
 import shlex
 import shutil
-import sys
 from glob import glob
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
-from hydra.core.global_hydra import GlobalHydra
+from helpers import ROOT, call
 from oracles import Arbitrary, state_of
 from PIL import Image
 
@@ -123,18 +118,10 @@ def at_desk(desk, guest, monkeypatch, request):
     return desk
 
 
-def run(arguments: list[str], monkeypatch) -> tuple[int, str]:
+def run(arguments: list[str]) -> tuple[int, str]:
     """A command line, in this process: exit code and what it said."""
-    GlobalHydra.instance().clear()
     files = [sorted(glob(a)) or [a] for a in arguments[1:]]  # as the shell does
-    monkeypatch.setattr(sys, "argv", [str(ROOT / arguments[0]), *itertools.chain(*files)])
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        try:
-            runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
-        except SystemExit as end:
-            return int(end.code or 0), said.getvalue()
-    return 0, said.getvalue()
+    return call(arguments[0], *itertools.chain(*files))
 
 
 def small(arguments: list[str]) -> list[str]:
@@ -159,13 +146,13 @@ def provide(words: str, desk: Path, monkeypatch) -> None:
     """Train the runs that are named and not there."""
     for experiment, name in re.findall(r"runs/(\w+)/(\w+)", words):
         if experiment != "custom" and not (desk / "runs" / experiment / name).exists():
-            assert run(small(["train.py", f"experiment={experiment}", f"run.name={name}"]), monkeypatch)[0] == 0
+            assert run(small(["train.py", f"experiment={experiment}", f"run.name={name}"]))[0] == 0
 
 
 @pytest.mark.parametrize(("page", "arguments"), listed(LIVE))
 def test_command(page, arguments, at_desk, monkeypatch):
     provide(" ".join(arguments), at_desk, monkeypatch)
-    code, said = run(small(arguments), monkeypatch)
+    code, said = run(small(arguments))
     assert code == 0, said
 
 
@@ -182,7 +169,7 @@ def test_a_long_command_composes(page, arguments, monkeypatch, capsys):
     elif script == "scripts/reproduce.py":
         assert compose("reproduce", rest).table.rows
     else:
-        assert run([script, "--help"], monkeypatch)[0] == 0
+        assert run([script, "--help"])[0] == 0
         offered = capsys.readouterr().out
         assert all(a in offered for a in rest if a.startswith("--"))
 

@@ -1,7 +1,7 @@
 """What makes a run what it is, and the name of its folder."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,30 @@ def extract_identity(config: dict[str, Any]) -> dict[str, Any]:
     origins = config.get("origin") or {}
     begin = {name: {**drop_keys(entry, ("run",)), "step": origins[name]["step"], "checksum": origins[name]["checksum"]}
              for name, entry in (config.get("begin") or {}).items() if name in origins}
+
+    def tell(place: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
+        found = origins.get(place)
+        return {**node, "run": found["checksum"], "step": found["step"]} if found else node
+
+    fields = {key: replace_runs(value, key, tell) for key, value in fields.items()}
     fields |= {key: value for key, value in (("begin", begin), ("trainable", config.get("trainable"))) if value}
     for key in ("data", "degradation"):  # a degradation may name images of another set
         fields[key] = drop_keys(fields[key] or {}, PATHS)
     return fields
+
+
+def replace_runs(node: Any, place: str, change: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]) -> Any:
+    """Plain data with every object changed that refers to another run: one with a ``_target_`` and the argument
+    ``run``, such as the teacher of an objective.
+
+    :param place: of the node in the config, joined by dots
+    :param change: gets the place and the node of each
+    """
+    if isinstance(node, Mapping):
+        node = {key: replace_runs(value, f"{place}.{key}", change) for key, value in node.items()}
+        return dict(change(place, node)) if "_target_" in node and isinstance(node.get("run"), str) else node
+    return [replace_runs(value, f"{place}.{i}", change) for i, value in enumerate(node)] \
+        if isinstance(node, list) else node
 
 
 def take_filled(mine: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
@@ -94,6 +114,12 @@ def _safe(value: str) -> str:
 
 
 def hash_identity(mine: dict[str, Any], data: dict[str, Any]) -> str:
-    """A short name for an identity. The last part of the data's path counts, so that two folders of images make two
-    runs, wherever they lie."""
-    return hash_plain([mine, Path(data.get("root") or "").name], 8)
+    """A short name for an identity. The last part of each path of the data counts, so that two folders of images make
+    two runs, wherever they lie."""
+    return hash_plain([mine, *list_roots(data)], 8)
+
+
+def list_roots(data: Mapping[str, Any]) -> list[str]:
+    """The last part of the path of a data set, and of those inside it."""
+    inside = [name for value in data.values() if isinstance(value, Mapping) for name in list_roots(value)]
+    return [Path(data.get("root") or "").name, *filter(None, inside)]

@@ -1,4 +1,5 @@
-"""Other runs that a run is made of: what ``begin`` starts from, and parts of their configs by ``${of:RUN,key}``.
+"""Other runs that a run is made of: what ``begin`` starts from, what its parts refer to, such as a teacher, and parts
+of their configs by ``${of:RUN,key}``.
 
 A run folder is a stranger's. Its config is taken as data: nothing in it is resolved, and what it wants built must be of
 the trusted packages. Nothing here imports torch, but for looking up the classes of such a part.
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from configs import UserError
 from configs.registry import locate, trusted
 from configs.values import drop_keys
+from diffusion.runs.identity import IDENTITY, replace_runs
 from diffusion.runs.run import Run
 
 
@@ -39,7 +41,8 @@ OmegaConf.register_new_resolver("of", resolve_part, replace=True)
 
 
 def find_origins(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Which checkpoints the entries of ``begin`` mean, by their names: ``{run, step, checksum, config}``.
+    """Which checkpoints the entries of ``begin`` mean, by their names, and the runs to which other parts refer, by
+    their places (``objective.teacher``): ``{run, step, checksum, config}`` of each.
 
     :param config: the resolved config of a run
     :raises UserError: if an entry is none, or its run or checkpoint is not there and no run remembers it
@@ -49,15 +52,34 @@ def find_origins(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if not isinstance(entry, Mapping) or not {"run", "map"} <= set(entry) <= {"run", "weights", "step", "map"} \
                 or not isinstance(entry["map"], Mapping):
             raise UserError(f"begin.{name}={entry}", "run and map, and perhaps weights and step", "begin=base")
-    return {name: find_origin(str(entry["run"]), entry.get("step"), config["run"]["root"])
-            for name, entry in begin.items()}
+    found = {name: find_origin(str(entry["run"]), entry.get("step"), config["run"]["root"], f"begin.{name}.run")
+             for name, entry in begin.items()}
+
+    def note(place: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
+        found[place] = find_origin(node["run"], node.get("step"), config["run"]["root"], f"{place}.run")
+        return node
+
+    for key in IDENTITY:
+        replace_runs(config.get(key), key, note)
+    return found
 
 
-def find_origin(run: str, step: int | None, root: str) -> dict[str, Any]:
+def fix_steps(config: Mapping[str, Any], origins: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The config with the steps of the runs to which its parts refer, so that they stay those that they were when the
+    training began."""
+
+    def fill(place: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**node, "step": origins[place]["step"]} if place in origins else node
+
+    return {key: replace_runs(value, key, fill) if key in IDENTITY else value for key, value in config.items()}
+
+
+def find_origin(run: str, step: int | None, root: str, setting: str = "begin.NAME.run") -> dict[str, Any]:
     """The checkpoint of another run, ``{run, step, checksum, config}``. Of a run that is gone, what a run below
     ``root`` has noted that began with it: such a run can go on, for it needs the other one no more.
 
     :param step: None takes the newest
+    :param setting: that names the run, for messages
     :raises UserError: if it is neither there nor remembered
     """
     folder = Path(run).expanduser()
@@ -70,15 +92,16 @@ def find_origin(run: str, step: int | None, root: str) -> dict[str, Any]:
         try:
             Run.open(folder)
         except UserError as error:
-            raise UserError(error.got, error.wanted, f"begin.NAME.run=WHERE, if it has moved; {error.fix}") from error
+            raise UserError(error.got, error.wanted, f"{setting}=WHERE, if it has moved; {error.fix}") from error
     opened = Run.open(folder)
     files = sorted(opened.checkpoints.glob("step-*.*.pt"))
     steps = {int(path.name.split(".")[0].removeprefix("step-")): path.name.split(".")[1] for path in files}
     if not steps or (step is not None and step not in steps):
         raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'} in {folder}",
-                        f"one of {', '.join(map(str, steps)) or 'none yet'}", "begin.NAME.step=null for the newest")
+                        f"one of {', '.join(map(str, steps)) or 'none yet'}",
+                        f"{setting.removesuffix('run')}step=null for the newest")
     step = max(steps) if step is None else step
-    config = {key: value for key, value in opened.config.items() if key not in ("format", "origin")}
+    config = {key: value for key, value in opened.config.items() if key not in ("format", "origin", "derived")}
     return {"run": run, "step": step, "checksum": steps[step], "config": config}
 
 

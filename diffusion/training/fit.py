@@ -20,6 +20,7 @@ from diffusion.begin import begin, select_trainable
 from diffusion.data.base import Data
 from diffusion.model import Model
 from diffusion.runs.identity import extract_identity, hash_identity
+from diffusion.runs.origins import fix_steps
 from diffusion.runs.run import Run
 from diffusion.sampling.inputs import Inputs
 from diffusion.sampling.selection import derive_signals
@@ -43,7 +44,8 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
     log.info("data: %d training and %d held-out images of %d px%s", len(images), len(held_out), data.size,
              "".join(f", {words['num_classes']} classes" if name == "label" else f", {name}"
                      for name, words in described.items()))
-    config = fill_signals({**to_plain(cfg), "origin": dict(origins or {})}, described)
+    config = fix_steps({**to_plain(cfg), "origin": dict(origins or {})}, origins or {})
+    config = fill_signals(config, described)
     model = Model(config)
     config = model.config
     if content is None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from diffusion.evaluation.cost import flops
+from diffusion.model import Model
 from diffusion.runs import memory
 from models.attention import attend
 
@@ -64,9 +65,9 @@ def test_operations_by_hand(side):
         x = linear(convolution(x).flatten(2).mT)[:, None]
         return attend(x, x, x)
 
-    model = Mock()
+    model = Mock(spec=Model, evaluator=Mock(output=output))
     model.shape, model.device = (2, side, side), torch.device("cpu")
-    model.weights, model.evaluator = Mock(), Mock(output=output)
+    model.weights = Mock()
     assert flops(model) == 2 * (tokens * 6 * 2 * 9 + tokens * 6 * 4 + 2 * tokens**2 * 4)
 
 
