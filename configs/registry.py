@@ -201,11 +201,19 @@ def construct(cfg: Any, *, packages: Sequence[str] | None = None, role: type | t
 
 
 def annotations(target: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a callable's arguments, by name; none of one that has none, such as a C function."""
-    try:
-        return get_type_hints(target.__init__ if isinstance(target, type) else target)
-    except TypeError:
-        return {}
+    """The annotations of a callable's arguments, by name; none of one that has none, such as a C function. A class that
+    takes further keywords (``**settings``) hands them to its base class: the annotations there count for these."""
+    found: dict[str, Any] = {}
+    for each in [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)] \
+            if isinstance(target, type) else [target]:
+        try:
+            found = get_type_hints(each) | found
+            kinds = {parameter.kind for parameter in inspect.signature(each).parameters.values()}
+        except (TypeError, ValueError):
+            break
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+    return found
 
 
 def classes_in(annotation: Any) -> tuple[type, ...]:

@@ -287,8 +287,8 @@ class Model:
         return torch.cat(done)
 
     @torch.no_grad()
-    def direct(self, x_t: Float[Tensor, "b c h w"], t: float, *, indices: Sequence[int], seed: int = 0,
-               state: State | None = None, **asked: Any) -> Float[Tensor, "b c h w"]:
+    def direct(self, x_t: Float[Tensor, "b *rest"], t: float, *, indices: Sequence[int], seed: int = 0,
+               state: State | None = None, **asked: Any) -> Float[Tensor, "b *rest"]:
         """The restorer's single answer ``R(x_t, t)``, in the model's space."""
         state = state or self.degradation.draw(x_t.shape, Streams(seed, tuple(map(int, indices)), self.device))
         times = torch.full((len(x_t),), t, device=self.device)

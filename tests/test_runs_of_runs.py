@@ -116,6 +116,67 @@ class Latent(Space):
     def shape(self, image):
         return 4, image[1] // 2, image[2] // 2
 ''',
+    "guest_runs/guided.py": '''
+from torch import nn
+
+from degradations.base import Degradation
+from degradations.shapes import flatten_rows
+from diffusion.objectives.base import Losses
+from diffusion.objectives.restoration import Objective
+from models.conditioning import Source
+from samplers.guidance.base import Guided
+from samplers.guidance.cfg import CFG
+from samplers.protocol import Restorer
+
+
+class Scales(Source):
+    """Guidance scales in [1, high], drawn."""
+
+    def __init__(self, high: float = 4.0):
+        super().__init__()
+        self.high = high
+
+    def forward(self, images, condition, rng):
+        return 1 + (self.high - 1) * rng.uniform("scale", (len(images),))
+
+
+class Student(Objective):
+    """What a guided teacher says, in one evaluation (Meng et al. 2022, arXiv 2210.03142, stage one)."""
+
+    def __init__(self, teacher: Restorer, **settings):
+        super().__init__(**settings)
+        self.teacher = teacher
+
+    def __call__(self, evaluator, encoder, degradation, x0, condition, rng):
+        t = self.times(len(x0), degradation, rng)
+        state = degradation.draw(x0.shape, rng)
+        x_t, ctx = degradation.forward(x0, t, state), encoder.with_null(condition, len(x0))
+        told = Guided(self.teacher, degradation, [CFG(condition["w"])])(x_t, t, ctx, state=state, step=None)
+        made = evaluator(x_t, t, ctx, state=state, step=None)
+        return Losses(flatten_rows((made.x0 - told.x0.detach()).square()).mean(1), t)
+''',
+    "guest_runs/configs/objective/guided.yaml": '''# a student of a guided teacher
+defaults:
+  - ddpm
+  - _self_
+_target_: guest_runs.guided.Student
+teacher:
+  _target_: diffusion.sampling.guides.RunRestorer
+  run: ${begin.base.run}
+  step: null
+''',
+    "guest_runs/configs/condition/guided.yaml": '''# the teacher's label, and the scale of its guidance
+_target_: models.conditioning.ConditionEncoder
+signals:
+  label: ${of:${begin.base.run},condition.signals.label}
+  w:
+    _target_: models.conditioning.ScalarSignal
+    dim: ${model.emb_dim}
+sources:
+  w:
+    _target_: guest_runs.guided.Scales
+dim: ${model.emb_dim}
+''',
     "guest_runs/configs/model/control.yaml": '''# a ControlNet on the network of another run
 _target_: guest_runs.control.ControlNet
 base: ${of:${begin.base.run},model}
@@ -368,6 +429,64 @@ def test_a_latent_run_needs_its_first_stage_no_more(site, tmp_path):
     (gradient,) = torch.autograd.grad(model.space.decode(z).square().sum(), z)
     assert gradient.isfinite().all()
     assert model.to("meta").space.get_buffer("scale").device.type == "meta"
+
+
+@pytest.fixture(scope="module")
+def student(site, base, tmp_path_factory):
+    """A student of ``base``, which has moved away since."""
+    root, teacher = tmp_path_factory.mktemp("student"), tmp_path_factory.mktemp("teacher") / "base"
+    shutil.copytree(base, teacher)
+    with installed(site, "guest_runs"):
+        done(*guided(root, teacher))
+    return root, teacher, root / "ddpm_digits" / "student"
+
+
+def guided(root: Path, teacher: Path, *more: str) -> list[str]:
+    return ["train.py", "experiment=ddpm_digits", *SMALL, *WIDTH, "objective=guided", "condition=guided", "begin=base",
+            f"begin.base.run={teacher}", f"run.root={root}", "run.name=student", "max_steps=4", *more]
+
+
+def test_a_student_begins_as_its_teacher(base, student):
+    """Bit for bit, whatever the new signal says; then it learns the scale."""
+    content = checkpoint.read_latest(student[2] / "checkpoints")
+    assert content is not None
+    fresh, theirs = Model(content["config"]), load(base, device="cpu")
+    begin(fresh, content["config"]["begin"], content["config"]["origin"])
+    fresh.weights.eval()
+    recipe = theirs.recipe(["sampler.num_steps=3", "guidance=none"])
+    assert torch.equal(fresh.sample(range(3), recipe=recipe, label=3, w=2.0),
+                       theirs.sample(range(3), recipe=recipe, label=3))
+    trained = load(student[2], device="cpu", allow=["guest_runs"])
+    one, other = (trained.sample(range(3), recipe=recipe, label=3, w=w) for w in (1.0, 4.0))
+    assert not torch.equal(one, other)
+
+
+def test_the_scale_is_asked_for_and_the_teacher_is_not_needed(student, tmp_path):
+    root, teacher, run = student
+    content = checkpoint.read_latest(run / "checkpoints")
+    assert content is not None
+    assert content["config"]["objective"]["teacher"]["step"] == 8
+    assert not any("teacher" in name for name in checkpoint.merge_state(content, "ema"))
+    away = teacher.with_name("away")
+    teacher.rename(away)
+    try:
+        done("sample.py", f"run={run}", "label=3", "w=2", "guidance=none", *FEW, f"out={tmp_path / 'out'}")
+        samples = json.loads((tmp_path / "out" / "manifest.json").read_text())["samples"]
+        assert [one["condition"] for one in samples] == [{"label": 3, "w": 2.0}] * 2
+        assert "complete" in done(*guided(root, teacher))
+    finally:
+        away.rename(teacher)
+
+
+def test_a_teacher_is_part_of_what_a_run_is(base, student):
+    """By its content: one that has moved is the same, another step is another."""
+    root, teacher, _ = student
+    assert "complete" in done(*guided(root, base))
+    said = done(*guided(root, teacher, "objective.teacher.step=4"), code=2)
+    assert "holds another run" in said
+    assert "objective.teacher.run" in said
+    said = done(*guided(root, teacher, "objective.teacher.run=nowhere"), code=2)
+    assert "objective.teacher.run=WHERE" in said
 
 
 def test_origins_are_noted(base, controlled):
