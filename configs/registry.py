@@ -51,11 +51,12 @@ def closest(word: str, names: Sequence[str]) -> str:
     return near[0] if near else "one of " + ", ".join(names)
 
 
-def compose(config: str | None, overrides: Sequence[str] = ()) -> DictConfig:
+def compose(config: str | None, overrides: Sequence[str] = (), hydra_config: bool = False) -> DictConfig:
     """Compose a config as the command line would, from any place (also inside a running command).
 
     :param config: a top-level config such as ``train``, or None to start from nothing
     :param overrides: command-line overrides, e.g. ``["experiment=ddpm_digits", "seed=1"]``
+    :param hydra_config: with Hydra's own settings, such as what was chosen, under ``hydra``
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -66,7 +67,7 @@ def compose(config: str | None, overrides: Sequence[str] = ()) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(HERE), version_base="1.3"):
             extra = [searchpath()] if plugins() else []
-            return hydra.compose(config, [*extra, *overrides])
+            return hydra.compose(config, [*extra, *overrides], return_hydra_config=hydra_config)
     except HydraException as error:
         raise UserError(f"the overrides {list(overrides)} cannot be composed: {error}", "valid overrides",
                         "the message above names the choices") from error
