@@ -95,7 +95,7 @@ def roots(tmp_path_factory) -> dict[str, Path]:
 def placed(overrides: list[str], roots: dict[str, Path]) -> list[str]:
     """The overrides, with the places of the data that they name."""
     cfg, more = compose("train", overrides), []
-    for place in ("data", "degradation.target_set.data"):
+    for place in ("data", "data.sets.subject", "data.sets.others", "degradation.target_set.data"):
         reader = OmegaConf.select(cfg, f"{place}._target_", default="").split(".")[-1]
         more += [f"{place}.root={roots[reader]}"] if reader in roots else []
     return [*overrides, *more]

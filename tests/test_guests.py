@@ -4,7 +4,7 @@ know both."""
 import sys
 
 import pytest
-from helpers import command, write_package
+from helpers import command, done, installed, write_package
 
 FILES = {
     "guest_methods/__init__.py": "",
@@ -98,9 +98,9 @@ def site(tmp_path_factory):
 
 def test_the_commands_find_it(site, hot, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(site))
-    done = command("sample.py", f"run={hot.folder}", "sampler=twice", "guidance=upwards", "guidance.cfg.scale=3",
+    made = command("sample.py", f"run={hot.folder}", "sampler=twice", "guidance=upwards", "guidance.cfg.scale=3",
                    "guidance.upwards.scale=2", "samples=0-1", "device=cpu", f"out={tmp_path}")
-    assert done.returncode == 0, done.stderr
+    assert made.returncode == 0, made.stderr
     manifest = (tmp_path / "manifest.json").read_text()
     assert "Upwards" in manifest
     # Four steps with a null each; the guest's schedule is off at t = 1.
@@ -133,15 +133,13 @@ FOG = ["degradation=fog", "degradation.density.rate=2", "objective=cold", "prior
        "callbacks.pictures.count=0", "run.name=fog"]
 
 
-def test_a_degradation_with_a_helper_of_its_own_goes_all_the_way(site, tmp_path, monkeypatch):
+def test_a_degradation_with_a_helper_of_its_own_goes_all_the_way(site, tmp_path):
     """It trains, samples and evaluates: the role of the helper is the annotation of the argument that takes it."""
-    monkeypatch.setenv("PYTHONPATH", str(site))
-    run = tmp_path / "custom" / "fog"
-    for arguments in (["train.py", *FOG, f"run.root={tmp_path}"],
-                      ["sample.py", f"run={run}", "samples=0-1", "device=cpu"],
-                      ["evaluate.py", f"run={run}", "count=4", "samplers=[cold2]", "metrics=quick", "device=cpu"]):
-        done = command(*arguments)
-        assert done.returncode == 0, done.stderr
+    run, few = tmp_path / "custom" / "fog", ["sampler.num_steps=10", "device=cpu"]
+    with installed(site, "guest_methods"):
+        done("train.py", *FOG, f"run.root={tmp_path}")
+        done("sample.py", f"run={run}", "samples=0-1", *few)
+        done("evaluate.py", f"run={run}", "count=4", "samplers=[cold2]", "metrics=quick", *few)
     assert len(list(run.glob("samples/*/*.png"))) == 3
 
 

@@ -20,7 +20,8 @@ from diffusion.runs.files import write_whole
 
 Numbers = dict[str, MetricValue]
 """By name."""
-MINE = ("what", "run", "images", "checkpoint", "weights", "sampler", "guidance", "prior", "start", "condition", "seed")
+MINE = ("what", "run", "images", "checkpoint", "weights", "sampler", "guidance", "prior", "edit", "composed",
+        "start", "condition", "seed")
 """Parts of the protocol in which two evaluations that are compared may differ: what is being compared."""
 
 
@@ -137,7 +138,8 @@ def compare(a: Report, b: Report) -> dict[str, dict[str, dict[str, Any]]]:
         raise UserError("evaluations that cannot be compared:\n    " + "\n    ".join(lines),
                         "the same reference, count, extractor and metrics",
                         "the same data for both, or extractor=random judge=none")
-    same_draws = a.protocol.get("seed") == b.protocol.get("seed") and a.protocol.get("label") == b.protocol.get("label")
+    same_draws = a.protocol.get("seed") == b.protocol.get("seed") and \
+        a.protocol.get("condition") == b.protocol.get("condition")
     pairs = a.protocol["what"] == b.protocol["what"] == "restorations" or (
         a.protocol["what"] == b.protocol["what"] == "samples" and same_draws)
     result: dict[str, dict[str, dict[str, Any]]] = {}

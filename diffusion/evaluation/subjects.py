@@ -128,7 +128,7 @@ class SamplesSubject(ImagesSubject):
 
     def stated(self) -> tuple[int, dict[str, Any]]:
         bench = self.bench
-        return bench.cfg.count, state_sampling(bench, bench.cfg.sampler) | {"checkpoint": bench.checkpoint}
+        return bench.cfg.count, state_sampling(bench.cfg, bench.cfg.sampler) | {"checkpoint": bench.checkpoint}
 
     def found(self) -> tuple[Files, dict[str, dict[str, Any]]]:
         bench = self.bench
@@ -166,8 +166,10 @@ class RestorationsSubject(Subject):
         self.images = images
         self.chosen = spread_indices(len(self.images), cfg.count)
         nodes = {name: registry.node("sampler", name, num_steps=cfg.sampler.num_steps) for name in cfg.samplers}
+        made = state_sampling(cfg, None)
+        made["composed"]["samplers"] = {name: to_plain(node) for name, node in nodes.items()}
         self.protocol = bench.protocol("restorations", len(self.chosen), stated, rounding=cfg.rounding, split=cfg.split,
-                                       **state_sampling(bench, None), checkpoint=bench.checkpoint,
+                                       **made, checkpoint=bench.checkpoint,
                                        samplers={name: describe_part(to_plain(node)) for name, node in nodes.items()})
 
     def measure(self, folder: Path) -> Report:
@@ -264,14 +266,14 @@ class ClassifierSubject(Subject):
         return report
 
 
-def state_sampling(bench: EvaluationContext, sampler: DictConfig | None) -> dict[str, Any]:
-    """How images are made, for the protocol."""
-    cfg = bench.cfg
-    stated = {"sampler": describe_part(to_plain(sampler))} if sampler is not None else {}
-    stated |= {"edit": describe_part(to_plain(cfg.edit))} if cfg.edit else {}
-    guidance, prior = (describe_part(to_plain(node) if node else None) for node in (cfg.guidance, cfg.prior))
-    return stated | {"guidance": guidance, "weights": cfg.weights, "prior": prior, "start": cfg.start,
-                     "seed": cfg.seed, "condition": to_plain(cfg)["condition"]}
+def state_sampling(cfg: DictConfig, sampler: DictConfig | None) -> dict[str, Any]:
+    """How images are made, for the protocol: in words, and ``composed``, as the config has it."""
+    plain = to_plain(cfg)
+    nodes = {key: plain[key] or None for key in ("guidance", "prior", "edit")}
+    nodes |= {"sampler": to_plain(sampler)} if sampler is not None else {}
+    words = {key: describe_part(node) for key, node in nodes.items() if node or key != "edit"}
+    return words | {"weights": cfg.weights, "start": cfg.start, "seed": cfg.seed, "condition": plain["condition"],
+                    "composed": {key: node for key, node in nodes.items() if node}}
 
 
 def save_suspects(sets: MetricInput, train: ImageSet, folder: Path) -> None:

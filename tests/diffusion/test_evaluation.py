@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import COLD, DIGITS, train
+from omegaconf import OmegaConf
 from PIL import Image
 
 from configs import UserError, build, compose
@@ -16,10 +17,11 @@ from degradations.shapes import flatten_rows
 from diffusion import commands, load
 from diffusion.data.pixels import to_float, to_uint8
 from diffusion.evaluation import bench, subjects
-from diffusion.evaluation.report import Report, compare
-from diffusion.evaluation.subjects import spread_indices
+from diffusion.evaluation.report import Report, compare, folder_name
+from diffusion.evaluation.subjects import spread_indices, state_sampling
 from diffusion.metrics.extractors import classifier
 from diffusion.metrics.frechet import frechet
+from diffusion.metrics.intervals import MetricValue
 from diffusion.metrics.pairs import SSIM, mse
 from diffusion.pictures import save_each
 from diffusion.runs.defaults import add_run_defaults
@@ -395,3 +397,24 @@ def test_the_papers_blurred_mnist():
 
 def test_the_folder_that_evaluations_are_in_is_the_runs(cold):
     assert all(path.is_relative_to(cold.folder) for path in Run(cold.folder).evaluations)
+
+
+def test_a_class_of_the_same_name_is_another_one():
+    """The protocol has the composed config with the full names of the classes, not their last parts alone."""
+    cfg = compose("evaluate", ["run=x"])
+    stated = []
+    for package in ("samplers", "guest"):
+        node = OmegaConf.create({"_target_": f"{package}.ddim.DDIM", "num_steps": 5})
+        stated.append(state_sampling(cfg, node))
+    one, other = stated
+    assert one["sampler"] == other["sampler"] == "DDIM (num_steps 5)"
+    assert one != other
+    assert folder_name({"what": "samples", "count": 1, **one}) != folder_name({"what": "samples", "count": 1, **other})
+
+
+@pytest.mark.parametrize(("change", "paired"), [({}, True), ({"seed": 1}, False), ({"condition": {"label": 3}}, False)])
+def test_samples_are_paired_by_seed_and_condition(change, paired):
+    protocol = {"what": "samples", "count": 4, "seed": 0, "condition": {}}
+    number = MetricValue(1.0, 0.0, 2.0, "by hand", torch.tensor([0.0, 1.0, 1.0, 2.0]).double())
+    one, other = (Report(p, ["samples"], {"samples": {"x": number}}) for p in (protocol, protocol | change))
+    assert compare(one, other)["samples"]["x"]["paired"] == paired
