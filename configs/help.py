@@ -57,7 +57,7 @@ def list_choices(choices: Mapping[str, Any]) -> Iterator[str]:
     own = {group.partition("@")[0] for group in choices}
     inside = {str(path.relative_to(folder)) for folder in folders() for group in own
               for path in (folder / group).glob("**/*") if path.is_dir() and not path.name.startswith("_")}
-    for group in sorted(own | inside):
+    for group in sorted(own | inside - {"experiment/base"}):  # what experiments share is no choice
         names = available(group)
         if names:
             chosen = choices.get(group)

@@ -23,6 +23,7 @@ def test_a_command_shows_its_own(config):
            "sample": {"sampler/grid", "edit"},
            "evaluate": {"metrics", "extractor", "guidance/schedule"}, "reproduce": {"table", "budget"}}[config]
     assert own <= groups
+    assert "experiment/base" not in groups
     assert not foreign & groups
     for group in own:
         assert f"  {group}: {', '.join(available(group))}" in said
