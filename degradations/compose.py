@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from configs import UserError
 from degradations.base import Degradation, State, locate_level
 from degradations.randomness import Draws
+from degradations.types import Images, Times
 
 
 class Compose(Degradation):
@@ -36,14 +36,13 @@ class Compose(Degradation):
         drawn = {name: stage.draw(shape, Within(rng, name)) for name, stage in self.stages.items()}
         return State(**{f"{name}.{entry}": state[entry] for name, state in drawn.items() for entry in state})
 
-    def degrade(self, x0: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b *rest"]:
+    def degrade(self, x0: Images, t: Times, state: State) -> Images:
         t = self.time(t)
         for name, stage in self.stages.items():
             x0 = stage.forward(x0, t, self.of(name, state))
         return x0
 
-    def difference(self, x0: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], s: Float[Tensor, " b"],
-                   state: State) -> Float[Tensor, "b *rest"]:
+    def difference(self, x0: Images, t: Times, s: Times, state: State) -> Images:
         """Stage by stage: with ``y = D_1(x0)``, ``D_2(y_s, s) - D_2(y_t, t) = [D_2(y_s, s) - D_2(y_s, t)]
         + [D_2(y_s, t) - D_2(y_t, t)]``, each bracket without cancellation where ``D_2`` is linear."""
         t, s = self.time(t), self.time(s)
@@ -54,8 +53,7 @@ class Compose(Degradation):
             y_t, y_s = stage.forward(y_t, t, mine), stage.forward(y_s, s, mine)
         return change
 
-    def response(self, x0: Float[Tensor, "b *rest"], dx: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
-                 state: State) -> Float[Tensor, "b *rest"]:
+    def response(self, x0: Images, dx: Images, t: Times, state: State) -> Images:
         t = self.time(t)
         for name, stage in self.stages.items():
             mine = self.of(name, state)
@@ -69,7 +67,7 @@ class Compose(Degradation):
         for stage in self.stages.values():
             stage.check(shape)
 
-    def time(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def time(self, t: Times) -> Times:
         """``t`` on its level, if it is meant to be one: stages without levels would take it at its word."""
         if self.levels is None:
             return t

@@ -14,6 +14,7 @@ from torch import Tensor
 from configs import UserError
 from degradations.base import Degradation, State, locate_level
 from degradations.shapes import expand_like
+from degradations.types import Times
 
 
 class Desaturate(Degradation):
@@ -34,21 +35,20 @@ class Desaturate(Degradation):
                             "degradation.keep=0.9")
         self.levels, self.keep, self.total = levels, keep, total
 
-    def degrade(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b c h w"]:
+    def degrade(self, x0: Float[Tensor, "b c h w"], t: Times, state: State) -> Float[Tensor, "b c h w"]:
         mean = x0.mean(dim=1, keepdim=True)
         return torch.lerp(mean, x0, expand_like(self.color(t).to(x0.dtype), x0))
 
-    def difference(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], s: Float[Tensor, " b"],
-                   state: State) -> Float[Tensor, "b c h w"]:
+    def difference(self, x0: Float[Tensor, "b c h w"], t: Times, s: Times, state: State) -> Float[Tensor, "b c h w"]:
         """``(g_s - g_t) (x - mean(x))``, the shares subtracted in float64."""
         grow = expand_like((self.color(s) - self.color(t)).to(x0.dtype), x0)
         return grow * (x0 - x0.mean(dim=1, keepdim=True))
 
-    def response(self, x0: Float[Tensor, "b c h w"], dx: Float[Tensor, "b c h w"], t: Float[Tensor, " b"],
+    def response(self, x0: Float[Tensor, "b c h w"], dx: Float[Tensor, "b c h w"], t: Times,
                  state: State) -> Float[Tensor, "b c h w"]:
         return self.forward(dx, t, state)
 
-    def color(self, t: Float[Tensor, " b"]) -> Float64[Tensor, " b"]:
+    def color(self, t: Times) -> Float64[Tensor, " b"]:
         """``g_t``, the share of the colour that is left."""
         below, share = locate_level(t, self.levels)
         k = below + share

@@ -8,12 +8,13 @@ first halving is truly bicubic and all others are plain averages of 2 x 2.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from configs import UserError
 from degradations.base import ceil_level
 from degradations.separable import Separable
+from degradations.types import Times
 
 HALVINGS = {"bicubic": (-0.09375, 0.59375, 0.59375, -0.09375), "average": (0.0, 0.5, 0.5, 0.0)}
 """Weights of the four pixels around the middle of two, by the name of the first halving."""
@@ -42,7 +43,7 @@ class Downsample(Separable):
             table.append(average.repeat_interleave(2**k, dim=0))
         return torch.stack(table)
 
-    def place(self, t: Float[Tensor, " b"]) -> tuple[Int64[Tensor, " b"], Float[Tensor, " b"]]:
+    def place(self, t: Times) -> tuple[Int64[Tensor, " b"], Times]:
         return ceil_level(t, self.levels), torch.zeros_like(t)
 
     def check(self, shape: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from configs import UserError
 from degradations.base import Degradation, State, flush_denormals, locate_level
 from degradations.randomness import Draws
+from degradations.types import Times
 
 CENTERS = ("random", "middle")
 
@@ -52,15 +53,14 @@ class Inpaint(Degradation):
             axes = [zero + (side - 1) // 2 for side in sides]
         return State(center=torch.stack(axes, dim=1))
 
-    def degrade(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b c h w"]:
+    def degrade(self, x0: Float[Tensor, "b c h w"], t: Times, state: State) -> Float[Tensor, "b c h w"]:
         return self.visible(x0, t, state, torch.float32).to(x0.dtype) * x0
 
-    def difference(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], s: Float[Tensor, " b"],
-                   state: State) -> Float[Tensor, "b c h w"]:
+    def difference(self, x0: Float[Tensor, "b c h w"], t: Times, s: Times, state: State) -> Float[Tensor, "b c h w"]:
         """``(v_s - v_t) x``, the shares subtracted in float64."""
         return self._growth(x0, t, s, state) * x0
 
-    def response(self, x0: Float[Tensor, "b c h w"], dx: Float[Tensor, "b c h w"], t: Float[Tensor, " b"],
+    def response(self, x0: Float[Tensor, "b c h w"], dx: Float[Tensor, "b c h w"], t: Times,
                  state: State) -> Float[Tensor, "b c h w"]:
         return self.visible(dx, t, state, torch.float32).to(dx.dtype) * dx
 
@@ -71,7 +71,7 @@ class Inpaint(Degradation):
         masks = -torch.expm1(-distance / (2 * b**2))
         return torch.cat([torch.ones(1, reach, dtype=torch.float64), torch.cumprod(masks, dim=0)])
 
-    def visible(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State,
+    def visible(self, x: Float[Tensor, "b c h w"], t: Times, state: State,
                 dtype: torch.dtype) -> Float[Tensor, "b 1 h w"]:
         """How much of each pixel is there at time t, in [0, 1]."""
         height, width = x.shape[-2:]
@@ -100,12 +100,11 @@ class ColorInpaint(Inpaint):
     def draw(self, shape: Sequence[int], rng: Draws) -> State:
         return super().draw(shape, rng).replace(color=rng.uniform("colour", tuple(shape[:2])) - 0.5)
 
-    def degrade(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b c h w"]:
+    def degrade(self, x0: Float[Tensor, "b c h w"], t: Times, state: State) -> Float[Tensor, "b c h w"]:
         visible, color = self.visible(x0, t, state, torch.float32).to(x0.dtype), self.fill(x0, state)
         return visible * x0 + (1 - visible) * color
 
-    def difference(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], s: Float[Tensor, " b"],
-                   state: State) -> Float[Tensor, "b c h w"]:
+    def difference(self, x0: Float[Tensor, "b c h w"], t: Times, s: Times, state: State) -> Float[Tensor, "b c h w"]:
         """``(v_s - v_t) (x - color)``, the shares subtracted in float64."""
         return self._growth(x0, t, s, state) * (x0 - self.fill(x0, state))
 

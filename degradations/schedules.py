@@ -8,11 +8,12 @@ from functools import lru_cache
 from math import pi
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from configs import UserError
 from degradations.base import locate_level
+from degradations.types import Times
 
 
 class Schedule:
@@ -23,10 +24,10 @@ class Schedule:
 
     levels: int | None = None
 
-    def __call__(self, t: Float[Tensor, " b"]) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
+    def __call__(self, t: Times) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
         raise NotImplementedError
 
-    def snr(self, t: Float[Tensor, " b"]) -> Float64[Tensor, " b"]:
+    def snr(self, t: Times) -> Float64[Tensor, " b"]:
         """Signal-to-noise ratio ``alpha^2 / sigma^2``."""
         alpha, sigma = self(t)
         return (alpha / sigma) ** 2
@@ -48,7 +49,7 @@ class Discrete(Schedule):
         self.alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar])
         self.levels = len(alpha_bar)
 
-    def __call__(self, t: Float[Tensor, " b"]) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
+    def __call__(self, t: Times) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
         alphas, sigmas, angles = _tables(self, str(t.device))
         below, share = locate_level(t, len(alphas) - 1)
         above = (below + 1).clamp(max=len(alphas) - 1)
@@ -74,7 +75,7 @@ class RectifiedSchedule(Schedule):
     """``alpha = 1 - t, sigma = t``: each image goes to its noise on a straight line (Lipman et al. 2023, arXiv
     2210.02747; Liu et al. 2023, arXiv 2209.03003). Its end is pure noise: ``parameterization`` flow, v or x0."""
 
-    def __call__(self, t: Float[Tensor, " b"]) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
+    def __call__(self, t: Times) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
         return 1 - t.double(), t.double()
 
     def time(self, ratio: Float64[Tensor, " b"]) -> Float64[Tensor, " b"]:
@@ -92,7 +93,7 @@ class AdditiveSchedule(Schedule):
             raise UserError(f"noise of std {std:g}", "std above 0", "degradation.schedule.std=0.1")
         self.std = std
 
-    def __call__(self, t: Float[Tensor, " b"]) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
+    def __call__(self, t: Times) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
         return torch.ones_like(t, dtype=torch.float64), self.std * t.double()
 
     def time(self, ratio: Float64[Tensor, " b"]) -> Float64[Tensor, " b"]:

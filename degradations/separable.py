@@ -11,6 +11,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from degradations.base import Degradation, State, flush_denormals, locate_level
+from degradations.types import Times
 
 
 class Separable(Degradation):
@@ -23,16 +24,15 @@ class Separable(Degradation):
         """The matrices of levels 0 .. T along an axis of ``size`` pixels."""
         raise NotImplementedError
 
-    def place(self, t: Float[Tensor, " b"]) -> tuple[Int64[Tensor, " b"], Float[Tensor, " b"]]:
+    def place(self, t: Times) -> tuple[Int64[Tensor, " b"], Times]:
         """The row of the table below ``t``, and the share of the next."""
         return locate_level(t, self.levels)
 
-    def degrade(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b c h w"]:
+    def degrade(self, x0: Float[Tensor, "b c h w"], t: Times, state: State) -> Float[Tensor, "b c h w"]:
         rows, columns = self._matrices(x0, t, torch.float32)
         return apply(x0, rows.to(x0.dtype), columns.to(x0.dtype))
 
-    def difference(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], s: Float[Tensor, " b"],
-                   state: State) -> Float[Tensor, "b c h w"]:
+    def difference(self, x0: Float[Tensor, "b c h w"], t: Times, s: Times, state: State) -> Float[Tensor, "b c h w"]:
         """``(A_s - A_t) x B_s^T + A_t x (B_s - B_t)^T``, the matrices subtracted in float64."""
         with torch.autocast(x0.device.type, enabled=False):
             rows_t, columns_t = self._matrices(x0, t, torch.float64)
@@ -42,7 +42,7 @@ class Separable(Degradation):
             second = apply(x0, flush_denormals(rows_t).to(x0.dtype), columns.to(x0.dtype))
             return first + second
 
-    def response(self, x0: Float[Tensor, "b c h w"], dx: Float[Tensor, "b c h w"], t: Float[Tensor, " b"],
+    def response(self, x0: Float[Tensor, "b c h w"], dx: Float[Tensor, "b c h w"], t: Times,
                  state: State) -> Float[Tensor, "b c h w"]:
         return self.forward(dx, t, state)
 

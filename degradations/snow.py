@@ -18,6 +18,7 @@ from configs import UserError
 from degradations.base import Degradation, State, flush_denormals, locate_level
 from degradations.randomness import Draws
 from degradations.shapes import expand_like
+from degradations.types import Times
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -77,7 +78,7 @@ class Snow(Degradation):
         return State(field=field[:, top:top + sides[0], left:left + sides[1]].contiguous(),
                      vertical=rng.integers("direction", 2, (b,)))
 
-    def degrade(self, x0: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b c h w"]:
+    def degrade(self, x0: Float[Tensor, "b c h w"], t: Times, state: State) -> Float[Tensor, "b c h w"]:
         image = (x0 + 1) / 2
         if not self.fix_brightness:
             luma = image if x0.shape[1] == 1 else torch.einsum("bchw,c->bhw", image, image.new_tensor(LUMA))[:, None]
@@ -85,7 +86,7 @@ class Snow(Degradation):
             image = torch.lerp(torch.maximum(image, 1.5 * luma + 0.5), image, keep)
         return (image + self.layer(t, state)[:, None]).clamp(0, 1) * 2 - 1
 
-    def layer(self, t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b h w"]:
+    def layer(self, t: Times, state: State) -> Float[Tensor, "b h w"]:
         """The snow ``L_t``, to be added on the scale [0, 1]."""
         field = state["field"]
         threshold = self.at(t, self.flakes.threshold).to(field.dtype)
@@ -97,7 +98,7 @@ class Snow(Degradation):
         moved = torch.where(state["vertical"][:, None, None] == 1, down, along)
         return moved + moved.flip(1, 2)
 
-    def at(self, t: Float[Tensor, " b"], ends: Sequence[float]) -> Float64[Tensor, " b"]:
+    def at(self, t: Times, ends: Sequence[float]) -> Float64[Tensor, " b"]:
         """What goes from the first to the second of ``ends`` while the level goes from 1 to T."""
         below, share = locate_level(t, self.levels)
         way = ((below + share - 1) / max(self.levels - 1, 1)).clamp(min=0)

@@ -16,6 +16,7 @@ from degradations.compose import Compose
 from degradations.inpaint import ColorInpaint
 from degradations.randomness import Streams, key
 from degradations.separable import Separable
+from degradations.types import Images
 from diffusion.data.pixels import to_float, to_uint8
 from models.context import Context
 from samplers.grids import UniformGrid
@@ -63,9 +64,9 @@ class Prior(nn.Module):
             setattr(self, name, torch.empty_like(found[name]) if name in found else None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
-               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
-               restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
+    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None = None,
+               start: float = 1.0, *, restorer: Restorer | None = None,
+               ctx: Context | None = None) -> tuple[Tensor, State]:
         """A batch of this shape at time ``start`` and the state that comes with it.
 
         :param images: clean images, in the model's space; None where there are none
@@ -83,9 +84,9 @@ class NoisePrior(Prior):
             raise UserError(f"prior=noise for {type(degradation).__name__}", "a degradation that ends in its state z",
                             "prior=degraded")
 
-    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
-               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
-               restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
+    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None = None,
+               start: float = 1.0, *, restorer: Restorer | None = None,
+               ctx: Context | None = None) -> tuple[Tensor, State]:
         state = degradation.draw(shape, streams)
         return state["z"], state
 
@@ -95,9 +96,9 @@ class DegradedPrior(Prior):
 
     needs_images = True
 
-    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
-               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
-               restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
+    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None = None,
+               start: float = 1.0, *, restorer: Restorer | None = None,
+               ctx: Context | None = None) -> tuple[Tensor, State]:
         if images is None:
             raise UserError("prior=degraded without images", "images to degrade", "input=FOLDER")
         state = degradation.draw(shape, streams)
@@ -125,9 +126,9 @@ class InvertedPrior(Prior):
         if not isinstance(degradation, Affine):
             raise UserError(f"prior=inverted for {type(degradation).__name__}", "a hot model", "prior=degraded")
 
-    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
-               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
-               restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
+    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None = None,
+               start: float = 1.0, *, restorer: Restorer | None = None,
+               ctx: Context | None = None) -> tuple[Tensor, State]:
         if images is None:
             raise UserError("prior=inverted without images", "images to invert", "input=FOLDER")
         assert restorer is not None
@@ -192,9 +193,9 @@ class MixturePrior(Prior):
                             f"components of {length} numbers", "the settings that it was fitted with",
                             "python scripts/fit_prior.py run=FOLDER prior=mixture with the new ones")
 
-    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
-               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
-               restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
+    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None = None,
+               start: float = 1.0, *, restorer: Restorer | None = None,
+               ctx: Context | None = None) -> tuple[Tensor, State]:
         weights, means, factors = (value.to(streams.device) for value in (self.weights, self.means, self.factors))
         u = streams.uniform("component", (shape[0],)).double()
         k = torch.searchsorted(weights.cumsum(0), u, right=True).clamp(max=len(weights) - 1)
@@ -215,9 +216,9 @@ class ColorPrior(Prior):
             raise UserError(f"prior=color for {type(degradation).__name__}", "degradation=inpaint_color",
                             "prior=degraded")
 
-    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
-               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
-               restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
+    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None = None,
+               start: float = 1.0, *, restorer: Restorer | None = None,
+               ctx: Context | None = None) -> tuple[Tensor, State]:
         assert isinstance(degradation, ColorInpaint)
         state = degradation.draw(shape, streams)
         return degradation.fill(torch.empty(*shape, device=streams.device), state).expand(*shape).clone(), state
@@ -251,9 +252,9 @@ class DatasetPrior(Prior):
             done += len(x0)
         self.images = torch.cat(kept)
 
-    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams,
-               images: Float[Tensor, "b *rest"] | None = None, start: float = 1.0, *,
-               restorer: Restorer | None = None, ctx: Context | None = None) -> tuple[Tensor, State]:
+    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None = None,
+               start: float = 1.0, *, restorer: Restorer | None = None,
+               ctx: Context | None = None) -> tuple[Tensor, State]:
         assert self.images is not None
         first, n = key(streams.seed, "others"), len(self.images)
         z = to_float(self.images[[(first + index) % n for index in streams.indices]]).to(streams.device)

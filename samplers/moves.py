@@ -16,13 +16,12 @@ inferred state, direct and residual are the same.
 """
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Degradation, Estimate, State
 from degradations.gaussian import Gaussian
+from degradations.types import Images, Times
 from samplers.protocol import Step
 
 
@@ -91,18 +90,16 @@ class Refresh(Belief):
 class Move:
     """``move(x_t, x0_hat, t, s, state, degradation, step) -> x_s``; what it must remember goes into ``step.memory``."""
 
-    def __call__(self, x_t: Float[Tensor, "b *rest"], x0_hat: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
-                 s: Float[Tensor, " b"], state: State, degradation: Degradation,
-                 step: Step | None = None) -> Float[Tensor, "b *rest"]:
+    def __call__(self, x_t: Images, x0_hat: Images, t: Times, s: Times, state: State, degradation: Degradation,
+                 step: Step | None = None) -> Images:
         raise NotImplementedError
 
 
 class Direct(Move):
     """Degrade the estimate afresh: ``D(x0_hat, s, z)``."""
 
-    def __call__(self, x_t: Float[Tensor, "b *rest"], x0_hat: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
-                 s: Float[Tensor, " b"], state: State, degradation: Degradation,
-                 step: Step | None = None) -> Float[Tensor, "b *rest"]:
+    def __call__(self, x_t: Images, x0_hat: Images, t: Times, s: Times, state: State, degradation: Degradation,
+                 step: Step | None = None) -> Images:
         return degradation.forward(x0_hat, s, state)
 
 
@@ -110,7 +107,6 @@ class Residual(Move):
     """Change ``x_t`` by what the degradation of the estimate changes: an error of the estimate that D treats alike at
     t and s cancels."""
 
-    def __call__(self, x_t: Float[Tensor, "b *rest"], x0_hat: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
-                 s: Float[Tensor, " b"], state: State, degradation: Degradation,
-                 step: Step | None = None) -> Float[Tensor, "b *rest"]:
+    def __call__(self, x_t: Images, x0_hat: Images, t: Times, s: Times, state: State, degradation: Degradation,
+                 step: Step | None = None) -> Images:
         return x_t + degradation.difference(x0_hat, t, s, state)

@@ -5,13 +5,12 @@ With ``y = x / alpha`` and ``rho = sigma / alpha`` the flow is ``dy / d rho = z_
 """
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Degradation, State
 from degradations.shapes import expand_like
+from degradations.types import Images, Times
 from samplers.base import Sampler
 from samplers.grids import Grid
 from samplers.moves import Direct, Infer, Move
@@ -62,9 +61,8 @@ class Multistep(Move):
     and so is the one after a start from pure noise, where lambda is minus infinity.
     """
 
-    def __call__(self, x_t: Float[Tensor, "b *rest"], x0_hat: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
-                 s: Float[Tensor, " b"], state: State, degradation: Degradation,
-                 step: Step | None = None) -> Float[Tensor, "b *rest"]:
+    def __call__(self, x_t: Images, x0_hat: Images, t: Times, s: Times, state: State, degradation: Degradation,
+                 step: Step | None = None) -> Images:
         assert isinstance(degradation, Affine)
         assert step is not None
         x_s = degradation.forward(x0_hat, s, state)

@@ -10,6 +10,7 @@ from torch import Tensor
 from configs import UserError
 from degradations.base import Degradation
 from degradations.randomness import Draws
+from degradations.types import Images, Times
 from diffusion.objectives.base import Criterion, Losses
 from diffusion.objectives.evaluator import Evaluator
 from diffusion.objectives.times import TimeDistribution
@@ -40,7 +41,7 @@ class NetworkClassifier(Evaluator):
     example = "experiment=classifier_digits"
     network: ClassifierNetwork
 
-    def __call__(self, x_t: Float[Tensor, "b ..."], t: Float[Tensor, " b"]) -> Answer:
+    def __call__(self, x_t: Float[Tensor, "b ..."], t: Times) -> Answer:
         with self.precision(x_t.device):
             features = self.network.features(x_t, t)
             logits = self.network.head(features)
@@ -72,8 +73,8 @@ class Classification(Criterion[NetworkClassifier]):
                             "objective.smoothing=0.1")
         self.times, self.smoothing = times, smoothing
 
-    def __call__(self, evaluator: NetworkClassifier, encoder: ConditionEncoder, degradation: Degradation,
-                 x0: Float[Tensor, "b *rest"], condition: Condition, rng: Draws) -> Losses:
+    def __call__(self, evaluator: NetworkClassifier, encoder: ConditionEncoder, degradation: Degradation, x0: Images,
+                 condition: Condition, rng: Draws) -> Losses:
         t = self.times(x0.shape[0], degradation, rng)
         x_t = degradation.forward(x0, t, degradation.draw(x0.shape, rng))
         logits = evaluator.output(x_t, t, encoder(condition))

@@ -11,12 +11,13 @@ V: Salimans and Ho 2022, arXiv 2202.00512, appendix D. Flow: Lipman et al. 2023,
 ``RectifiedSchedule`` and the target the velocity ``dx/dt``.
 """
 
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor, ones, ones_like
 
 from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Degradation, State
+from degradations.types import Images, Times
 
 
 class Parameterization:
@@ -27,13 +28,11 @@ class Parameterization:
 
     requires: type[Degradation] = Degradation
 
-    def target(self, x0: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], state: State,
-               degradation: Degradation) -> Float[Tensor, "b *rest"]:
+    def target(self, x0: Images, t: Times, state: State, degradation: Degradation) -> Images:
         """What the network should answer."""
         raise NotImplementedError
 
-    def x0(self, out: Float[Tensor, "b *rest"], x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
-           degradation: Degradation) -> Float[Tensor, "b *rest"]:
+    def x0(self, out: Images, x_t: Images, t: Times, degradation: Degradation) -> Images:
         """The clean image that the network's answer stands for."""
         raise NotImplementedError
 
@@ -51,12 +50,10 @@ class Parameterization:
 class X0(Parameterization):
     """The network answers with the clean image."""
 
-    def target(self, x0: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], state: State,
-               degradation: Degradation) -> Float[Tensor, "b *rest"]:
+    def target(self, x0: Images, t: Times, state: State, degradation: Degradation) -> Images:
         return x0
 
-    def x0(self, out: Float[Tensor, "b *rest"], x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
-           degradation: Degradation) -> Float[Tensor, "b *rest"]:
+    def x0(self, out: Images, x_t: Images, t: Times, degradation: Degradation) -> Images:
         return out
 
     def scale(self, alpha: Float64[Tensor, " b"], sigma: Float64[Tensor, " b"]) -> Float64[Tensor, " b"]:
@@ -68,12 +65,10 @@ class Eps(Parameterization):
 
     requires = Affine
 
-    def target(self, x0: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], state: State,
-               degradation: Degradation) -> Float[Tensor, "b *rest"]:
+    def target(self, x0: Images, t: Times, state: State, degradation: Degradation) -> Images:
         return state["z"]
 
-    def x0(self, out: Float[Tensor, "b *rest"], x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
-           degradation: Degradation) -> Float[Tensor, "b *rest"]:
+    def x0(self, out: Images, x_t: Images, t: Times, degradation: Degradation) -> Images:
         assert isinstance(degradation, Affine)
         alpha, sigma = degradation.coefficients(t, x_t)
         return (x_t - sigma * out) / alpha
@@ -94,14 +89,12 @@ class V(Parameterization):
 
     requires = Affine
 
-    def target(self, x0: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], state: State,
-               degradation: Degradation) -> Float[Tensor, "b *rest"]:
+    def target(self, x0: Images, t: Times, state: State, degradation: Degradation) -> Images:
         assert isinstance(degradation, Affine)
         alpha, sigma = degradation.coefficients(t, x0)
         return alpha * state["z"] - sigma * x0
 
-    def x0(self, out: Float[Tensor, "b *rest"], x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
-           degradation: Degradation) -> Float[Tensor, "b *rest"]:
+    def x0(self, out: Images, x_t: Images, t: Times, degradation: Degradation) -> Images:
         assert isinstance(degradation, Affine)
         alpha, sigma = degradation.coefficients(t, x_t)
         return (alpha * x_t - sigma * out) / (alpha**2 + sigma**2)
@@ -115,12 +108,10 @@ class Flow(Parameterization):
 
     requires = Affine
 
-    def target(self, x0: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], state: State,
-               degradation: Degradation) -> Float[Tensor, "b *rest"]:
+    def target(self, x0: Images, t: Times, state: State, degradation: Degradation) -> Images:
         return state["z"] - x0
 
-    def x0(self, out: Float[Tensor, "b *rest"], x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"],
-           degradation: Degradation) -> Float[Tensor, "b *rest"]:
+    def x0(self, out: Images, x_t: Images, t: Times, degradation: Degradation) -> Images:
         assert isinstance(degradation, Affine)
         alpha, sigma = degradation.coefficients(t, x_t)
         return (x_t - sigma * out) / (alpha + sigma)

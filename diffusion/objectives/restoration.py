@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from configs import UserError
 from degradations.base import Degradation
 from degradations.randomness import Draws
 from degradations.shapes import flatten_rows
+from degradations.types import Images
 from diffusion.objectives.base import Criterion, Losses
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import Parameterization
@@ -47,8 +48,8 @@ class Objective(Criterion[NetworkRestorer]):
         self.parameterization, self.times, self.weighting = parameterization, times, weighting
         self.error, self.drop = ERRORS[error], dict(events)
 
-    def __call__(self, evaluator: NetworkRestorer, encoder: ConditionEncoder, degradation: Degradation,
-                 x0: Float[Tensor, "b *rest"], condition: Condition, rng: Draws) -> Losses:
+    def __call__(self, evaluator: NetworkRestorer, encoder: ConditionEncoder, degradation: Degradation, x0: Images,
+                 condition: Condition, rng: Draws) -> Losses:
         t = self.times(x0.shape[0], degradation, rng)
         state = degradation.draw(x0.shape, rng)
         x_t = degradation.forward(x0, t, state)

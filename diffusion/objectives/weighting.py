@@ -13,12 +13,13 @@ What the parameterization says about its errors makes it one on the output: ``w_
 """
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Degradation
+from degradations.types import Times
 from diffusion.objectives.parameterization import Parameterization
 
 
@@ -30,8 +31,7 @@ class Weighting:
 
     requires: type[Degradation] = Degradation
 
-    def __call__(self, t: Float[Tensor, " b"], degradation: Degradation,
-                 parameterization: Parameterization) -> Float[Tensor, " b"]:
+    def __call__(self, t: Times, degradation: Degradation, parameterization: Parameterization) -> Times:
         raise NotImplementedError
 
     def check(self, degradation: Degradation) -> None:
@@ -45,8 +45,7 @@ class Weighting:
 class ConstantWeighting(Weighting):
     """Every time counts the same: the "simple" loss of Ho et al. 2020 (2006.11239, eq. 14), and of Cold Diffusion."""
 
-    def __call__(self, t: Float[Tensor, " b"], degradation: Degradation,
-                 parameterization: Parameterization) -> Float[Tensor, " b"]:
+    def __call__(self, t: Times, degradation: Degradation, parameterization: Parameterization) -> Times:
         return torch.ones_like(t)
 
 
@@ -59,8 +58,7 @@ class OfSNR(Weighting):
         """The weight of the squared error of x0."""
         raise NotImplementedError
 
-    def __call__(self, t: Float[Tensor, " b"], degradation: Degradation,
-                 parameterization: Parameterization) -> Float[Tensor, " b"]:
+    def __call__(self, t: Times, degradation: Degradation, parameterization: Parameterization) -> Times:
         assert isinstance(degradation, Affine)
         # At the ends a factor is 0 and the other infinite; their product at 1e-6 is the limit.
         alpha, sigma = (c.clamp(min=1e-6) for c in degradation.schedule(t))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from configs import UserError
 from degradations.base import Estimate, State
+from degradations.types import Images, Times
 from diffusion.loading import load
 from diffusion.model import Model
 from diffusion.objectives.times import CleanTimes
@@ -77,8 +78,8 @@ class RunRestorer(RunModel):
     def readers(self) -> Mapping[str, Reader]:
         return self.model.weights.encoder.readers
 
-    def __call__(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], ctx: Context, *, state: State,
-                 step: Step | None, attn: AttentionHook | None = None) -> Estimate:
+    def __call__(self, x_t: Images, t: Times, ctx: Context, *, state: State, step: Step | None,
+                 attn: AttentionHook | None = None) -> Estimate:
         model = self.at(x_t.device)
         own = model.weights.encoder(ctx.raw, n=len(x_t))
         return model.restorer(x_t, t, own, state=state, step=step, attn=attn)
@@ -110,5 +111,5 @@ class RunClassifier(RunModel, GuidingClassifier):
                             "one that was trained on degraded images",
                             "python train.py experiment=noisy_classifier_digits")
 
-    def logits(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
+    def logits(self, x_t: Images, t: Times) -> Float[Tensor, "b k"]:
         return self.at(x_t.device).classifier(x_t, t).logits

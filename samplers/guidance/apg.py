@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Float
 from torch import Tensor
 
 from degradations.base import Estimate
 from degradations.shapes import expand_like, flatten_rows
+from degradations.types import Images
 from samplers.guidance.base import GuidanceInput
 from samplers.guidance.cfg import CFG
 from samplers.guidance.scales import Scale
@@ -50,7 +50,7 @@ class APG(CFG):
         k = expand_like(k, plain) if isinstance(k, Tensor) else k
         return from_space(plain + k * change, self.space, view, base) - base
 
-    def remembered(self, d: Float[Tensor, "b *rest"], view: GuidanceInput) -> Float[Tensor, "b *rest"]:
+    def remembered(self, d: Images, view: GuidanceInput) -> Images:
         """d with the momentum of the steps before; a second evaluation within a step does not count as one."""
         if self.momentum == 0 or view.step is None:
             return d

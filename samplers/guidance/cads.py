@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from itertools import count
 
-from jaxtyping import Float
 from torch import Tensor
 
 from configs import UserError
 from degradations.shapes import expand_like, flatten_rows
+from degradations.types import Images
 from models.context import Context
 from samplers.guidance.base import ConditionTransform
 from samplers.guidance.schedules import check_ramp, ramp
@@ -58,8 +58,7 @@ class CADS(ConditionTransform):
             ctx = ctx.map(noisy, (name,))
         return ctx
 
-    def mixed(self, y: Float[Tensor, "b *rest"], noise: Float[Tensor, "b *rest"],
-              gamma: float) -> Float[Tensor, "b *rest"]:
+    def mixed(self, y: Images, noise: Images, gamma: float) -> Images:
         """The condition with noise; where nothing is left that could be rescaled, its mean."""
         noisy = gamma**0.5 * y + self.scale * (1 - gamma) ** 0.5 * noise
         if self.psi == 0:
@@ -69,6 +68,6 @@ class CADS(ConditionTransform):
         return self.psi * rescaled + (1 - self.psi) * noisy
 
 
-def _moments(y: Float[Tensor, "b *rest"]) -> tuple[Tensor, Tensor]:
+def _moments(y: Images) -> tuple[Tensor, Tensor]:
     rows = flatten_rows(y)
     return expand_like(rows.mean(dim=1), y), expand_like(rows.std(dim=1, correction=0), y)

@@ -11,6 +11,7 @@ from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Estimate
 from degradations.shapes import expand_like
+from degradations.types import Images, Times
 from samplers.guidance.base import GuidanceInput, GuidingModel
 from samplers.guidance.scales import Scale, Scaled
 from samplers.guidance.schedules import ScaleSchedule
@@ -19,7 +20,7 @@ from samplers.guidance.schedules import ScaleSchedule
 class GuidingClassifier(GuidingModel):
     """A classifier of degraded images."""
 
-    def logits(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
+    def logits(self, x_t: Images, t: Times) -> Float[Tensor, "b k"]:
         """Unnormalised log probabilities of the classes."""
         raise NotImplementedError
 
@@ -62,7 +63,7 @@ class ClassifierGuidance(Scaled):
         return Estimate(torch.where(known, sigma**2 / alpha.where(known, 1) * gradient, 0.0),
                         (base.state * 0.0).replace(z=torch.where(known, -sigma * gradient, 0.0)))
 
-    def gradient(self, view: GuidanceInput, label: Tensor) -> Float[Tensor, "b *rest"]:
+    def gradient(self, view: GuidanceInput, label: Tensor) -> Images:
         """``d log p(label | x_t) / d x_t``, also where the loop computes no gradients."""
         outside = torch.is_grad_enabled()
         with torch.enable_grad():

@@ -10,12 +10,12 @@
 Adding deltas gives the same in all of them; scaling, clipping and projecting do not.
 """
 
-from jaxtyping import Float
 from torch import Tensor
 
 from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Estimate
+from degradations.types import Images
 from samplers.guidance.base import GuidanceInput
 
 SPACES = ("x0", "z", "v", "flow")
@@ -31,7 +31,7 @@ def check_space(space: str) -> str:
     return space
 
 
-def to_space(estimate: Estimate, space: str, view: GuidanceInput) -> Float[Tensor, "b *rest"]:
+def to_space(estimate: Estimate, space: str, view: GuidanceInput) -> Images:
     """The estimate in a space.
 
     :raises UserError: for a degradation that has no such space
@@ -43,7 +43,7 @@ def to_space(estimate: Estimate, space: str, view: GuidanceInput) -> Float[Tenso
     return {"z": z, "v": alpha * z - sigma * x0, "flow": z - x0}[space]
 
 
-def from_space(value: Float[Tensor, "b *rest"], space: str, view: GuidanceInput, estimate: Estimate) -> Estimate:
+def from_space(value: Images, space: str, view: GuidanceInput, estimate: Estimate) -> Estimate:
     """The estimate that looks like ``value`` and explains x_t. Where ``alpha = 0``, z says nothing about x0, which
     stays that of the given estimate."""
     x_t = view.x_t
