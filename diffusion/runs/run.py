@@ -39,7 +39,7 @@ FORMAT = 2
 
 
 class Run:
-    """One run folder. As a context it is locked, and one that was made for nothing is removed at the end.
+    """One run folder. As a context it is locked, and removed at the end if nothing was written into it.
 
     :param folder: where it is
     """

@@ -79,8 +79,8 @@ class Term(Part):
         return ()
 
     def watch(self, view: GuidanceInput) -> AttentionHook | None:
-        """A hook that looks at the attention of the base, and answers None; what it sees it puts where ``delta`` finds
-        it, into ``view.step.memory``."""
+        """A hook that looks at the attention of the base, and answers None. ``view.step.memory`` takes what ``delta``
+        needs of it."""
         return None
 
     def delta(self, base: Estimate, outs: Sequence[Estimate], view: GuidanceInput) -> Estimate | None:

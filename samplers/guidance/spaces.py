@@ -1,4 +1,4 @@
-"""The spaces that a non-linear step may work in: how an estimate looks there, and the estimate that looks so.
+"""The spaces that a non-linear step may work in: an estimate as a point of the space, and back.
 
 | space | value                  | needs        |
 |-------|------------------------|--------------|
