@@ -68,7 +68,7 @@ class Compose(Degradation):
             stage.check(shape)
 
     def time(self, t: Times) -> Times:
-        """``t``, rounded to a level where the stages have some: a stage without levels gets the same time as the others."""
+        """``t``, brought to where stages with levels take it: one without gets the same time as the others."""
         if self.levels is None:
             return t
         below, share = locate_level(t, self.levels)

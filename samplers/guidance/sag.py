@@ -69,7 +69,7 @@ class SAG(Scaled):
         if not isinstance(d, Affine):
             return delta
         # The two were asked about different x_t: only one of image and state can be taken over, the other follows.
-        return from_space(base.state["z"] + delta.state["z"], "z", view, base) - base
+        return from_space(base.state["z"] + delta.state["z"], "eps", view, base) - base
 
     @staticmethod
     def mask(attention: Float[Tensor, "b y x"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:

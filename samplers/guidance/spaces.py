@@ -3,7 +3,7 @@
 | space | value                  | needs        |
 |-------|------------------------|--------------|
 | x0    | x0                     | nothing      |
-| z     | the state's z          | an affine D  |
+| eps   | the state's z          | an affine D  |
 | v     | ``alpha z - sigma x0`` | an affine D  |
 | flow  | ``z - x0``             | an affine D  |
 
@@ -18,7 +18,7 @@ from degradations.base import Estimate
 from degradations.types import Images
 from samplers.guidance.base import GuidanceInput
 
-SPACES = ("x0", "z", "v", "flow")
+SPACES = ("x0", "eps", "v", "flow")
 
 
 def check_space(space: str) -> str:
@@ -40,7 +40,7 @@ def to_space(estimate: Estimate, space: str, view: GuidanceInput) -> Images:
         return estimate.x0
     alpha, sigma = get_coefficients(space, view)
     x0, z = estimate.x0, estimate.state["z"]
-    return {"z": z, "v": alpha * z - sigma * x0, "flow": z - x0}[space]
+    return {"eps": z, "v": alpha * z - sigma * x0, "flow": z - x0}[space]
 
 
 def from_space(value: Images, space: str, view: GuidanceInput, estimate: Estimate) -> Estimate:
@@ -51,7 +51,7 @@ def from_space(value: Images, space: str, view: GuidanceInput, estimate: Estimat
         x0 = value
     else:
         alpha, sigma = get_coefficients(space, view)
-        if space == "z":
+        if space == "eps":
             x0 = ((x_t - sigma * value) / alpha.where(alpha > 0, 1)).where(alpha > 0, estimate.x0)
         else:
             a, b = (alpha, alpha**2 + sigma**2) if space == "v" else (1, alpha + sigma)

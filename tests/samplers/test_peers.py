@@ -163,7 +163,7 @@ def test_apg(eta, norm, d, x, noise):
     """In the original formulation, which counts w from 0; the default there adds to the null."""
     theirs = guider("AdaptiveProjectedGuidance", guidance_scale=3.0, eta=eta, adaptive_projected_guidance_rescale=norm,
                     adaptive_projected_guidance_momentum=None, use_original_formulation=True)
-    apg = APG(4.0, eta=eta, norm=norm, momentum=0.0, space="z")
+    apg = APG(4.0, eta=eta, norm=norm, momentum=0.0, space="eps")
     torch.testing.assert_close(mixed(d, x, noise, apg), theirs.forward(noise[0], noise[1]).pred, atol=1e-4, rtol=1e-4)
 
 
