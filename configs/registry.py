@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import entry_points
@@ -194,6 +195,9 @@ def construct(cfg: Any, *, packages: Sequence[str] | None = None, role: type | t
         raise UserError(f"{cfg['_target_']}: {error}", f"arguments among {', '.join(parameters)}",
                         "check the names in the config") from error
     for name, value in arguments.items():
+        if isinstance(value, float) and math.isnan(value):
+            raise UserError(f"{cfg['_target_']}: {name} is not a number (nan)", "a number",
+                            f"another value for ...{name}")
         if name in hints and not fits(value, hints[name]):
             kind = hints[name]
             raise UserError(f"{cfg['_target_']}: {name}={value}", f"a value of type {getattr(kind, '__name__', kind)}",

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from configs.errors import UserError
 from diffusion.data.files.archive import open_archive
-from diffusion.data.files.decode import DEEP_GREY, to_eight_bit
+from diffusion.data.files.decode import DEEP_GREY, open_image, to_eight_bit
 from diffusion.data.files.layout import layout
 from diffusion.data.files.progress import progress
 from diffusion.data.files.threads import in_order
@@ -109,7 +109,7 @@ def prepared(name: str, data: bytes, size: int | None) -> Prepared:
     :raises Exception: of any type, when the file cannot be read
     """
     name.encode()  # A file name need not be valid text, but a name in an archive has to be.
-    with Image.open(BytesIO(data)) as image:
+    with open_image(BytesIO(data)) as image:
         ImageOps.exif_transpose(image, in_place=True)
         pixels = to_eight_bit(image, 1 if image.mode in ("1", "L", *DEEP_GREY) else 3)
     shorter, new = min(pixels.size), _renamed(name, size)

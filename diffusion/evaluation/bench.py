@@ -86,7 +86,7 @@ class EvaluationContext:
         if choice is None:
             if self.run is None or self._data is None or self._data.class_names is None:
                 return None
-            root = self.run.folder.parents[1]
+            root = self.run.root
             choice = classifier.find_classifier(root, self._data.fingerprint())
             if choice is None:
                 log.info("no classifier of these images in %s: nothing judges their classes. train.py makes one, with "

@@ -4,6 +4,7 @@ work, and then measures."""
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,8 @@ class RestorationsSubject(Subject):
 
 
 class PairsSubject(Subject):
-    """A folder of restorations against a folder of originals, by name."""
+    """A folder of restorations against a folder of originals, by the photo that the manifest of ``sample.py`` names,
+    else by name, of which the ending may differ."""
 
     def __init__(self, bench: EvaluationContext):
         self.bench = bench
@@ -225,10 +227,10 @@ class PairsSubject(Subject):
         assert bench.files is not None
         self.originals, self.restored = reference, bench.files
         require_equal_sizes(self.restored, self.originals, "images")
-        if self.restored.names != self.originals.names:
-            alone = sorted(set(self.restored.names) ^ set(self.originals.names))
-            raise UserError(f"files without a partner: {', '.join(alone[:5])}" + (" ..." if len(alone) > 5 else ""),
-                            "two folders with the same file names", "pairs=false, or the missing files")
+        sources = {one["file"]: one.get("source") for one in bench.manifest.get("samples", ())}
+        partners = pair_names(self.restored.names, self.originals.names, sources)
+        if partners != self.originals.names:
+            self.originals = Files(self.originals.root, partners, option="reference")
         self.protocol = bench.protocol("pairs", len(self.restored), stated,
                                        images={"what": str(bench.cfg.images), "stamp": self.restored.stamp})
 
@@ -264,6 +266,29 @@ class ClassifierSubject(Subject):
         report.sets[name] = {"accuracy": share(logits.argmax(dim=1) == labels),
                              "cross-entropy": bootstrap(loss)}
         return report
+
+
+def pair_names(restored: Sequence[str], originals: Sequence[str], sources: Mapping[str, str | None]) -> list[str]:
+    """The original of each restored file.
+
+    :param sources: the original of a file, where it is known
+    :raises UserError: if the two do not belong together one by one
+    """
+    stems: dict[str, list[str]] = {}
+    for name in originals:
+        stems.setdefault(name.rpartition(".")[0], []).append(name)
+    known, found = set(originals), {}
+    for name in restored:
+        source, alike = sources.get(name), stems.get(name.rpartition(".")[0], [])
+        if source in known or name in known:
+            found[name] = source if source in known else name
+        elif len(alike) == 1:
+            found[name] = alike[0]
+    alone = sorted({*restored} - {*found} | known - {*found.values()})
+    if alone or len(set(found.values())) < len(found):
+        raise UserError(f"files without a partner: {', '.join(alone[:5])}" + (" ..." if len(alone) > 5 else ""),
+                        "two folders with the same file names", "pairs=false, or the missing files")
+    return [str(found[name]) for name in restored]
 
 
 def state_sampling(cfg: DictConfig, sampler: DictConfig | None) -> dict[str, Any]:

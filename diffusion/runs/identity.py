@@ -88,6 +88,8 @@ def check_name(name: Any) -> str:
     if str(name) in (".", "..") or "/" in str(name):
         raise UserError(f"run.name={name}", "the name of a folder, not a path",
                         f"run.name={Path(str(name)).name or 'first'}, with run.root=FOLDER for another place")
+    if len(str(name).encode()) > 200:
+        raise UserError(f"run.name of {len(str(name).encode())} bytes", "at most 200", "a shorter run.name")
     return str(name)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image
 from torch import Tensor
 
 from configs import UserError, registry
 from configs.values import require_ints, to_plain
+from diffusion.data.files.decode import open_image
 from diffusion.data.pixels import to_float
 from diffusion.loading import load
 from diffusion.pictures import arrange_by_condition, save_each, save_grid
@@ -144,6 +144,6 @@ def require_finite(images: Tensor, some: Sequence[Sample]) -> None:
 
 
 def _load(path: Path) -> Tensor:
-    with Image.open(path) as image:
+    with open_image(path) as image:
         pixels = torch.from_numpy(np.array(image))
     return to_float(pixels.movedim(-1, 0) if pixels.ndim == 3 else pixels[None])

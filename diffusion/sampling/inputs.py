@@ -10,17 +10,20 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from PIL import Image
 
 from configs import UserError
+from configs.values import hash_plain
 from diffusion.data.base import Data, ImageSet
 from diffusion.data.files.archive import open_archive
-from diffusion.data.files.decode import Decoder
+from diffusion.data.files.decode import Decoder, open_image
 from diffusion.data.sets.folder import Folder
 from diffusion.loading import build_data
 from diffusion.model import Model
 
 log = logging.getLogger(__name__)
+
+LONGEST = 180
+"""Bytes of a name: most file systems take 255, and a file that is being written has a longer one."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,19 @@ def name_files(names: Sequence[str]) -> list[str]:
     taken = {"grid"}
     files = []
     for name in names:
-        stem = str(Path(name).with_suffix("")).replace("/", "_")
+        stem = shorten_name(str(Path(name).with_suffix("")).replace("/", "_"))
         free = next(s for s in itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
                     if s.casefold() not in taken)
         taken.add(free.casefold())
         files.append(f"{free}.png")
     return files
+
+
+def shorten_name(stem: str) -> str:
+    """The name of a file without its ending, as it is up to ``LONGEST`` bytes, else cut and told apart by a hash."""
+    if len(stem.encode()) <= LONGEST:
+        return stem
+    return f"{stem.encode()[:LONGEST - 9].decode(errors='ignore')}-{hash_plain(stem, 8)}"
 
 
 def log_changes(root: Path, names: Sequence[str], size: int) -> None:
@@ -123,5 +133,5 @@ def log_changes(root: Path, names: Sequence[str], size: int) -> None:
 
 
 def _shape(file: Path | BytesIO) -> tuple[int, int]:
-    with Image.open(file) as image:
+    with open_image(file) as image:
         return image.size

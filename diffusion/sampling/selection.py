@@ -23,6 +23,9 @@ from models.readers import Reader, is_none
 
 log = logging.getLogger(__name__)
 
+MOST = 10**7
+"""Samples that one command takes."""
+
 
 def choose_indices(cfg: DictConfig, inputs: Inputs | None) -> Sequence[int]:
     """The indices of all samples that the config asks for.
@@ -166,10 +169,13 @@ def parse(samples: Any) -> Sequence[int]:
             indices = range(int(first), int(last if dash else first) + 1)
         else:
             indices = list(samples) if isinstance(samples, ListConfig | list | tuple) else [samples]
-        if not len(indices) or not all(type(i) is int and i >= 0 for i in indices):
+        few = len(indices) <= MOST
+        if not len(indices) or (few and not all(type(i) is int and i >= 0 for i in indices)):
             raise ValueError
     except ValueError:
         raise UserError(f"samples={samples}", "a range, a number or a list", "samples=0-63") from None
+    if not few:
+        raise UserError(f"samples={samples}", f"at most {MOST} at a time", f"samples=0-{MOST - 1}")
     if len(set(indices)) < len(indices):
         raise UserError(f"samples={samples}, some of them twice: one index is one file",
                         "different indices, or twins=2 for several pictures of each",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -11,6 +12,10 @@ from configs.errors import UserError
 
 DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Pillow's modes for grey of 16 bits; "I" has room for 32, but the formats that reach it here store 16."""
+
+
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000", "PPM")
+"""Pillow's names of the formats that are read, those of :data:`diffusion.data.files.archive.SUFFIXES`."""
 
 
 def find_filter(name: str) -> Image.Resampling:
@@ -48,7 +53,7 @@ class Decoder:
         :raises Exception: of any type that Pillow's readers come up with, when the file is broken or is no image
         :raises ValueError: the pixels are floats or 32-bit integers, for which no range is agreed on
         """
-        with Image.open(BytesIO(file)) as opened:
+        with open_image(BytesIO(file)) as opened:
             ImageOps.exif_transpose(opened, in_place=True)
             return self.pixels(opened)
 
@@ -60,6 +65,16 @@ class Decoder:
         square = to_eight_bit(image, self.channels).crop(central_square(*image.size, self.crop))
         pixels = np.asarray(square.resize((self.size, self.size), find_filter(self.resample)))
         return pixels.reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
+
+
+def open_image(file: BytesIO | Path) -> Image.Image:
+    """An image file of one of the ``FORMATS``, told by its content: Pillow knows more, of which one starts a program
+    (PostScript) on what somebody else has written.
+
+    :raises PIL.UnidentifiedImageError: for a file that is none of them, whatever its name
+    """
+    Image.init()
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def central_square(width: int, height: int, crop: float) -> tuple[int, int, int, int]:

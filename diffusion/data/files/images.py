@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
-from PIL import Image
 from torch import Tensor
 
 from configs import UserError
 from configs.values import hash_plain
 from diffusion.data.base import CHUNK
 from diffusion.data.files.archive import open_archive
+from diffusion.data.files.decode import open_image
 from diffusion.data.files.layout import layout
 from diffusion.data.files.threads import in_order
 
@@ -81,7 +81,7 @@ class Files:
 
     def _read(self, name: str) -> UInt8[np.ndarray, "c h w"]:
         try:
-            with Image.open(BytesIO(self._archive.read(name))) as image:
+            with open_image(BytesIO(self._archive.read(name))) as image:
                 mode, pixels = image.mode, np.array(image)
         # Pillow's readers raise whatever comes up in them.
         except Exception as error:

@@ -5,6 +5,9 @@ import signal
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from configs import UserError
 from diffusion.runs import checkpoint
 from diffusion.training.callbacks.base import StepCallback, due
 
@@ -25,9 +28,15 @@ class Checkpoint(StepCallback):
     :param every: steps between two checkpoints; 0 saves at the end only
     :param keep: how many of the newest stay; 0 keeps all
     :param milestones: steps whose checkpoints are saved and stay for good
+    :raises UserError: for numbers below 0; during the training, instead of saving weights that are not finite, so that
+        the good checkpoints stay
     """
 
     def __init__(self, every: int = 1000, keep: int = 2, milestones: list[int] | None = None):
+        for name, value, meaning in (("every", every, "saves at the end only"), ("keep", keep, "keeps all")):
+            if value < 0:
+                raise UserError(f"callbacks.checkpoint.{name}={value}", "0 or more",
+                                f"callbacks.checkpoint.{name}=0, which {meaning}")
         self.every, self.keep, self.milestones = every, keep, list(milestones or [])
         self.asked: int | None = None
         self._handlers: dict[int, Any] = {}
@@ -41,6 +50,7 @@ class Checkpoint(StepCallback):
         # A signal reaches the ranks at different steps, or one of them only: they decide together.
         asked = trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False)
         if wanted or asked:
+            require_finite(training)
             if trainer.is_global_zero:
                 checkpoint.save(self.run.checkpoints, training.step, training.state())
                 checkpoint.prune(self.run.checkpoints, self.keep, self.milestones)
@@ -59,3 +69,15 @@ class Checkpoint(StepCallback):
             raise KeyboardInterrupt
         self.asked = number
         log.info("%s: saving after this step, then stopping", signal.Signals(number).name)
+
+
+def require_finite(training: "Training") -> None:
+    """Refuse weights that are not finite numbers.
+
+    :raises UserError: naming the first
+    """
+    for name, value in training.weights.named_parameters():
+        if value.requires_grad and not torch.isfinite(value).all():
+            raise UserError(f"weights that are not finite at step {training.step}, such as {name}",
+                            "a training that does not diverge: its last good checkpoint stays",
+                            "optimizer.lr=1e-4 or precision=32, under another run.name")

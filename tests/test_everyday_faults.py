@@ -1,0 +1,130 @@
+"""Settings and files as people have them: what destroyed work, crashed after it, or was taken in silence."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import DIGITS, train
+from PIL import Image, UnidentifiedImageError
+
+from configs import UserError, build, compose
+from diffusion import commands
+from diffusion.data.files.decode import open_image
+from diffusion.evaluation.subjects import pair_names
+from diffusion.runs import checkpoint
+from diffusion.runs.defaults import add_run_defaults
+from diffusion.sampling.inputs import LONGEST, name_files
+from diffusion.sampling.selection import MOST, parse
+from diffusion.training.callbacks.checkpoint import Checkpoint
+from diffusion.training.module import Training
+
+QUIET = [*DIGITS, "callbacks.pictures.count=0", "run.name=x"]
+
+
+class TestCheckpoints:
+    @pytest.mark.parametrize("settings", [{"keep": -1}, {"every": -5}])
+    def test_numbers_that_would_remove_all(self, settings):
+        with pytest.raises(UserError, match="0 or more"):
+            Checkpoint(**settings)
+
+    def test_weights_that_are_not_finite_push_out_nothing(self, tmp_path, monkeypatch):
+        run = train(tmp_path, *QUIET, "max_steps=2", "callbacks.checkpoint.every=1", "callbacks.checkpoint.keep=2")
+        step = Training.optimizer_step
+
+        def diverge(self, *args):
+            step(self, *args)
+            with torch.no_grad():
+                next(self.weights.net.parameters()).view(-1)[0] = math.nan
+
+        monkeypatch.setattr(Training, "optimizer_step", diverge)
+        with pytest.raises(UserError, match="not finite at step 3"):
+            train(tmp_path, *QUIET, "max_steps=9", "callbacks.checkpoint.every=1", "callbacks.checkpoint.keep=2")
+        assert list(checkpoint.list_checkpoints(run.checkpoints)) == [1, 2]
+        monkeypatch.undo()
+        train(tmp_path, *QUIET, "max_steps=3", "callbacks.checkpoint.every=1")
+        assert 3 in checkpoint.list_checkpoints(run.checkpoints)
+
+
+@pytest.mark.parametrize(("group", "name", "settings"), [
+    ("optimizer", "adamw", {"clip": math.nan}), ("optimizer", "adamw", {"weight_decay": math.nan}),
+    ("guidance", "cfg", {"cfg.scale": math.nan}), ("sampler", "ddim", {"eta": math.nan})])
+def test_nan_is_no_setting(group, name, settings):
+    with pytest.raises(UserError, match="is not a number"):
+        build(group, name, **settings)
+
+
+class TestFiles:
+    def test_a_program_is_no_picture(self, tmp_path):
+        """PostScript under another name would be handed to Ghostscript."""
+        path = tmp_path / "picture.png"
+        path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n%%EOF\n")
+        with pytest.raises(UnidentifiedImageError):
+            open_image(path)
+
+    @pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "gif", "webp", "tif", "jp2", "ppm"])
+    def test_pictures_are(self, tmp_path, ending):
+        path = tmp_path / f"x.{ending}"
+        Image.new("RGB", (8, 8), (10, 20, 30)).save(path)
+        with open_image(path) as image:
+            assert np.abs(np.array(image.convert("RGB")).astype(int) - [10, 20, 30]).max() < 10
+
+    def test_long_names_are_bounded_and_told_apart(self):
+        long = [f"{'a' * 90}/{'b' * 90}/{'c' * 90}/{i}.png" for i in range(3)] + ["ü" * 120 + ".jpg", "short/x.png"]
+        files = name_files(long)
+        assert len(set(files)) == 5
+        assert all(len(name.encode()) <= LONGEST + len(".png") + 4 for name in files)
+        assert files[-1] == "short_x.png"
+        assert name_files(long) == files
+
+    def test_a_photo_of_a_long_name_is_restored(self, cold, tmp_path):
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        name = "x" * 245 + ".png"
+        Image.new("L", (16, 16), 90).save(folder / name)
+        made = commands.sample(compose("sample", add_run_defaults(
+            [f"run={cold.folder}", f"input={folder}", "sampler.num_steps=2", "device=cpu", f"out={tmp_path / 'out'}"])))
+        (entry,) = json.loads((made / "manifest.json").read_text())["samples"]
+        assert entry["source"] == name
+        assert (made / entry["file"]).is_file()
+
+
+@pytest.mark.parametrize("name", ["x" * 201, "ü" * 150])
+def test_a_run_of_a_long_name(tmp_path, name):
+    with pytest.raises(UserError, match="at most 200"):
+        train(tmp_path, *DIGITS, f"run.name='{name}'")
+
+
+def test_samples_without_end():
+    with pytest.raises(UserError, match="at a time"):
+        parse("0-999999999999")
+    assert len(parse(f"5-{MOST + 4}")) == MOST
+
+
+class TestPairs:
+    def test_by_the_photo_that_was_restored(self):
+        sources = {"a_b.png": "a/b.jpg", "c.png": "c.jpeg"}
+        assert pair_names(["a_b.png", "c.png"], ["c.jpeg", "a/b.jpg"], sources) == ["a/b.jpg", "c.jpeg"]
+
+    def test_by_the_name_without_its_ending(self):
+        assert pair_names(["1.png", "2.png"], ["1.jpg", "2.png"], {}) == ["1.jpg", "2.png"]
+
+    @pytest.mark.parametrize(("restored", "originals"), [
+        (["1.png"], ["1.jpg", "1.bmp"]), (["1.png"], ["1.png", "2.png"]), (["1.png", "3.png"], ["1.png"]),
+        (["1.png", "1.webp"], ["1.jpg"])])
+    def test_what_does_not_belong_together(self, restored, originals):
+        with pytest.raises(UserError, match="without a partner"):
+            pair_names(restored, originals, {})
+
+    def test_restored_jpegs_against_their_originals(self, cold, tmp_path):
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        for i in range(5):
+            Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(folder / f"p{i}.jpg")
+        made = commands.sample(compose("sample", add_run_defaults(
+            [f"run={cold.folder}", f"input={folder}", "sampler.num_steps=2", "device=cpu", f"out={tmp_path / 'out'}"])))
+        result = commands.evaluate(compose("evaluate", [
+            f"images={made}", f"reference={folder}", "pairs=true", "metrics=quick", "judge=none", "device=cpu"]))
+        assert result["rows"]["images"]["rmse"]["value"] > 0
