@@ -15,6 +15,7 @@ from typing import NoReturn
 from omegaconf import DictConfig
 
 from configs.errors import UserError
+from configs.overrides import quote_place
 from configs.registry import plugins, searchpath
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +64,7 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
             typed = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
             print(describe_command(config, prepare(typed) if prepare and typed else typed))
             return
+        sys.argv[1:] = map(quote_place, sys.argv[1:])
         arguments = prepare(sys.argv[1:]) if prepare else sys.argv[1:]
         sweeps = {"-m", "--multirun"} & set(arguments)
         with tempfile.TemporaryDirectory(prefix="thaw-") if sweeps else nullcontext() as scratch:

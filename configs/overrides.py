@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs.errors import UserError
 from configs.registry import available, closest
+from configs.values import PLACES
 
 RECIPE = ("sampler", "guidance", "prior", "edit", "start")
 """What a run may say about its sampling."""
@@ -148,6 +149,21 @@ def group_of(override: str) -> str:
     return override.split("=")[0].split(".")[0].split("/")[0]
 
 
+def quote_place(argument: str) -> str:
+    """An override whose value is a place, quoted where Hydra would not read it: ``out=~/pictures``, ``run=my run (1)``.
+    What is quoted already, a list, or several values by commas stay as they are."""
+    key, equals, value = argument.partition("=")
+    name = key.lstrip("+").split(".")[-1]
+    whole = set("'\"") if name == "name" else set("'\"[{")
+    if not equals or key.startswith("-") or name not in (*PLACES, "input", "name") or set(value[:1]) & whole \
+            or "," in value or "${" in value or re.fullmatch(r"[\w./:+-]*", value, re.ASCII):
+        return argument
+    escaped = value.replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
 def unquote(value: str) -> str:
     """A value as Hydra reads it: quotes around it, which names beyond ASCII need, do not belong to it."""
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        return value[1:-1].replace(f"\\{value[0]}", value[0])
+    return value

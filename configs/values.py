@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -25,6 +26,34 @@ def to_plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
         raise cause or error from None
     assert isinstance(record, dict)
     return {str(key): value for key, value in record.items()}
+
+
+PLACES = ("root", "out", "images", "reference", "against", "run", "judge", "cache", "others", "of")
+"""Keys of settings that are places of files, wherever they stand."""
+
+
+def settle_paths(cfg: DictConfig, required: Sequence[str] = ()) -> None:
+    """Expand ``~`` in all settings that are places, and refuse those that are empty: an unset variable of the shell is
+    not the current folder.
+
+    :param required: groups in which a ``root`` may not be null either
+    :raises UserError: naming the first
+    """
+    for path, value in list_places(OmegaConf.to_container(cfg, resolve=False)):
+        if value == "" or (value is None and path.endswith("root") and path.partition(".")[0] in required):
+            key = "input" if path == "input.root" else path
+            raise UserError(f"{key} is {'empty' if value == '' else 'null'}", "the place of files", f"{key}=FOLDER")
+        if isinstance(value, str) and value.startswith("~"):
+            OmegaConf.update(cfg, path, str(Path(value).expanduser()))
+
+
+def list_places(config: Any, path: str = "") -> list[tuple[str, Any]]:
+    """The settings of a plain config that are places, by their dotted keys."""
+    if not isinstance(config, Mapping):
+        return []
+    found = [(f"{path}.{key}".strip("."), value) for key, value in config.items()
+             if key in PLACES and (value is None or isinstance(value, str))]
+    return found + [row for key, value in config.items() for row in list_places(value, f"{path}.{key}".strip("."))]
 
 
 def require_values(cfg: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """What the commands do. Heavy imports come after the config has been checked."""
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from omegaconf import DictConfig
 
 from configs.cli import job
 from configs.overrides import check_recipe, refuse_unknown
-from configs.values import require_ints, require_values, to_plain
+from configs.values import require_ints, require_values, settle_paths, to_plain
 from diffusion.runs.origins import find_origins
 from diffusion.runs.run import Run
 
@@ -23,6 +24,7 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
     :param experiment: name of the experiment, for the folder
     """
     require_values(cfg)
+    settle_paths(cfg, ["data", "degradation"])
     require_ints(cfg, batch=1, accumulate=1, max_steps=1, seed=0)
     check_recipe(cfg.sampling, Path(cfg.run.root))
     origins = find_origins(to_plain(cfg))
@@ -30,7 +32,8 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
         log.info("run folder: %s", run.folder)
         step = run.complete(cfg.max_steps)
         if step is not None:
-            sample = f", or sample: python sample.py run={run.folder}" if cfg.sampling else ""
+            place = shlex.quote(str(run.folder))
+            sample = f", or sample: python sample.py run={place}" if cfg.sampling else ""
             log.info("this run is complete: step %d of %d\nmore: max_steps=%d%s", step, cfg.max_steps, 2 * step, sample)
             return run
 
@@ -52,6 +55,7 @@ def sample(cfg: DictConfig) -> Path:
     """
     refuse_unknown(cfg, "sample")
     require_values(cfg)
+    settle_paths(cfg)
     require_ints(cfg, batch=1, seed=0)
     Run.open(cfg.run)
 
@@ -68,8 +72,11 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]
     """
     refuse_unknown(cfg, "evaluate")
     require_values(cfg)
+    settle_paths(cfg)
     require_ints(cfg, count=2, batch=1, seed=0)
     for each in (cfg, other):
+        if each is not None:
+            settle_paths(each)
         if each is not None and each.run:
             Run.open(each.run)
 

@@ -7,13 +7,14 @@ the images lie, if they have moved.
 """
 
 import logging
+import shlex
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from configs import UserError, construct, registry
 from configs.cli import command
-from configs.values import require_values, to_plain
+from configs.values import require_values, settle_paths, to_plain
 from diffusion.runs.run import Run
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ def fit_prior(cfg: DictConfig, experiment: str | None = None) -> Run:
     :raises UserError: for a prior that has nothing to fit, or does not suit the run's degradation
     """
     require_values(cfg)
+    settle_paths(cfg)
     run = Run.open(cfg.run)
 
     from diffusion.derive import derive
@@ -47,7 +49,7 @@ def fit_prior(cfg: DictConfig, experiment: str | None = None) -> Run:
     model.config = {**model.config, "prior": chosen}
     folder = Path(str(cfg.out)) if cfg.out else run.folder.with_name(f"{run.folder.name},prior={name}")
     made = derive(run, model, folder, {"prior": chosen}, cfg.overwrite)
-    log.info("sample: python sample.py run=%s", made.folder)
+    log.info("sample: python sample.py run=%s", shlex.quote(str(made.folder)))
     return made
 
 

@@ -2,19 +2,23 @@
 
 import json
 import math
+import shlex
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from helpers import DIGITS, train
+from helpers import DIGITS, done, train
 from PIL import Image, UnidentifiedImageError
 
 from configs import UserError, build, compose
+from configs.overrides import quote_place
 from diffusion import commands
 from diffusion.data.files.decode import open_image
 from diffusion.evaluation.subjects import pair_names
 from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults
+from diffusion.runs.run import Run
 from diffusion.sampling.inputs import LONGEST, name_files
 from diffusion.sampling.selection import MOST, parse
 from diffusion.training.callbacks.checkpoint import Checkpoint
@@ -128,3 +132,51 @@ class TestPairs:
         result = commands.evaluate(compose("evaluate", [
             f"images={made}", f"reference={folder}", "pairs=true", "metrics=quick", "judge=none", "device=cpu"]))
         assert result["rows"]["images"]["rmse"]["value"] > 0
+
+
+class TestPlaces:
+    @pytest.mark.parametrize(("command", "typed", "word"), [
+        ("train.py", ["data=folder", "data.root="], "data.root is empty"),
+        ("train.py", ["data=folder", "data.root=null"], "data.root is null"),
+        ("train.py", ["data=digits", "run.root="], "run.root is empty"),
+        ("train.py", ["degradation=animorph", "degradation/target_set=folder", "degradation.target_set.data.root="],
+         "data.root is empty"),
+        ("sample.py", ["RUN", "input="], "input is empty"), ("sample.py", ["RUN", "out="], "out is empty"),
+        ("evaluate.py", ["images=", "reference=x"], "images is empty"),
+        ("evaluate.py", ["images=x", "reference="], "reference is empty")])
+    def test_an_unset_variable_is_not_the_current_folder(self, cold, tmp_path, monkeypatch, command, typed, word):
+        monkeypatch.chdir(tmp_path)
+        Image.new("L", (16, 16), 90).save(tmp_path / "0.png")
+        said = done(command, *(f"run={cold.folder}" if each == "RUN" else each for each in typed), code=2)
+        assert word in said
+        assert [path.name for path in tmp_path.iterdir()] == ["0.png"]
+
+    def test_the_home_is_expanded_everywhere(self, cold, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        shutil.copytree(cold.folder, tmp_path / "runs" / "cold" / "my run (1)")
+        done("sample.py", "run=~/runs/cold/my run (1)", "samples=0-1", "sampler.num_steps=2", "device=cpu", "out=~/out")
+        assert (tmp_path / "out" / "000001.png").is_file()
+        assert not (tmp_path / "~").exists()
+
+    @pytest.mark.parametrize("name", ["my run (1)", "läuft", "a'b", "x=1", "{a}"])
+    def test_the_printed_command_runs(self, tmp_path, name):
+        said = done("train.py", *DIGITS, "callbacks.pictures.count=0", "max_steps=1", f"run.root={tmp_path}",
+                    f"run.name={name}")
+        shown = shlex.split(said.rpartition("sample: python ")[2].splitlines()[0])
+        assert (tmp_path / "ddpm_digits" / name / "config.yaml").is_file()
+        done(*shown, "samples=0", "sampler.num_steps=2", "device=cpu")
+
+    def test_a_checkpoint_is_no_folder(self, cold):
+        path = next(iter(checkpoint.list_checkpoints(cold.checkpoints).values()))
+        step = int(path.name.split(".")[0].removeprefix("step-"))
+        with pytest.raises(UserError) as error:
+            Run.open(path)
+        assert error.value.fix == f"run={cold.folder} step={step}"
+
+    @pytest.mark.parametrize(("typed", "quoted"), [
+        ("out=~/x", "out='~/x'"), ("run=a b", "run='a b'"), ("run='a b'", "run='a b'"), ("samples=0-3", "samples=0-3"),
+        ("run=a,b", "run=a,b"), ("data.root=/a/b.c-d", "data.root=/a/b.c-d"), ("guidance=[cfg]", "guidance=[cfg]"),
+        ("run.name=it's", "run.name='it\\'s'"), ("--help", "--help"), ("text=a b", "text=a b")])
+    def test_what_hydra_would_not_read_is_quoted(self, typed, quoted):
+        assert quote_place(typed) == quoted

@@ -20,6 +20,8 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -115,8 +117,12 @@ class Run:
         if not (path / "config.yaml").is_file():
             inside, near = (sorted(str(p.parent) for p in islice(place.glob("*/config.yaml"), 100))[:5]
                             for place in (path, path.parent))
+            found = [shlex.quote(f"run={place}") for place in inside or near]
+            step = re.fullmatch(r"step-(\d+)\..*\.pt", path.name)
+            if step and (path.parents[1] / "config.yaml").is_file():  # a checkpoint itself
+                found = [f"{shlex.quote(f'run={path.parents[1]}')} step={int(step[1])}"]
             raise UserError(f"no run in {path}", "a folder that train.py wrote (it holds config.yaml)",
-                            " or ".join(f"run={p}" for p in inside or near) or "python train.py experiment=ddpm_digits")
+                            " or ".join(found) or "python train.py experiment=ddpm_digits")
         return cls(path)
 
     @property

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Mapping
@@ -98,7 +99,7 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
         sys.exit(128 + asked)
     if training.step >= cfg.max_steps:
         hint = registry.build("task", model.evaluator.task).hint
-        log.info("done: step %d\n%s", training.step, hint.format(run=run.folder))
+        log.info("done: step %d\n%s", training.step, hint.format(run=shlex.quote(str(run.folder))))
 
 
 def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: list[Any]) -> L.Trainer:
