@@ -1,5 +1,6 @@
 # make demo: set up, train, sample, restore, evaluate (3 minutes on two cores after the install)
 # make test: set up, run the tests (5 to 8 minutes after the install)
+# make test-crash: processes that are killed, and several at once (1 minute)
 # make test-wheel: build the wheel, install it elsewhere, train a step with it
 # make lint: style, types, import directions
 # TORCH_INDEX=URL takes torch from another index: the CPU-only wheels that pytorch.org/get-started names are 200 MB
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test test-wheel lint clean
+.PHONY: setup demo test test-crash test-wheel lint clean
 
 setup: $(VENV)/.done
 
@@ -28,7 +29,10 @@ demo: setup
 	@$(BIN)/python scripts/demo.py
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not crash"
+
+test-crash: setup
+	$(BIN)/python -m pytest -n 2 -m crash
 
 test-wheel: setup
 	@bash scripts/test_wheel.sh $(BIN)/python

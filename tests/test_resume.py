@@ -65,6 +65,7 @@ def test_accumulation_and_threads_of_data_change_rounding_only(tmp_path):
         torch.testing.assert_close(parts["raw"][name], value, atol=1e-3, rtol=1e-2)
 
 
+@pytest.mark.crash
 def test_killed_in_the_middle_of_accumulation(tmp_path):
     """A real process, a real SIGKILL between two micro-batches, the same command again."""
     settings = [*DIGITS, "max_steps=8", "accumulate=4", "callbacks.checkpoint.every=2", "callbacks.pictures.count=0",
@@ -87,6 +88,7 @@ def test_killed_in_the_middle_of_accumulation(tmp_path):
     assert [row.split(",")[0] for row in rows] == ["step", *map(str, range(1, 9))]
 
 
+@pytest.mark.crash
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
     settings = [*DIGITS, "max_steps=8", "callbacks.checkpoint.every=100", "callbacks.pictures.count=0", "run.name=x"]
     with process("tests/slow_train.py", str(tmp_path / "b"), *settings) as child:

@@ -128,6 +128,7 @@ class TestRuns:
         assert said.count("out of memory") >= 2
         assert folders(tmp_path) == {"seed=0": [], "seed=1": [1]}
 
+    @pytest.mark.crash
     def test_ctrl_c_saves_and_stops_all(self, sweep, tmp_path, monkeypatch):
         step = Training.training_step
 
@@ -237,6 +238,7 @@ class TestTable:
         assert "Traceback" not in result.stderr
 
 
+@pytest.mark.crash
 def test_two_processes_train_as_one(tmp_path):
     """``trainer=ddp`` on two CPU processes: the batch is the global one, so the losses and the weights are those of a
     single process."""
