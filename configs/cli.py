@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from omegaconf import DictConfig
+from omegaconf.errors import InterpolationKeyError
 
 from configs.errors import UserError
 from configs.overrides import quote_place
@@ -47,6 +48,9 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
         try:
             return task(cfg, HydraConfig.get().runtime.choices.get("experiment"))
         except Exception as error:
+            if isinstance(error, InterpolationKeyError):
+                error = UserError(str(error).splitlines()[0], "${} of settings that are there",
+                                  "the value without ${}")
             if sweep is None and isinstance(error, UserError):
                 stop(str(error), 2)
             if sweep is None:

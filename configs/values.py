@@ -23,7 +23,8 @@ def to_plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
-        raise cause or error from None
+        raise cause or UserError(str(error).splitlines()[0], "plain values, and ${} for settings that are there",
+                                 "the value without ${}") from None
     assert isinstance(record, dict)
     return {str(key): value for key, value in record.items()}
 

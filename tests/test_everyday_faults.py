@@ -59,6 +59,19 @@ def test_nan_is_no_setting(group, name, settings):
         build(group, name, **settings)
 
 
+@pytest.mark.parametrize(("name", "value"), [
+    ("lr", math.inf), ("clip", -1.0), ("clip", 0.0), ("weight_decay", -1.0), ("warmup", -5), ("eps", -1e-8),
+    ("betas", [0.9, 1.0]), ("betas", [0.9])])
+def test_an_optimizer_of_numbers_that_mean_nothing(name, value):
+    with pytest.raises(UserError, match=f"optimizer.{name}="):
+        build("optimizer", "adamw", **{name: value})
+
+
+def test_a_variable_of_the_shell_in_a_value(tmp_path):
+    said = done("train.py", *DIGITS, f"run.root={tmp_path}/${{NOPE}}", code=2)
+    assert "NOPE" in said
+
+
 class TestFiles:
     def test_a_program_is_no_picture(self, tmp_path):
         """PostScript under another name would be handed to Ghostscript."""

@@ -58,6 +58,17 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, experiment):
     assert [row["step"] for row in logged(part)] == ["4", "6"]
 
 
+@pytest.mark.parametrize("experiment", [DIGITS, COLD], ids=["hot", "cold"])
+def test_the_file_of_a_resumed_run_is_the_same_byte_for_byte(tmp_path, experiment):
+    """So its checksum, and with it the folders of samples and evaluations of the same weights."""
+    settings = [*experiment, "max_steps=4", "callbacks.checkpoint.every=2", "callbacks.log.every=3"]
+    run = train(tmp_path, *settings)
+    whole = checkpoint.list_checkpoints(run.checkpoints)[4]
+    whole.unlink()
+    train(tmp_path, *settings)
+    assert checkpoint.list_checkpoints(run.checkpoints)[4].name == whole.name
+
+
 def test_accumulation_and_threads_of_data_change_rounding_only(tmp_path):
     one = states(train(tmp_path / "a", *DIGITS, "max_steps=2"))
     parts = states(train(tmp_path / "b", *DIGITS, "max_steps=2", "accumulate=4"))

@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
     """Write ``content`` as the checkpoint of ``step``; it appears whole or not at all."""
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "step": step, **content}, buffer)
+    torch.save(intern_words({"format": FORMAT, "step": step, **content}), buffer)
     data = buffer.getvalue()
     path = folder / f"step-{step:08d}.{_checksum(data)}.pt"
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,6 +36,16 @@ def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
         if other != path:  # a damaged one, or of a run that was begun again
             other.unlink(missing_ok=True)
     return path
+
+
+def intern_words(node: Any) -> Any:
+    """Plain data with equal words as one object, so that equal content makes equal files: a pickle writes a word again
+    when it meets another object of it, such as one that came from a checkpoint."""
+    if isinstance(node, str):
+        return sys.intern(node)
+    if isinstance(node, dict):
+        return {intern_words(key): intern_words(value) for key, value in node.items()}
+    return [intern_words(value) for value in node] if isinstance(node, list) else node
 
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:

@@ -24,6 +24,7 @@ class AdamW:
     :param decay: ``none``, ``linear`` or ``cosine``
     :param final: share of lr at the end of the decay
     :param clip: largest gradient norm, None for no clipping
+    :raises UserError: for a number that means nothing
     """
 
     def __init__(self, lr: float = 2e-4, betas: Sequence[float] = (0.9, 0.999), weight_decay: float = 0.0,
@@ -31,8 +32,17 @@ class AdamW:
                  clip: float | None = 1.0):
         if decay not in SHAPES:
             raise UserError(f"optimizer.decay={decay}", f"one of {', '.join(SHAPES)}", "optimizer.decay=linear")
-        if not lr > 0:
+        if not 0 < lr < math.inf:
             raise UserError(f"optimizer.lr={lr:g}", "a learning rate above 0", "optimizer.lr=2e-4")
+        if clip is not None and not clip > 0:
+            raise UserError(f"optimizer.clip={clip:g}", "a gradient norm above 0",
+                            "optimizer.clip=null for no clipping")
+        for name, value, usual in (("weight_decay", weight_decay, 0.0), ("eps", eps, 1e-8), ("warmup", warmup, 100),
+                                   ("final", final, 0.0)):
+            if not 0 <= value < math.inf:
+                raise UserError(f"optimizer.{name}={value:g}", "0 or more", f"optimizer.{name}={usual:g}")
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise UserError(f"optimizer.betas={list(betas)}", "two shares in [0, 1)", "optimizer.betas=[0.9,0.999]")
         self.lr, self.betas, self.weight_decay, self.eps = lr, (betas[0], betas[1]), weight_decay, eps
         self.warmup, self.decay, self.final, self.clip = warmup, decay, final, clip
 
