@@ -62,13 +62,13 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
             failed.append("\n".join([" ".join([*sweep, *getattr(error, "__notes__", [])]), str(error)]))
 
     try:
+        sys.argv[1:] = map(quote_place, sys.argv[1:])
         if {"--help", "-h"} & set(sys.argv[1:]):
             from configs.help import describe_command
 
             typed = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
             print(describe_command(config, prepare(typed) if prepare and typed else typed))
             return
-        sys.argv[1:] = map(quote_place, sys.argv[1:])
         arguments = prepare(sys.argv[1:]) if prepare else sys.argv[1:]
         sweeps = {"-m", "--multirun"} & set(arguments)
         with tempfile.TemporaryDirectory(prefix="thaw-") if sweeps else nullcontext() as scratch:

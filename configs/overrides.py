@@ -156,10 +156,15 @@ def quote_place(argument: str) -> str:
     name = key.lstrip("+").split(".")[-1]
     whole = set("'\"") if name == "name" else set("'\"[{")
     if not equals or key.startswith("-") or name not in (*PLACES, "input", "name") or set(value[:1]) & whole \
-            or "," in value or "${" in value or re.fullmatch(r"[\w./:+-]*", value, re.ASCII):
+            or "," in value or "${" in value:
         return argument
+    return f"{key}={quote(value)}"
+
+
+def quote(value: str) -> str:
+    """A word as Hydra reads it back, in quotes unless it is plain; :func:`unquote` is the way back."""
     escaped = value.replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    return value if re.fullmatch(r"[\w./:+-]*", value, re.ASCII) else f"'{escaped}'"
 
 
 def unquote(value: str) -> str:

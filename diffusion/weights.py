@@ -31,9 +31,9 @@ class Weights(nn.Module):
         :param ema: the average of the weights; None takes the weights themselves
         """
         raw, trained = self.state_dict(), {name for name, value in self.named_parameters() if value.requires_grad}
-        fitted = {name for name, module in self.named_modules() if module in self.fitted}
-        frozen = {name for name, _ in self.named_parameters()} | {
-            name for name in raw if any(name.startswith(f"{place}.") for place in fitted)}
+        fitted = self.fitted
+        places = {f"{name}." for name, module in self.named_modules() if module in fitted}
+        frozen = {name for name, _ in self.named_parameters()} | {name for name in raw if name.startswith((*places,))}
         frozen -= trained
         whole = {"raw": raw, "ema": raw if ema is None else ema}
         return {**{kind: {name: value for name, value in state.items() if name not in frozen}

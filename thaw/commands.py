@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from configs import UserError, available, compose
 from configs.cli import command
-from configs.overrides import group_of
+from configs.overrides import group_of, quote_place
 from diffusion.runs.defaults import add_run_defaults
 
 GROUPS = ("data", "degradation", "model", "objective", "space", "begin")
@@ -58,4 +58,4 @@ def compose_rival(place: str, typed: list[str]) -> DictConfig:
     """The config of ``against``: what was typed, with the other run, and that one's own way of sampling."""
     mine = [a for a in typed if a.split("=")[0] not in ("run", "images", "against") and not a.startswith("-")]
     key = "run" if (Path(place) / "config.yaml").is_file() else "images"
-    return compose("evaluate", add_run_defaults([f"{key}={place}", *mine]))
+    return compose("evaluate", add_run_defaults([quote_place(f"{key}={place}"), *mine]))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from configs import UserError
-from configs.overrides import ask_signals, check_recipe, merge_overrides, unquote
+from configs.overrides import ask_signals, check_recipe, merge_overrides, quote, unquote
 from diffusion.runs.run import Run
 
 
@@ -18,12 +18,12 @@ def add_run_defaults(arguments: list[str]) -> list[str]:
     """
     arguments = [f"input.root={a[6:]}" if a.startswith("input=") else a for a in arguments]
     folder = next((unquote(a[4:]) for a in arguments if a.startswith("run=")), None)
-    if folder is None or "--help" in arguments:
+    if folder is None:
         return ask_signals(arguments, ["label"])
     if "," in folder and not Path(folder).is_dir():
         raise UserError(f"run={folder}", "one run, since each has its own way of sampling", "one command for each run")
-    if set(folder) & set(",="):  # as in the names that a sweep gives
-        arguments = ["run='" + folder.replace("'", "\\'") + "'" if a.startswith("run=") else a for a in arguments]
+    # A sweep gives names with commas and equals signs.
+    arguments = [f"run={quote(folder)}" if a.startswith("run=") else a for a in arguments]
     # Hydra's flags, such as -m, must stay in front of all overrides.
     first = next(i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-"))
     run = Run.open(folder)
