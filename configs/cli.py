@@ -15,7 +15,7 @@ from typing import NoReturn
 from omegaconf import DictConfig
 from omegaconf.errors import InterpolationKeyError
 
-from configs.errors import UserError
+from configs.errors import UserError, escape
 from configs.overrides import quote_place
 from configs.registry import plugins, searchpath
 
@@ -43,7 +43,9 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
     def main(cfg: DictConfig) -> object:
         sys.argv[1:] = arguments  # as typed: a run records them, and Lightning starts its other processes with them
         main_process = os.environ.get("LOCAL_RANK", "0") == "0"
-        logging.basicConfig(level=logging.INFO if main_process else logging.WARNING, format="%(message)s", force=True)
+        logging.basicConfig(level=logging.INFO if main_process else logging.WARNING, force=True)
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(Plain("%(message)s"))
         sweep = job()
         try:
             return task(cfg, HydraConfig.get().runtime.choices.get("experiment"))
@@ -87,6 +89,13 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
             print("\n\n".join([f"\njobs of the sweep that failed: {len(failed)}", *failed]), file=sys.stderr)
     if failed:
         sys.exit(2)
+
+
+class Plain(logging.Formatter):
+    """Log lines without what a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape(super().format(record))
 
 
 def job() -> list[str] | None:

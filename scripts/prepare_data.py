@@ -19,11 +19,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from configs.errors import UserError
-from diffusion.data.files.archive import open_archive
-from diffusion.data.files.decode import DEEP_GREY, open_image, to_eight_bit
+from configs.errors import UserError, escape
+from diffusion.data.files.archive import describe_others, open_archive
+from diffusion.data.files.decode import DEEP_GREY, explain, read_upright, to_eight_bit
 from diffusion.data.files.layout import layout
 from diffusion.data.files.progress import progress
 from diffusion.data.files.threads import in_order
@@ -71,6 +71,8 @@ def _write(source: Path, file: IO[bytes], size: int | None, count: int | None, s
     records: list[dict[str, Any]] = []
     with open_archive(source) as archive, zipfile.ZipFile(file, "w") as target:
         names = sorted((entry.name for entry in archive.entries()), key=lambda name: _renamed(name, size))
+        if others := describe_others(archive.others):
+            print(f"not read in {source}: {escape(others)}", file=sys.stderr)
         if not skip_broken:
             _compare(len(names), count)
 
@@ -109,8 +111,7 @@ def prepared(name: str, data: bytes, size: int | None) -> Prepared:
     :raises Exception: of any type, when the file cannot be read
     """
     name.encode()  # A file name need not be valid text, but a name in an archive has to be.
-    with open_image(BytesIO(data)) as image:
-        ImageOps.exif_transpose(image, in_place=True)
+    with read_upright(data) as image:
         pixels = to_eight_bit(image, 1 if image.mode in ("1", "L", *DEEP_GREY) else 3)
     shorter, new = min(pixels.size), _renamed(name, size)
     if size is None or (shorter <= size and new == name):
@@ -159,12 +160,12 @@ def _compare(found: int, count: int | None) -> None:
 
 
 def _report(broken: dict[str, Exception], skip: bool) -> None:
-    shown = [f"{name} ({type(error).__name__}: {error})" for name, error in list(broken.items())[:SHOWN]]
+    shown = [f"{name} ({explain(error)})" for name, error in list(broken.items())[:SHOWN]]
     more = [f"and {len(broken) - SHOWN} more"] if len(broken) > SHOWN else []
     words = f"{len(broken)} files that cannot be read:\n    " + "\n    ".join(shown + more)
     if not skip:
         raise UserError(words, "images that Pillow can open", "copy them again, or --skip-broken to leave them out")
-    print("left out", words, file=sys.stderr)
+    print("left out", escape(words), file=sys.stderr)
 
 
 def check(path: Path) -> dict[str, Any]:

@@ -23,6 +23,9 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 RESIDENT = 8 * 2**30
 """Bytes of pixels up to which a set is moved to a GPU whole."""
 
+LARGEST = 4096
+"""Height and width of images, in pixels; a run of a stranger may ask for any size."""
+
 CHUNK = 512
 """Images that are handled at a time where all of a set are gone through."""
 
@@ -112,12 +115,12 @@ class Data(ABC):
     :param channels: 1 (grey) or 3 (RGB)
     :param flip: whether training may mirror these images left to right. The images of a split are never mirrored; this
         is for the one who draws batches
-    :raises UserError: a size below 1, or another number of channels
+    :raises UserError: a size below 1 or above ``LARGEST``, or another number of channels
     """
 
     def __init__(self, size: int, channels: int, flip: bool):
-        if size < 1:
-            raise UserError(f"data.size={size}", "images of at least one pixel", "data.size=32")
+        if not 1 <= size <= LARGEST:
+            raise UserError(f"data.size={size}", f"images of 1 to {LARGEST} pixels", "data.size=32")
         if channels not in (1, 3):
             raise UserError(f"data.channels={channels}", "1 (grey) or 3 (RGB)", "data.channels=3")
         self.size, self.channels, self.flip = size, channels, flip

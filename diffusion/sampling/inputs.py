@@ -15,7 +15,7 @@ from configs import UserError
 from configs.values import hash_plain
 from diffusion.data.base import Data, ImageSet
 from diffusion.data.files.archive import open_archive
-from diffusion.data.files.decode import Decoder, open_image
+from diffusion.data.files.decode import Decoder, explain, open_image, read_upright
 from diffusion.data.sets.folder import Folder
 from diffusion.loading import build_data
 from diffusion.model import Model
@@ -90,7 +90,7 @@ def _image(path: Path, size: int, channels: int) -> ImageSet:
         pixels = Decoder(size, channels, crop=1.0, resample="bilinear")(path.read_bytes())
     # Pillow's readers raise whatever comes up in them.
     except Exception as error:
-        raise UserError(f"{path} cannot be read as an image ({type(error).__name__})",
+        raise UserError(f"{path} cannot be read as an image: {explain(error)}",
                         "an image, or a folder or .zip file of images", f"input={path.parent}") from error
     return ImageSet(torch.tensor(pixels)[None])
 
@@ -122,16 +122,20 @@ def log_changes(root: Path, names: Sequence[str], size: int) -> None:
     :param root: where the photos come from, as for :func:`read_photos`
     """
     if is_single_file(root):
-        shapes = [_shape(root)]
+        shapes = [_shape(root.read_bytes())]
     else:
         with open_archive(root) as archive:
-            shapes = [_shape(BytesIO(archive.read(name))) for name in names]
+            shapes = [_shape(archive.read(name)) for name in names]
     cropped, resized = sum(w != h for w, h in shapes), sum(min(shape) != size for shape in shapes)
     if cropped or resized:
         log.info("photos: %d; cropped to the central square: %d; resized to the run's %d x %d pixels: %d", len(shapes),
                  cropped, size, size, resized)
 
 
-def _shape(file: Path | BytesIO) -> tuple[int, int]:
-    with open_image(file) as image:
-        return image.size
+def _shape(file: bytes) -> tuple[int, int]:
+    try:
+        with open_image(BytesIO(file)) as image:
+            return image.size
+    except Exception:  # broken metadata, which reading the pixels drops
+        with read_upright(file) as image:
+            return image.size

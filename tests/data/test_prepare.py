@@ -121,7 +121,7 @@ def test_broken_images_are_listed_and_refused(images, tmp_path, monkeypatch, cap
     assert run(monkeypatch, images, tmp_path / "out.zip") == 2
     words = capsys.readouterr().err
     assert "12 files that cannot be read" in words
-    assert "cat/00.png (UnidentifiedImageError" in words
+    assert "cat/00.png (of no format that is known here)" in words
     assert "and 2 more" in words
     assert "--skip-broken" in words
     assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -3,17 +3,28 @@
 import os
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from configs.errors import UserError
+from diffusion.data.files.layout import choose_splits
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm")
+SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo", ".bmp", ".dib", ".gif", ".webp",
+            ".avif", ".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga",
+            *([".heic", ".heif"] if find_spec("pillow_heif") else []))
+"""The endings of the files that are taken for images, whatever their case."""
+WORDS = ("", ".txt", ".text", ".caption", ".captions", ".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".yaml",
+         ".yml", ".xml", ".html", ".htm", ".log", ".ini", ".cfg", ".py", ".ipynb", ".sh", ".sha256", ".md5", ".tag")
+"""The endings of files that nobody expects to be images."""
+MOST_BYTES = 2**28
+"""Bytes of a file that is read: a small archive can hold a file of any size."""
 LITTER = ("__MACOSX", "Thumbs.db")
 _NAME = attrgetter("name")
 
@@ -30,22 +41,32 @@ class Entry:
 
 @runtime_checkable
 class Archive(Protocol):
-    """Image files by name."""
+    """Image files by name.
+
+    :ivar others: how many files are left aside, by their endings; known once ``entries`` has been asked
+    """
+
+    others: Counter[str]
 
     def entries(self) -> list[Entry]:
         """All image files, sorted by name, without hidden files and what operating systems leave behind."""
         ...
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file. May be called by several threads at once."""
+        """The bytes of a file. May be called by several threads at once.
+
+        :raises ValueError: it has more than ``MOST_BYTES``
+        """
         ...
 
 
 class _Folder:
     def __init__(self, root: Path):
         self.root = root
+        self.others: Counter[str] = Counter()
 
     def entries(self) -> list[Entry]:
+        self.others.clear()
         try:
             return sorted(self._walk(self.root, "", ()), key=_NAME)
         except OSError as error:
@@ -53,7 +74,12 @@ class _Folder:
                             "change its permissions") from error
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        path = self.root / name
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("no file")
+        _limit(status.st_size)
+        return path.read_bytes()
 
     def _walk(self, folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
         """Follows symbolic links, except back to a folder that it is in."""
@@ -74,32 +100,42 @@ class _Folder:
                     status = found.stat(follow_symlinks=False)
                 if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
                     yield Entry(name, status.st_size, status.st_mtime_ns)
+            elif not _is_litter(name):
+                self.others[_ending(name)] += 1
 
 
 class _Zip:
     def __init__(self, file: zipfile.ZipFile):
         self.file = file
+        self.others: Counter[str] = Counter()
 
     def entries(self) -> list[Entry]:
         images = {info.filename: info for info in self.file.infolist() if _is_image(info.filename)}
+        self.others = Counter(_ending(info.filename) for info in self.file.infolist()
+                              if not (info.is_dir() or _is_image(info.filename) or _is_litter(info.filename)))
         if any(info.flag_bits & 1 for info in images.values()):
             raise UserError(f"{self.file.filename} is protected by a password", "an archive that opens without one",
                             "unpack it, then data.root=/the/unpacked/folder")
         return [Entry(name, images[name].file_size, images[name].CRC) for name in sorted(images)]
 
     def read(self, name: str) -> bytes:
+        _limit(self.file.getinfo(name).file_size)
         return self.file.read(name)
 
 
 class _Splits:
-    """The archives ``train.zip`` and ``test.zip`` of a folder, as if unpacked into folders of these names."""
+    """The archives of a folder that are splits by their names, such as ``train.zip`` and ``test.zip``, as if unpacked
+    into folders of these names."""
 
     def __init__(self, parts: dict[str, _Zip]):
         self.parts = parts
+        self.others: Counter[str] = Counter()
 
     def entries(self) -> list[Entry]:
-        return sorted((replace(entry, name=f"{split}/{entry.name}")
-                       for split, part in self.parts.items() for entry in part.entries()), key=_NAME)
+        found = sorted((replace(entry, name=f"{split}/{entry.name}")
+                        for split, part in self.parts.items() for entry in part.entries()), key=_NAME)
+        self.others = sum((part.others for part in self.parts.values()), Counter())
+        return found
 
     def read(self, name: str) -> bytes:
         split, _, inside = name.partition("/")
@@ -108,17 +144,18 @@ class _Splits:
 
 @contextmanager
 def open_archive(root: Path) -> Iterator[Archive]:
-    """The folder or zip file at ``root``, read in place; zips are closed when the context ends. A folder that holds
-    ``train.zip`` and ``test.zip`` is read as if they were unpacked.
+    """The folder or zip file at ``root``, read in place; zips are closed when the context ends. A folder whose zips are
+    splits by their names, such as ``train.zip`` and ``test.zip``, is read as if they were unpacked.
 
     :raises UserError: it is neither (as ``check_root``), or a zip is damaged
     """
     check_root(root)
-    zips = {split: root / f"{split}.zip" for split in ("train", "test")}
     with ExitStack() as stack:
         if root.is_file():
             yield stack.enter_context(_zip(root))
-        elif all(path.is_file() for path in zips.values()):
+            return
+        zips = {path.stem: path for path in sorted(root.glob("*.[zZ][iI][pP]")) if path.is_file()}
+        if choose_splits(zips) is not None:
             yield _Splits({split: stack.enter_context(_zip(path)) for split, path in zips.items()})
         else:
             yield _Folder(root)
@@ -157,6 +194,23 @@ def _nearest(missing: Path) -> Path | None:
         return None
     corrected = missing.parent / matches[0]
     return corrected / below if (corrected / below).exists() else corrected
+
+
+def describe_others(others: Mapping[str, int]) -> str:
+    """The files that are no images to us, by their endings, in words: ``30 .heic, 2 .mov``; texts go without saying."""
+    told = sorted(((count, ending) for ending, count in others.items() if ending not in WORDS), reverse=True)
+    words = ", ".join(f"{count} {ending}" for count, ending in told[:8]) + (", ..." if len(told) > 8 else "")
+    apple = any(ending in (".heic", ".heif") for _, ending in told)
+    return words + (" (Pillow does not read these: convert them, or pip install pillow-heif)" if apple else "")
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _limit(size: int) -> None:
+    if size > MOST_BYTES:
+        raise ValueError(f"{size / 2**20:.0f} MB, more than the {MOST_BYTES / 2**20:.0f} MB of an image file")
 
 
 def _is_litter(name: str) -> bool:

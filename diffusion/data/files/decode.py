@@ -1,21 +1,38 @@
 """From an image file, of whatever mode, to a square of uint8 pixels."""
 
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE
 
 from configs.errors import UserError
 
 DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Pillow's modes for grey of 16 bits; "I" has room for 32, but the formats that reach it here store 16."""
 
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "HEIF", "TIFF", "JPEG2000", "PPM", "TGA")
+"""Pillow's names of the formats that are read, those of :data:`diffusion.data.files.archive.SUFFIXES`. TGA comes last:
+its files have no mark at their beginning."""
 
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000", "PPM")
-"""Pillow's names of the formats that are read, those of :data:`diffusion.data.files.archive.SUFFIXES`."""
+MOST_PIXELS = 89_000_000
+"""Pixels of an image that is read. A file of a few kilobytes can ask for any number."""
+LARGE = 2**24
+"""Pixels from which on images are decoded one at a time."""
+_LARGE = Lock()
+
+_UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_90}
+"""What sets an image upright, by its orientation in EXIF."""
 
 
 def find_filter(name: str) -> Image.Resampling:
@@ -53,9 +70,8 @@ class Decoder:
         :raises Exception: of any type that Pillow's readers come up with, when the file is broken or is no image
         :raises ValueError: the pixels are floats or 32-bit integers, for which no range is agreed on
         """
-        with open_image(BytesIO(file)) as opened:
-            ImageOps.exif_transpose(opened, in_place=True)
-            return self.pixels(opened)
+        with read_upright(file) as image:
+            return self.pixels(image)
 
     def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
         """The pixels of an image that is upright.
@@ -72,9 +88,80 @@ def open_image(file: BytesIO | Path) -> Image.Image:
     (PostScript) on what somebody else has written.
 
     :raises PIL.UnidentifiedImageError: for a file that is none of them, whatever its name
+    :raises ValueError: it has more than ``MOST_PIXELS``
     """
+    image = Image.open(file, formats=_formats())
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS / 1e6:.0f} million: make it "
+                         "smaller first")
+    return image
+
+
+@contextmanager
+def read_upright(file: bytes) -> Iterator[Image.Image]:
+    """The image in the bytes of a file, decoded, and set upright by its EXIF tag. What else is written beside the
+    pixels does not matter: an image whose texts or profiles cannot be read is taken as it lies.
+
+    :raises Exception: of any type that Pillow's readers come up with, when the pixels cannot be read
+    """
+    with ExitStack() as stack:
+        try:
+            image = stack.enter_context(open_image(BytesIO(file)))
+            if image.width * image.height > LARGE:
+                stack.enter_context(_LARGE)
+            image.load()
+        except Exception:
+            bare = drop_metadata(file)
+            if bare is None:
+                raise
+            image = stack.enter_context(open_image(BytesIO(bare)))
+            image.load()
+        turn = None
+        with suppress(Exception):  # broken EXIF fails in many ways
+            turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        yield image if turn is None else image.transpose(turn)
+
+
+def drop_metadata(file: bytes) -> bytes | None:
+    """A PNG or JPEG file without what does not make its pixels; None for other files, and where nothing is dropped."""
+    if file.startswith(b"\x89PNG\r\n\x1a\n"):
+        parts, place = [file[:8]], 8
+        while place + 12 <= len(file):
+            end = place + 12 + struct.unpack_from(">I", file, place)[0]
+            if file[place + 4 : place + 8] in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+                parts.append(file[place:end])
+            place = end
+    elif file.startswith(b"\xff\xd8"):
+        parts, place = [file[:2]], 2
+        # Marker segments up to the scan; APP0 and APP14 say how the colours are stored.
+        while file[place : place + 1] == b"\xff" and place + 4 <= len(file) and file[place + 1] != 0xDA:
+            end = place + 2 + struct.unpack_from(">H", file, place + 2)[0]
+            if not (0xE1 <= file[place + 1] <= 0xEF or file[place + 1] == 0xFE) or file[place + 1] == 0xEE:
+                parts.append(file[place:end])
+            place = end
+        parts.append(file[place:])
+    else:
+        return None
+    bare = b"".join(parts)
+    return bare if len(bare) < len(file) else None
+
+
+def explain(error: Exception) -> str:
+    """Why an image cannot be read, in words without a name of the file."""
+    if isinstance(error, UnidentifiedImageError):
+        return "of no format that is known here"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+@cache
+def _formats() -> list[str]:
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
     Image.init()
-    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def central_square(width: int, height: int, crop: float) -> tuple[int, int, int, int]:
@@ -93,11 +180,15 @@ def to_eight_bit(image: Image.Image, channels: int) -> Image.Image:
 
     Transparent pixels are laid over white, 16-bit grey is scaled to 8 bits, and grey is the ITU-R 601 luma.
 
-    :raises ValueError: floats or 32-bit integers
+    :raises ValueError: floats, 32-bit or signed integers
     """
     if image.mode in DEEP_GREY:
+        if image.mode == "I" and 32 in getattr(image, "tag_v2", {}).get(BITSPERSAMPLE, (16,)):
+            raise ValueError("32-bit integer pixels have no agreed range")
         deep = np.asarray(image).astype(np.int64)
-        if deep.min() < 0 or deep.max() > 65535:
+        if deep.min() < 0:
+            raise ValueError("signed integer pixels have no agreed range")
+        if deep.max() > 65535:
             raise ValueError("32-bit integer pixels have no agreed range")
         image = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
     elif image.mode == "F":

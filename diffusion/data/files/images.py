@@ -1,6 +1,7 @@
 """Image files that are measured as they are: nothing is cropped, resized or converted."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from io import BytesIO
@@ -15,10 +16,12 @@ from torch import Tensor
 from configs import UserError
 from configs.values import hash_plain
 from diffusion.data.base import CHUNK
-from diffusion.data.files.archive import open_archive
-from diffusion.data.files.decode import open_image
+from diffusion.data.files.archive import describe_others, open_archive
+from diffusion.data.files.decode import explain, open_image
 from diffusion.data.files.layout import layout
 from diffusion.data.files.threads import in_order
+
+log = logging.getLogger(__name__)
 
 
 class Files:
@@ -44,11 +47,15 @@ class Files:
         except UserError as error:
             raise UserError(error.got, error.wanted, error.fix.replace("data.root=", f"{option}=")) from error
         entries = {entry.name: entry for entry in self._archive.entries()}
+        others = describe_others(self._archive.others)
+        if others and names is None:
+            log.warning("not read in %s: %s", root, others)
         self.names = list(entries) if names is None else list(names)
         if not self.names:
-            raise UserError(f"no images in {root}", "at least one", f"{option}=/path/to/images")
+            raise UserError(f"no images in {root}" + (f", but {others}" if others else ""), "at least one",
+                            f"{option}=/path/to/images")
         if names is None:
-            found = layout(self.names, "auto", 0.0).labels
+            found = _find_classes(self.names)
             self.labels: Int64[Tensor, " n"] | None = None if found is None else torch.from_numpy(found)
             self.conditions: Int64[Tensor, " n"] | None = self.labels
         else:
@@ -85,7 +92,7 @@ class Files:
                 mode, pixels = image.mode, np.array(image)
         # Pillow's readers raise whatever comes up in them.
         except Exception as error:
-            raise UserError(f"{name} in {self.root} cannot be read ({type(error).__name__})", "an image file",
+            raise UserError(f"{name} in {self.root} cannot be read: {explain(error)}", "an image file",
                             f"{self._option}=ANOTHER_FOLDER, or remove the file") from error
         if mode not in ("L", "RGB"):
             raise UserError(f"{name} in {self.root} has the mode {mode}", "8-bit grey (L) or RGB",
@@ -99,6 +106,14 @@ class Files:
                             "images of one size and mode",
                             f"{self._option}=ANOTHER_FOLDER, or python scripts/prepare_data.py to make them equal")
         return pixels
+
+
+def _find_classes(names: Sequence[str]) -> Int64[np.ndarray, " n"] | None:
+    try:
+        return layout(names, "auto", 0.0).labels
+    except UserError:
+        # Folders that may or may not be classes; the images can be measured all the same.
+        return None
 
 
 def size(shape: Sequence[int]) -> str:

@@ -18,22 +18,25 @@ import numpy as np
 from jaxtyping import UInt8
 
 from configs.errors import UserError
+from configs.values import hash_plain
 from diffusion.data.base import digest
-from diffusion.data.files.archive import SUFFIXES, Archive, Entry, open_archive
-from diffusion.data.files.decode import Decoder
+from diffusion.data.files.archive import SUFFIXES, Archive, Entry, describe_others, open_archive
+from diffusion.data.files.decode import Decoder, explain
 from diffusion.data.files.progress import progress
 from diffusion.data.files.threads import in_order
 from diffusion.runs.files import write_whole
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Part of every key; to be raised when the same file comes to decode to other pixels, or the cache to other files."""
 
 TASK = 2**20
 """Bytes of pixels that a thread works on at a time."""
 
 NAMES_SHOWN = 10
+DARK = 64
+"""Brightness in 0..255 that some pixel of a set of images should have."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,14 @@ class Index:
     :ivar digests: the ``diffusion.data.base.digest`` of each image
     :ivar broken: why a file was left out, by name
     :ivar pixels: the decoded images; a read-only map of the cache file where there is one
+    :ivar brightest: the largest value of all pixels; None if a cache of an older version does not say
     """
 
     names: list[str]
     digests: UInt8[np.ndarray, "n 16"]
     broken: dict[str, str]
     pixels: UInt8[np.ndarray, "n c h w"]
+    brightest: int | None = None
 
 
 def default_cache() -> Path:
@@ -69,14 +74,22 @@ def index(root: Path, decoder: Decoder, cache: Path | None) -> Index:
     """
     with open_archive(root) as archive:
         entries = archive.entries()
+        others = describe_others(archive.others)
         if not entries:
             wanted = "files that end in " + " ".join(SUFFIXES)
-            raise UserError(f"no images in {root}", wanted, "data.root=/path/to/images")
+            raise UserError(f"no images in {root}" + (f", but {others}" if others else ""), wanted,
+                            "data.root=/path/to/images")
+        if others:
+            logger.warning("not read in %s: %s", root, others)
         work = _Decoding(root, archive, entries, decoder)
         found = None if cache is None else work.cached(cache)
         found = found or work.in_memory()
     if found.broken:
         _warn(root, found.broken, len(entries))
+    if found.brightest is not None and found.brightest < DARK:
+        logger.warning("dark: the brightest pixel of all images in %s is %d of 255; 16-bit grey is scaled by its whole "
+                       "range, of which 12-bit values use 6 %%: scale the files up if that is not meant", root,
+                       found.brightest)
     return found
 
 
@@ -113,7 +126,7 @@ class _Decoding:
         :returns: names, digests in hexadecimal and broken files, and whether this may be kept: a file that the system
             failed to deliver may be there the next time
         """
-        start, names, digests, failed = time.monotonic(), [], [], {}
+        start, names, digests, failed, brightest = time.monotonic(), [], [], {}, 0
         size = _per_task(self.shape)
         tasks = (self.entries[first : first + size] for first in range(0, len(self.entries), size))
         results = chain.from_iterable(in_order(self._decode, tasks))
@@ -123,16 +136,17 @@ class _Decoding:
                 failed[entry.name] = result
             else:
                 keep(result[0])
+                brightest = max(brightest, int(result[0].max()))
                 names.append(entry.name)
                 digests.append(result[1].hex())
         logger.info("decoded %d images of %s in %.1f s", len(names), self.root, time.monotonic() - start)
-        broken = {name: f"{type(error).__name__}: {error}" for name, error in failed.items()}
+        broken = {name: explain(error) for name, error in failed.items()}
         if not names:
             name, reason = next(iter(broken.items()))
             raise UserError(f"none of the {len(broken)} images in {self.root} can be read; {name}: {reason}",
                             "image files that Pillow can open", "data.root=/path/to/images")
         lasting = not any(_is_of_the_system(error) for error in failed.values())
-        return {"names": names, "digests": "".join(digests), "broken": broken}, lasting
+        return {"names": names, "digests": "".join(digests), "broken": broken, "brightest": brightest}, lasting
 
     def _decode(self, entries: list[Entry]) -> list[tuple[UInt8[np.ndarray, "c h w"], bytes] | Exception]:
         results = []
@@ -152,6 +166,7 @@ class _Decoding:
             found, lasting = self.run(lambda image: file.write(image.data))
             # Without a key, nobody takes it from the cache again.
             record.update({"key": key if lasting else None} | found)
+            record["sum"] = hash_plain(record, 16)
 
         try:
             store.parent.mkdir(parents=True, exist_ok=True)
@@ -176,6 +191,8 @@ def _load(store: Path, key: str, shape: tuple[int, int, int]) -> Index | None:
     """The stored index, or None if there is none, or it is of other content, or damaged."""
     try:
         record = json.loads(store.with_suffix(".json").read_bytes())
+        if record.pop("sum") != hash_plain(record, 16):
+            raise ValueError("the index does not have the checksum in it")
         if record["key"] != key:
             return None
         found = _index(record, _mapped(store, len(record["names"]), shape))
@@ -205,7 +222,7 @@ def _mapped(store: Path, count: int, shape: tuple[int, int, int]) -> UInt8[np.nd
 
 def _index(record: dict[str, Any], pixels: UInt8[np.ndarray, "n c h w"]) -> Index:
     digests = np.frombuffer(bytes.fromhex(record["digests"]), np.uint8).reshape(len(pixels), 16)
-    return Index(record["names"], digests, record["broken"], pixels)
+    return Index(record["names"], digests, record["broken"], pixels, record.get("brightest"))
 
 
 def _per_task(shape: tuple[int, int, int]) -> int:

@@ -33,7 +33,8 @@ class Folder(Data):
     :param size: height and width, in pixels
     :param channels: 1 (grey) or 3 (RGB)
     :param crop: side of the central square as a share of the image's width, in (0, 1]; never more than the shorter side
-    :param held_out: share of each class for the test split, in [0, 1), unless there are folders ``train`` and ``test``
+    :param held_out: share of each class for the test split, in [0, 1), unless folders are the splits (``train`` and
+        ``test`` or ``val``)
     :param resample: Pillow's filter for the resizing
     :param labels: "auto" takes the first folder as the class if there are two or more, True insists on classes, False
         ignores the folders
@@ -69,8 +70,8 @@ class Folder(Data):
     def layout(self) -> Layout:
         """Which images of the index are in which split and class."""
         found = layout(self.index.names, self.labels, self.held_out)
-        if found.names is not None and self.labels == "auto":
-            logger.info("%s: the first folder is the class, %d classes", self.root, len(found.names))
+        if found.splits or (found.names is not None and self.labels == "auto"):
+            logger.info("%s: %s", self.root, found.describe())
         return found
 
     @property
