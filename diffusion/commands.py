@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from configs.cli import job
 from configs.overrides import check_recipe, refuse_unknown
-from configs.values import require_ints, require_values, settle_paths, to_plain
+from configs.values import list_places, require_ints, require_values, settle_paths, to_plain
 from diffusion.runs.origins import find_origins
 from diffusion.runs.run import Run
 
@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig, experiment: str | None) -> Run:
-    """Train, or go on training, the run that the config describes. One that has all its steps is left as it is, without
-    torch being loaded.
+    """Train, or go on training, the run that the config describes. One that has all its steps is left as it is; torch
+    is loaded for it only if its images are files, which are compared with those of the training.
 
     :param cfg: the composed ``train`` config
     :param experiment: name of the experiment, for the folder
@@ -32,6 +32,10 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
         log.info("run folder: %s", run.folder)
         step = run.complete(cfg.max_steps)
         if step is not None:
+            if list_places(to_plain(cfg.data)) or list_places(to_plain(cfg.degradation)):
+                from diffusion.training.fit import compare_images
+
+                compare_images(cfg, run)
             place = shlex.quote(str(run.folder))
             sample = f", or sample: python sample.py run={place}" if cfg.sampling else ""
             log.info("this run is complete: step %d of %d\nmore: max_steps=%d%s", step, cfg.max_steps, 2 * step, sample)

@@ -81,12 +81,14 @@ def shorten_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, 
 
 def arrange_by_condition(captions: Sequence[str]) -> tuple[int | None, list[str]]:
     """Columns and captions of a grid of samples: a column for each condition if they go through some in turn, the last
-    round perhaps cut short; else None and no captions.
+    round perhaps cut short; one caption if all have the same; else None and no captions.
 
     :param captions: the condition of each sample in words; none for samples without
     """
     if not captions:
         return None, []
+    if len(set(captions)) == 1:
+        return None, list(captions[:1])
     turn = next((i for i, caption in enumerate(captions) if i and caption == captions[0]), len(captions))
     if not 1 < turn <= COLUMNS or any(caption != captions[i % turn] for i, caption in enumerate(captions)):
         return None, []

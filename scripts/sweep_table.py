@@ -116,7 +116,8 @@ def text(value: Any) -> str:
 
 
 def show(rows: list[dict[str, Any]], form: str | None) -> None:
-    """Print the rows, as ``json``, ``csv``, ``markdown``, or None for a table, which is turned if it is too wide."""
+    """Print the rows, as ``json``, ``csv``, ``markdown``, or None for a table, which is turned if it is too wide, and
+    shows the columns that fit if it is too wide both ways."""
     if form == "json":
         print(json.dumps(rows, indent=2))
     elif form == "csv":
@@ -127,14 +128,40 @@ def show(rows: list[dict[str, Any]], form: str | None) -> None:
         print(pages.table([list(rows[0]), *([text(value) for value in row.values()] for row in rows)]))
     else:
         console, lines = Console(), [list(rows[0]), *([text(value) for value in row.values()] for row in rows)]
-        if sum(max(map(len, column)) + 1 for column in zip(*lines)) >= console.width:
-            lines = [list(column) for column in zip(*lines)]  # many settings: a line for each, a column per run
+        left_out = 0
+        if width(lines) >= console.width:
+            turned = [list(column) for column in zip(*lines)]  # many settings: a line for each, a column per run
+            if width(turned) < console.width:
+                lines = turned
+            else:
+                lines, left_out = fit_columns(lines, console.width)
         grid = Table(padding=0)
         for column in lines[0]:
             grid.add_column(column, overflow="fold")
         for line in lines[1:]:
             grid.add_row(*line)
         console.print(grid, markup=False)
+        if left_out:
+            console.print(f"{left_out} more columns do not fit: --csv has all of them", markup=False)
+
+
+def width(lines: Sequence[Sequence[str]]) -> int:
+    """Letters that a table needs from side to side."""
+    return sum(max(map(len, column)) + 1 for column in zip(*lines)) + 1
+
+
+def fit_columns(lines: list[list[str]], most: int) -> tuple[list[list[str]], int]:
+    """The columns that fit into so many letters, in their order, and how many do not: the first, which names the run
+    and takes a third at most, then the results, the settings last."""
+    columns = [list(column) for column in zip(*lines)]
+    first = lines[0].index("state")
+    room, kept = most - 1 - min(max(map(len, columns[0])), most // 3) - 1, [0]
+    for i in [*range(first, len(columns)), *range(1, first)]:
+        need = max(map(len, columns[i])) + 1
+        if need <= room:
+            room -= need
+            kept.append(i)
+    return [[line[i] for i in sorted(kept)] for line in lines], len(columns) - len(kept)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from configs.overrides import quote_place
 from diffusion import commands
 from diffusion.data.files.decode import open_image
 from diffusion.evaluation.subjects import pair_names
+from diffusion.pictures import arrange_by_condition
 from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults
 from diffusion.runs.run import Run
@@ -23,6 +24,7 @@ from diffusion.sampling.inputs import LONGEST, name_files
 from diffusion.sampling.selection import MOST, parse
 from diffusion.training.callbacks.checkpoint import Checkpoint
 from diffusion.training.module import Training
+from scripts.sweep_table import fit_columns, width
 
 QUIET = [*DIGITS, "callbacks.pictures.count=0", "run.name=x"]
 
@@ -193,3 +195,100 @@ class TestPlaces:
         ("run.name=it's", "run.name='it\\'s'"), ("--help", "--help"), ("text=a b", "text=a b")])
     def test_what_hydra_would_not_read_is_quoted(self, typed, quoted):
         assert quote_place(typed) == quoted
+
+
+def write_classes(folder, classes, count=4):
+    for c, name in enumerate(classes):
+        for i in range(count):
+            path = folder / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (20 * i, 20 * c, 160)).save(path)
+
+
+FOLDER = [*QUIET, "data=folder", "data.size=16", "data.cache=false"]
+
+
+class TestNamesOfClasses:
+    """A person has names of classes; numbers are ours."""
+
+    @pytest.fixture(scope="class")
+    def run(self, tmp_path_factory):
+        place = tmp_path_factory.mktemp("classes")
+        write_classes(place / "data", [str(i) for i in range(12)], 2)
+        return train(place, *FOLDER, f"data.root={place / 'data'}", "max_steps=1")
+
+    @pytest.mark.parametrize(("typed", "number"), [("label=2", 2), ("label='2'", 4), ("label='10'", 2)])
+    def test_a_name_counts_when_it_is_quoted(self, run, typed, number, tmp_path):
+        said = done("sample.py", f"run={run.folder}", typed, "samples=0-1", "sampler.num_steps=1", f"out={tmp_path}")
+        manifest = json.loads((tmp_path / "manifest.json").read_text())
+        assert [one["condition"]["label"] for one in manifest["samples"]] == [number, number]
+        names = sorted(str(i) for i in range(12))
+        assert manifest["words"] == {"label": names}
+        assert f"samples to draw: 2 of 2 ({names[number]})" in said
+
+    def test_a_grid_of_one_class_bears_its_name(self):
+        assert arrange_by_condition(["cat"] * 5) == (None, ["cat"])
+
+
+class TestFewImages:
+    def test_without_held_out_images(self, tmp_path, caplog):
+        write_classes(tmp_path / "data", ["a", "b"])
+        with caplog.at_level("INFO"):
+            run = train(tmp_path, *FOLDER, f"data.root={tmp_path / 'data'}", "data.held_out=0", "max_steps=1",
+                        "callbacks.pictures.count=2")
+        assert "8 training and 0 held-out images" in caplog.text
+        assert "no images are held out" in caplog.text
+        assert len(list(run.pictures.glob("*.png"))) == 2
+
+    def test_one_image(self, tmp_path):
+        write_classes(tmp_path / "data", ["a"], 1)
+        run = train(tmp_path, *FOLDER, f"data.root={tmp_path / 'data'}", "max_steps=1", "batch=1")
+        assert 1 in checkpoint.list_checkpoints(run.checkpoints)
+
+    def test_a_classifier_needs_them(self, tmp_path):
+        write_classes(tmp_path / "data", ["a", "b"])
+        with pytest.raises(UserError, match="no images in the test split"):
+            train(tmp_path, "experiment=classifier_digits", "debug=fast", "data=folder", "data.size=16",
+                  "data.cache=false", f"data.root={tmp_path / 'data'}", "data.held_out=0", "run.name=x")
+
+
+class TestACompleteRun:
+    @pytest.fixture(scope="class")
+    def command(self, tmp_path_factory):
+        place = tmp_path_factory.mktemp("complete")
+        write_classes(place / "data", ["a", "b"])
+        command = [place, *FOLDER, f"data.root={place / 'data'}", "max_steps=1"]
+        train(*command)
+        return command
+
+    def test_it_is_complete(self, command, caplog):
+        with caplog.at_level("INFO"):
+            train(*command)
+        assert "this run is complete" in caplog.text
+
+    def test_in_another_place(self, command, tmp_path, caplog):
+        shutil.copytree(command[0] / "data", tmp_path / "data")
+        with caplog.at_level("INFO"):
+            train(*command, f"data.root={tmp_path / 'data'}")
+        assert "this run is complete" in caplog.text
+
+    @pytest.mark.parametrize("classes", [["a", "c"], ["a", "b", "c"]])
+    def test_other_images(self, command, tmp_path, classes):
+        write_classes(tmp_path / "data", classes)
+        with pytest.raises(UserError, match="the images are not those"):
+            train(*command, f"data.root={tmp_path / 'data'}")
+
+    def test_no_images(self, command):
+        with pytest.raises(UserError, match=r"data\.root is null"):
+            train(*command, "data.root=null")
+
+
+def test_a_table_that_is_too_wide_both_ways_shows_what_fits():
+    head = ["run", *(f"setting{i}" for i in range(30)), "state", "step"]
+    lines = [head, *([f"{'x' * 50}{i}", *("value" * 4 for _ in range(30)), "done", "5"] for i in range(38))]
+    shown, left_out = fit_columns(lines, 80)
+    assert {"run", "state", "step"} <= set(shown[0])
+    assert left_out + len(shown[0]) == len(head)
+    assert left_out
+    assert len(shown) == len(lines)
+    assert width([line[1:] for line in shown]) + 80 // 3 <= 80

@@ -151,8 +151,14 @@ class Data(ABC):
             raise UserError(f"the split {name!r}", "one of " + ", ".join(SPLITS), "name one of these")
         images = self._part(name)
         if len(images) == 0:
-            raise UserError(f"no images in the {name} split", "at least one", "data.held_out=0.1, or more images")
+            raise UserError(f"no images in the {name} split", "at least one",
+                            f"data.held_out=0.1 in the training, or more images than {len(self._part('train'))}")
         return images
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are images in the test split."""
+        return len(self._part("test")) > 0
 
     def fingerprint(self) -> str:
         """A hash of pixels, signals and class names of both splits: equal content has equal fingerprints anywhere."""

@@ -26,6 +26,7 @@ from diffusion.sampling.job import Job
 from diffusion.sampling.manifest import Manifest, Sample, describe_part, folder_name
 from diffusion.sampling.trajectory import Trajectory
 from diffusion.sampling.watchers import Bar
+from models.readers import ClassReader
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,10 @@ def sample(cfg: DictConfig) -> Path:
     record = {"run": str(cfg.run), "checkpoint": stamp, "sampler": describe_part(settings["sampler"]),
               "guidance": describe_part(settings["guidance"]), "settings": settings,
               "environment": describe_environment()}
+    words = {name: reader.words for name, reader in model.readers().items()
+             if isinstance(reader, ClassReader) and reader.words}
+    if words:
+        record["words"] = words
     folder = Path(str(cfg.out)) if cfg.out else run.folder / "samples" / folder_name(settings, stamp)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +87,7 @@ def draw(job: Job, manifest: Manifest) -> None:
     if film:
         shown["trajectory.webp"] = {"samples": names[:film.count], **to_plain(cfg.animation)}
     todo = {i for i, entry in enumerate(asked) if cfg.overwrite or not manifest.has(entry)}
-    log.info("samples to draw: %d of %d%s", len(todo), len(asked),
+    log.info("samples to draw: %d of %d%s%s", len(todo), len(asked), _list_captions(job),
              "; overwrite=true draws the others again" if len(todo) < len(asked) else "")
     if not todo and manifest.shows(shown):
         return
@@ -130,6 +135,14 @@ def draw(job: Job, manifest: Manifest) -> None:
         film.save(manifest.folder / "trajectory.webp", cfg.animation.fps)
     manifest.pictures |= shown
     manifest.write()
+
+
+def _list_captions(job: Job) -> str:
+    """The conditions of the samples, for the log: the classes by their names, whatever was typed."""
+    captions = list(dict.fromkeys(job.caption(job.asked[:GRID])))
+    if not captions:
+        return ""
+    return f" ({'; '.join(captions[:12])}{'; ...' if len(captions) > 12 else ''})"
 
 
 def require_finite(images: Tensor, some: Sequence[Sample]) -> None:

@@ -20,6 +20,7 @@ from configs.values import to_plain
 from diffusion.begin import begin, select_trainable
 from diffusion.data.base import Data
 from diffusion.model import Model
+from diffusion.runs import checkpoint
 from diffusion.runs.identity import extract_identity, hash_identity
 from diffusion.runs.origins import fix_steps
 from diffusion.runs.run import Run
@@ -40,9 +41,10 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
     Ends the process with 128 + the signal's number when a signal stopped the training.
     """
     data: Data = construct(cfg.data)
-    images, held_out = data.split("train"), data.split("test")
+    images = data.split("train")
+    held_out = data.split("test") if data.holds_out else None
     described = data.described
-    log.info("data: %d training and %d held-out images of %d px%s", len(images), len(held_out), data.size,
+    log.info("data: %d training and %d held-out images of %d px%s", len(images), len(held_out or ()), data.size,
              "".join(f", {words['num_classes']} classes" if name == "label" else f", {name}"
                      for name, words in described.items()))
     config = fix_steps({**to_plain(cfg), "origin": dict(origins or {})}, origins or {})
@@ -61,9 +63,7 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
         if "optimizers" not in content:
             raise UserError(f"{run.folder} was made of another run without training", "a run that train.py has begun",
                             "run.name=ANOTHER_NAME, which may begin with this one: begin=base")
-        if content["data"] != training.fingerprint:
-            raise UserError(f"the images are not those with which {run.folder} was begun", "the same data sets",
-                            "data.root=WHERE_THEY_WERE, or run.name=ANOTHER_NAME to begin anew")
+        require_same_images(content, training.fingerprint, run)
         training.restore(content)
         log.info("resuming at step %d", training.step)
     if content is None and model.space.count:
@@ -89,7 +89,11 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
                         "diffusion.training.callbacks.checkpoint.Checkpoint among them",
                         "callbacks=default; callbacks.checkpoint.every=0 saves at the end only")
     for callback in callbacks:
-        callback.run, callback.held_out = run, held_out
+        if held_out is None and getattr(callback, "needs_held_out", False):
+            held_out = data.split("test")  # says what to do
+        callback.run, callback.held_out = run, images if held_out is None else held_out
+    if held_out is None:
+        log.info("no images are held out: the pictures show images of the training")
     trainer = lightning_trainer(cfg, run, training, callbacks)
     if trainer.is_global_zero:
         run.record(config)
@@ -100,6 +104,27 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
     if training.step >= cfg.max_steps:
         hint = registry.build("task", model.evaluator.task).hint
         log.info("done: step %d\n%s", training.step, hint.format(run=shlex.quote(str(run.folder))))
+
+
+def require_same_images(content: Mapping[str, Any], fingerprint: str, run: Run) -> None:
+    """Refuse to go on with other images than those of a checkpoint.
+
+    :param fingerprint: of the data and the degradation, see ``diffusion.data.base.Data.fingerprint``
+    :raises UserError: if they differ
+    """
+    if content["data"] != fingerprint:
+        raise UserError(f"the images are not those with which {run.folder} was begun", "the same data sets",
+                        "data.root=WHERE_THEY_WERE, or run.name=ANOTHER_NAME to begin anew")
+
+
+def compare_images(cfg: DictConfig, run: Run) -> None:
+    """Compare the images that the config names with those of a run that is complete.
+
+    :raises UserError: if they differ, or are not there
+    """
+    content = checkpoint.read_latest(run.checkpoints)
+    assert content is not None
+    require_same_images(content, construct(cfg.data).fingerprint() + construct(cfg.degradation).fingerprint(), run)
 
 
 def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: list[Any]) -> L.Trainer:

@@ -77,8 +77,8 @@ def test_shortened():
 
 @pytest.mark.parametrize(("labels", "expected"), [
     ([], (None, [])),
-    (["a"], (None, [])),
-    (["a", "a", "a"], (None, [])),
+    (["a"], (None, ["a"])),
+    (["a", "a", "a"], (None, ["a"])),
     (["a", "a", "b", "b"], (None, [])),
     (["a", "b", "a", "c"], (None, [])),
     (["cat", "dog", "eel"], (3, ["cat", "dog", "eel"])),

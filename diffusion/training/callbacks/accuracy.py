@@ -24,7 +24,7 @@ class Accuracy(StepCallback):
     :param every: steps between two rows, None for the end only
     """
 
-    held_out: ImageSet
+    needs_held_out = True
 
     def __init__(self, every: int | None = 1000):
         self.every = every

@@ -7,14 +7,22 @@ from lightning.pytorch.callbacks import Callback
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
 
+    from diffusion.data.base import ImageSet
     from diffusion.runs.run import Run
     from diffusion.training.module import Training
 
 
 class StepCallback(Callback):
-    """``step`` is called after each optimizer step, on every rank; ``self.run`` is the run folder."""
+    """``step`` is called after each optimizer step, on every rank.
+
+    :ivar run: the run folder
+    :ivar held_out: the images of the test split; where there are none, those of the training
+    :cvar needs_held_out: whether a test split without images is refused
+    """
 
     run: "Run"
+    held_out: "ImageSet"
+    needs_held_out = False
     _seen = -1
 
     def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from configs import registry
-from diffusion.data.base import ImageSet
 from diffusion.training.callbacks.base import StepCallback, due
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ class Pictures(StepCallback):
     :param times: the times of the rows
     :param sampling: overrides on top of the run's own ``sampling``
     """
-
-    held_out: ImageSet
 
     def __init__(self, every: int | None = 1000, count: int = 16, times: list[float] | None = None,
                  sampling: list[str] | None = None):
