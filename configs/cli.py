@@ -15,7 +15,7 @@ from typing import NoReturn
 from omegaconf import DictConfig
 from omegaconf.errors import InterpolationKeyError
 
-from configs.errors import UserError, escape
+from configs.errors import UserError, describe_failure, escape
 from configs.overrides import quote_place
 from configs.registry import plugins, searchpath
 
@@ -53,6 +53,8 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
             if isinstance(error, InterpolationKeyError):
                 error = UserError(str(error).splitlines()[0], "${} of settings that are there",
                                   "the value without ${}")
+            if isinstance(error, OSError):
+                error = describe_failure(error) or error
             if sweep is None and isinstance(error, UserError):
                 stop(str(error), 2)
             if sweep is None:

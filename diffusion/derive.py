@@ -1,6 +1,5 @@
 """Runs that are made of other runs without training: a prior fitted anew, a network changed after its training."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from configs import UserError
 from diffusion.model import Model
 from diffusion.runs import checkpoint
+from diffusion.runs.files import make_folder
 from diffusion.runs.run import Run
 
 
@@ -26,17 +26,14 @@ def derive(source: Run, model: Model, folder: Path, how: Mapping[str, Any], over
     config = {**model.config, "derived": {"run": str(source.folder), "step": model.step,
                                           "checksum": path.name.split(".")[1], **how}}
     run = Run(folder)
-    if (folder / "config.yaml").exists():
-        if not overwrite or not run.config.get("derived"):
-            raise UserError(f"{folder} holds a run", "a new folder", "out=ANOTHER_FOLDER, or overwrite=true to replace "
-                            "a run that was made in this way")
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}", "a folder that can be written",
-                        "out=FOLDER") from error
+    if (folder / "config.yaml").exists() and (not overwrite or not run.config.get("derived")):
+        raise UserError(f"{folder} holds a run", "a new folder", "out=ANOTHER_FOLDER, or overwrite=true to replace "
+                        "a run that was made in this way")
+    make_folder(folder)
     content = {"config": config, **model.weights.split(), "data": checkpoint.read(path)["data"]}
-    checkpoint.save(run.checkpoints, model.step, content)
+    made = checkpoint.save(run.checkpoints, model.step, content)
+    for other in checkpoint.list_checkpoints(run.checkpoints).values():
+        if other != made:
+            other.unlink()
     run.record(config)
     return run

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from diffusion.data.pixels import to_uint8
-from diffusion.runs.files import write_whole
+from diffusion.runs.files import make_folder, write_whole
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,9 @@ def arrange_by_condition(captions: Sequence[str]) -> tuple[int | None, list[str]
 def save_grid(images: Float[Tensor, "n c h w"], path: Path, columns: int | None = None, scale: int | None = None,
               rows: Sequence[str] = (), heads: Sequence[str] = ()) -> Path:
     """A grid of images in [-1, 1] as a file; arguments as for :func:`grid`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid(to_uint8(images), columns, scale, rows, heads).save(path)
+    make_folder(path.parent)
+    picture = grid(to_uint8(images), columns, scale, rows, heads)
+    write_whole(path, lambda file: picture.save(file, "PNG"))
     return path
 
 
@@ -108,7 +109,7 @@ def save_each(images: Float[Tensor, "n c h w"], folder: Path, names: Sequence[st
 
     :param names: of the files
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for image, name in zip(to_uint8(images), names, strict=True):
         array = image.permute(1, 2, 0).numpy()
         picture = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)

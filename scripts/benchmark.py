@@ -37,6 +37,7 @@ from diffusion.metrics.base import Features, MetricInput
 from diffusion.metrics.intervals import assign_groups
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import V
+from diffusion.runs.files import make_folder, write_whole
 from models.attention import AttentionCall
 from models.conditioning import ConditionEncoder, LabelSignal
 from models.context import Context
@@ -320,11 +321,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         report = run(args.subjects, args.rounds, args.device, args.quick)
+        if args.json:
+            make_folder(args.json.parent)
+            write_whole(args.json, json.dumps(report, indent=2) + "\n")
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion.runs.files import make_folder, write_whole
+
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown.
@@ -16,6 +18,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def save_figure(figure: Any, out: Path, dpi: int) -> Path:
     """A figure of matplotlib as a file, in a folder that is made if need be."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=dpi)
+    make_folder(out.parent)
+    write_whole(out, lambda file: figure.savefig(file, dpi=dpi, format=out.suffix[1:] or "png"))
     return out

@@ -27,7 +27,7 @@ from diffusion.data.files.decode import DEEP_GREY, explain, read_upright, to_eig
 from diffusion.data.files.layout import layout
 from diffusion.data.files.progress import progress
 from diffusion.data.files.threads import in_order
-from diffusion.runs.files import write_whole
+from diffusion.runs.files import make_folder, write_whole
 
 INDEX = "index.json"
 SHOWN = 10
@@ -57,12 +57,8 @@ def prepare(source: Path, out: Path, size: int | None = None, count: int | None 
     if out.resolve() == source.resolve():
         raise UserError(f"{out} as source and as result", "another file for the result", "another name")
     index: dict[str, Any] = {}
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, lambda file: index.update(_write(source, file, size, count, skip_broken)))
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror})", "a folder with room that can be written",
-                        "another path for the result") from error
+    make_folder(out.parent)
+    write_whole(out, lambda file: index.update(_write(source, file, size, count, skip_broken)))
     return index
 
 

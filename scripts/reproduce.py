@@ -27,7 +27,7 @@ from configs import UserError
 from configs.cli import child, command
 from configs.registry import closest
 from configs.values import require_values, to_plain
-from diffusion.runs.files import write_whole
+from diffusion.runs.files import make_folder, write_whole
 from diffusion.runs.run import Run
 
 
@@ -140,7 +140,7 @@ def reproduce(plan: Plan) -> Outcome:
 
 def save(plan: Plan, outcome: Outcome) -> None:
     """Write what there is, as JSON and as Markdown."""
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(plan.folder)
     content = {"table": plan.name, "rows": {name: report.plain() for name, report in outcome.reports.items()},
                "paper": {row.name: row.paper for row in plan.rows}, "orders": orders(plan, outcome),
                "failed": outcome.failed, "commands": commands(plan)}

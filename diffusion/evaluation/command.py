@@ -11,7 +11,7 @@ from configs import registry
 from diffusion.evaluation.bench import EvaluationContext
 from diffusion.evaluation.report import Report, compare, folder_name, show_comparison
 from diffusion.evaluation.subjects import ImagesSubject, PairsSubject, Subject
-from diffusion.runs.files import write_whole
+from diffusion.runs.files import make_folder, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ def measure_subject(cfg: DictConfig) -> tuple[Report, Path]:
         log.info("measured before; overwrite=true measures again")
         (folder / "evaluation.json").touch()  # the newest is the one that was asked for last
         return report, folder
+    make_folder(folder)  # before the work: a run may lie on a disk that cannot be written
     report = asked.measure(folder)
     report.save(folder)
     return report, folder

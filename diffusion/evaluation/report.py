@@ -15,8 +15,9 @@ from configs import UserError
 from configs.values import hash_plain, list_differences
 from diffusion.data.files.images import size
 from diffusion.metrics.intervals import MetricValue, difference
+from diffusion.runs import checkpoint
 from diffusion.runs.environment import describe_environment
-from diffusion.runs.files import write_whole
+from diffusion.runs.files import make_folder, write_whole
 
 Numbers = dict[str, MetricValue]
 """By name."""
@@ -50,9 +51,10 @@ class Report:
 
     def save(self, folder: Path) -> None:
         """Write ``evaluation.json``, and ``parts.pt`` with the parts of each number, by which it can be compared."""
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save({name: {key: number.pseudo_values for key, number in numbers.items()}
-                    for name, numbers in self.sets.items()}, folder / "parts.pt")
+        make_folder(folder)
+        parts = {name: {key: number.pseudo_values for key, number in numbers.items()}
+                 for name, numbers in self.sets.items()}
+        write_whole(folder / "parts.pt", checkpoint.dump(parts))
         write_whole(folder / "evaluation.json", json.dumps(self.plain(), indent=2))
 
     @classmethod

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from configs import UserError
+from configs.errors import WriteError
 from diffusion.data.base import CHUNK
 from diffusion.data.files.index import default_cache
 from diffusion.data.files.progress import progress
 from diffusion.metrics.base import Features, Images
 from diffusion.metrics.extractors.base import Extractor
-from diffusion.runs.files import write_whole
+from diffusion.runs import checkpoint
+from diffusion.runs.files import make_folder, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +49,9 @@ def features(images: Images, extractor: Extractor, what: str, known: str | None 
             return found
     result = _extract(images, extractor, what)
     if path is not None:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = {"values": result.values, "logits": result.logits}
-            write_whole(path, lambda file: torch.save(content, file))
+        with contextlib.suppress(OSError, WriteError):  # a cache that cannot be written costs time only
+            make_folder(path.parent)
+            write_whole(path, checkpoint.dump({"values": result.values, "logits": result.logits}))
     return result
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from configs import UserError
-from diffusion.runs.files import write_whole
+from diffusion.runs.files import make_folder, write_whole
 from diffusion.runs.run import FORMAT
 
 log = logging.getLogger(__name__)
@@ -26,16 +26,21 @@ log = logging.getLogger(__name__)
 
 def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
     """Write ``content`` as the checkpoint of ``step``; it appears whole or not at all."""
-    buffer = io.BytesIO()
-    torch.save(intern_words({"format": FORMAT, "step": step, **content}), buffer)
-    data = buffer.getvalue()
+    data = dump(intern_words({"format": FORMAT, "step": step, **content}))
     path = folder / f"step-{step:08d}.{_checksum(data)}.pt"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_whole(path, data)
     for other in folder.glob(f"step-{step:08d}.*.pt"):
         if other != path:  # a damaged one, or of a run that was begun again
             other.unlink(missing_ok=True)
     return path
+
+
+def dump(content: Any) -> bytes:
+    """The bytes of a file of tensors and plain data."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def intern_words(node: Any) -> Any:

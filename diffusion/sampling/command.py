@@ -19,6 +19,7 @@ from diffusion.loading import load
 from diffusion.pictures import arrange_by_condition, save_each, save_grid
 from diffusion.runs import checkpoint
 from diffusion.runs.environment import describe_environment
+from diffusion.runs.files import make_folder
 from diffusion.runs.memory import peak
 from diffusion.runs.run import Run
 from diffusion.sampling.inputs import find_root, log_changes
@@ -54,11 +55,7 @@ def sample(cfg: DictConfig) -> Path:
     if words:
         record["words"] = words
     folder = Path(str(cfg.out)) if cfg.out else run.folder / "samples" / folder_name(settings, stamp)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}", "a folder that can be written",
-                        "out=FOLDER") from error
+    make_folder(folder)
     draw(job, Manifest(folder, record, cfg.overwrite))
     log.info("pictures: %s", folder)
     return folder

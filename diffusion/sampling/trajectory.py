@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion.data.pixels import to_uint8
 from diffusion.pictures import add_captions, grid
+from diffusion.runs.files import make_folder, write_whole
 from samplers.protocol import Callback, LoopState
 
 HELD = 1000
@@ -58,8 +59,9 @@ class Trajectory(Callback):
         """An animated WebP without loss, which begins again after its last picture."""
         first, *rest = self.pictures()
         durations = [1000 // fps] * len(rest) + [HELD]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, lossless=True)
+        make_folder(path.parent)
+        write_whole(path, lambda file: first.save(file, "WEBP", save_all=True, append_images=rest, duration=durations,
+                                                  loop=0, lossless=True))
         return path
 
 

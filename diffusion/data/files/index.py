@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import UInt8
 
-from configs.errors import UserError
+from configs.errors import UserError, WriteError
 from configs.values import hash_plain
 from diffusion.data.base import digest
 from diffusion.data.files.archive import SUFFIXES, Archive, Entry, describe_others, open_archive
@@ -175,10 +175,11 @@ class _Decoding:
             write_whole(store, write)
             write_whole(store.with_suffix(".json"), lambda file: file.write(json.dumps(record).encode()))
             return _index(record, _mapped(store, len(record["names"]), self.shape))
-        except OSError as error:
+        except (OSError, WriteError) as error:
+            reason = error.got if isinstance(error, WriteError) else error
             logger.warning("the decoded images cannot be kept in %s (%s); they stay in memory and will be decoded "
                            "again the next time; data.cache=/a/folder/that/can/be/written avoids that", store.parent,
-                           error)
+                           reason)
             return None
 
 

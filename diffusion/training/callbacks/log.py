@@ -1,6 +1,7 @@
 """Metrics to a CSV file, to Lightning's loggers, and to the person who waits."""
 
 import csv
+import io
 import logging
 import math
 import time
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from configs import UserError
+from diffusion.runs.files import append_whole, write_whole
 from diffusion.training.callbacks.base import StepCallback, due
 from diffusion.training.module import BINS
 
@@ -102,11 +104,12 @@ class Log(StepCallback):
 def append(path: Path, row: Mapping[str, float | None]) -> None:
     """One more row, with a header if the file is new; a file that was begun with other columns keeps those."""
     header = path.read_text().partition("\n")[0] if path.exists() else ""
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, header.split(",") if header else list(row), extrasaction="ignore")
-        if not header:
-            writer.writeheader()
-        writer.writerow(row)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, header.split(",") if header else list(row), extrasaction="ignore")
+    if not header:
+        writer.writeheader()
+    writer.writerow(row)
+    append_whole(path, text.getvalue())
 
 
 def rewind(path: Path, step: int) -> None:
@@ -115,4 +118,4 @@ def rewind(path: Path, step: int) -> None:
         return
     header, *rows = path.read_text().splitlines() or [""]
     kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= step]
-    path.write_text("\n".join([header, *kept]) + "\n")
+    write_whole(path, "\n".join([header, *kept]) + "\n")
