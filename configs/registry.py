@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import entry_points
@@ -121,6 +122,9 @@ def build(group: str, name: str, **overrides: Any) -> Any:
     return construct(node(group, name, **plain), **made)
 
 
+LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "PIL", "hydra", "omegaconf", "lightning", "wandb", "einops",
+             "rich", "yaml", "jaxtyping", "pip", "setuptools", "fsspec", "safetensors", "huggingface_hub", "matplotlib")
+"""Packages without classes for a config: nobody has a reason to allow them."""
 MOVED: dict[str, str] = {}
 """{old: new} ``_target_`` of the classes that have moved since runs of format 2 were first written."""
 
@@ -133,11 +137,16 @@ def locate(target: str, packages: Sequence[str] | None = None, role: type | tupl
         count, and nothing outside the packages is imported.
     :raises UserError: if it does not exist or is not allowed
     """
+    if not isinstance(target, str):
+        raise UserError(f"_target_: {target}", "the name of a class, package.module.Class", "another _target_")
     target = MOVED.get(target, target)
     module, _, name = target.rpartition(".")
     if packages is not None and target.split(".")[0] not in packages:
+        package = target.split(".")[0]
+        ours = package in sys.stdlib_module_names or package in LIBRARIES
         raise UserError(f"_target_: {target}", f"a class of {', '.join(packages)}",
-                        f"allow=[{target.split('.')[0]}] if you trust that package")
+                        "do not load files from people whom you do not trust" if ours else
+                        f"allow=[{package}] if you trust that package")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -95,6 +95,65 @@ def drop_keys(config: Any, keys: Sequence[str]) -> Any:
     return [drop_keys(value, keys) for value in config] if isinstance(config, list) else config
 
 
+MOST_NODES, DEEPEST, LONGEST_WORD = 20_000, 40, 100_000
+"""Bounds of plain data that somebody else has written: lists that share their items can stand for any number of them.
+"""
+
+
+def require_plain(content: Any, what: str) -> None:
+    """Refuse what is no plain data (nested lists and mappings with words as keys, of words, numbers, truth values and
+    None), or too much of it.
+
+    :param what: is looked at, for messages
+    :raises UserError: naming what is wrong
+    """
+
+    def refuse(why: str) -> UserError:
+        return UserError(f"{what}: {why}", "plain data, as train.py writes them",
+                         "do not use files of people whom you do not trust")
+
+    stack, count = [(content, 0)], 0
+    while stack:
+        node, depth = stack.pop()
+        count += 1
+        if count > MOST_NODES or depth > DEEPEST:
+            raise refuse(f"more than {MOST_NODES} entries" if count > MOST_NODES else f"deeper than {DEEPEST} levels")
+        if isinstance(node, Mapping):
+            if not all(isinstance(key, str | int) for key in node):
+                raise refuse("a key that is no word")
+            stack += [(value, depth + 1) for value in node.values()]
+        elif isinstance(node, list | tuple):
+            stack += [(value, depth + 1) for value in node]
+        elif not isinstance(node, str | int | float | bool | None):
+            raise refuse(f"an entry of type {type(node).__name__}")
+        elif isinstance(node, str) and len(node) > LONGEST_WORD:
+            raise refuse(f"a word of {len(node)} letters")
+
+
+MOST = 2**24
+"""Bound of whole numbers in what a stranger's config says of its parts."""
+
+
+def require_modest(content: Any, what: str) -> None:
+    """Refuse plain data with whole numbers above ``MOST``, of which something would be made; a ``seed`` may be any.
+
+    :raises UserError: naming the first
+    """
+    for path, value in list_leaves(content, what):
+        if isinstance(value, int) and abs(value) > MOST and not path.endswith("seed"):
+            raise UserError(f"{path}: {value}", f"a number of at most {MOST}",
+                            "do not use files of people whom you do not trust")
+
+
+def list_leaves(content: Any, path: str = "") -> list[tuple[str, Any]]:
+    """The single values in plain data, by their dotted keys."""
+    if isinstance(content, list):
+        content = dict(enumerate(content))
+    if not isinstance(content, Mapping):
+        return [(path, content)]
+    return [row for key, value in content.items() for row in list_leaves(value, f"{path}.{key}".strip("."))]
+
+
 def has_interpolation(config: Any) -> bool:
     """Whether ``${`` stands anywhere in plain data, in a key or a value."""
     if isinstance(config, Mapping):

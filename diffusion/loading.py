@@ -1,13 +1,17 @@
 """Trained models, from their run folders."""
 
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from configs import UserError, construct, registry
 from configs.overrides import check_recipe
-from configs.values import drop_keys
+from configs.values import drop_keys, require_modest
 from diffusion.data.base import Data
 from diffusion.model import Model
 from diffusion.runs import checkpoint
@@ -36,9 +40,9 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
     if content is None:
         raise UserError(f"no checkpoint in {folder.folder} yet", "a run that has saved once",
                         "wait, or train on: callbacks.checkpoint.every=100")
-    check_recipe(content["config"]["sampling"], folder.root)
-    model = Model(content["config"], packages=(*registry.trusted(), *allow))
-    model.weights.load_state_dict(checkpoint.merge_state(content, weights))
+    check_recipe(content["config"].get("sampling") or [], folder.root)
+    model = rebuild(content["config"], checkpoint.merge_state(content, weights), str(run),
+                    (*registry.trusted(), *allow))
     model.step, model.name = content["step"], str(run)
     model.weights.eval().requires_grad_(False)
     try:
@@ -46,6 +50,67 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device={device}: {reason}", "a device that this machine has", "device=cpu") from error
+
+
+PARTS = ("data", "model", "condition", "degradation", "objective", "space", "prior")
+"""What the config of a run describes."""
+
+
+def rebuild(config: dict[str, Any], state: Mapping[str, Tensor], what: str, packages: Sequence[str]) -> Model:
+    """The model of a config that somebody else may have written, with its weights.
+
+    :param what: is rebuilt, for messages
+    :raises UserError: whatever is wrong with it
+    """
+    missing = [name for name in (*PARTS, "seed", "precision", "sampling") if name not in config]
+    if missing or not all(isinstance(config[name], Mapping) for name in PARTS):
+        raise UserError(f"the config of {what} lacks {', '.join(missing) or 'a part, or has something else there'}",
+                        "the config that train.py wrote", "another checkpoint or run")
+    for name in PARTS:
+        require_modest(config[name], name)
+    try:
+        require_size(config, state, packages)
+        model = Model(config, packages=packages)
+        model.weights.load_state_dict(state)
+    except UserError:
+        raise
+    # What the classes make of arguments that mean nothing to them: anything.
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{what} cannot be rebuilt: {type(error).__name__}: {reason} "
+                        f"({Path(place.filename).name}, line {place.lineno})", "a checkpoint of this version",
+                        "another checkpoint or run") from error
+    return model
+
+
+def require_size(config: Mapping[str, Any], state: Mapping[str, Tensor], packages: Sequence[str]) -> None:
+    """Refuse a network or an encoder with more weights than the file has, before memory is taken for it: they are built
+    without any, on the device ``meta``.
+
+    :raises UserError: naming both numbers
+    """
+    there = sum(value.numel() for value in state.values())
+    seen = 0
+
+    def count(module: nn.Module, name: str, value: Tensor | None) -> None:
+        nonlocal seen
+        seen += 0 if value is None else max(1, value.numel())
+        if seen > there:
+            raise UserError(f"a config that describes more than the {there} weights of its file", "the config of these "
+                            "weights", "do not use files of people whom you do not trust")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        for name in ("model", "condition"):
+            with torch.device("meta"):
+                construct(config[name], packages=packages, role=nn.Module)
+    except UserError:
+        raise
+    except Exception:
+        pass  # a class that computes with its weights when it is made; what is wrong shows when it is really built
+    finally:
+        handle.remove()
 
 
 def build_data(model: Model, root: str | None, packages: Sequence[str]) -> Data:

@@ -6,6 +6,9 @@ for more steps than there are levels is refused.
 
 from configs import UserError
 
+MOST = 100_000
+"""Steps of a grid."""
+
 
 class Grid:
     """``grid(num_steps, levels, start)``: ``num_steps + 1`` falling times, the last one 0.
@@ -19,8 +22,8 @@ class Grid:
         n = num_steps if num_steps is not None or not levels else round(start * levels)
         if n is None:
             raise UserError("num_steps=null for a degradation without levels", "a number", "sampler.num_steps=50")
-        if n < 1:
-            raise UserError(f"num_steps={n} from t = {start:g}", "at least 1", "sampler.num_steps=50")
+        if not 1 <= n <= MOST:
+            raise UserError(f"num_steps={n} from t = {start:g}", f"1 to {MOST}", "sampler.num_steps=50")
         if levels and n > round(start * levels):
             raise UserError(f"num_steps={n} from t = {start:g}", f"at most the {round(start * levels)} levels below",
                             f"sampler.num_steps={round(start * levels)}, or null for all of them")

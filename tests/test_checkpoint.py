@@ -42,9 +42,14 @@ def rewrite(run: Run, change) -> None:
     checkpoint.save(run.checkpoints, content.pop("step"), content)
 
 
+def fill(**content):
+    """What a checkpoint has to have."""
+    return {"raw": {}, "ema": {}, "frozen": {}, "config": {}, "data": "", **content}
+
+
 class TestFiles:
     def test_round_trip(self, tmp_path):
-        content = {"raw": {"w": torch.arange(3.0)}, "config": {"a": [1, None, "x"]}}
+        content = fill(raw={"w": torch.arange(3.0)}, config={"a": [1, None, "x"]})
         path = checkpoint.save(tmp_path, 7, content)
         assert checkpoint.list_checkpoints(tmp_path) == {7: path}
         found = checkpoint.read(path)
@@ -62,7 +67,7 @@ class TestFiles:
     def test_damaged_ones_are_passed_over_unless_there_are_no_others(self, tmp_path):
         assert checkpoint.read_latest(tmp_path) is None
         for step in (1, 2):
-            checkpoint.save(tmp_path, step, {})
+            checkpoint.save(tmp_path, step, fill())
         checkpoint.list_checkpoints(tmp_path)[2].write_bytes(b"")
         newest = checkpoint.read_latest(tmp_path)
         assert newest is not None
@@ -95,7 +100,7 @@ class TestFiles:
             checkpoint.read(tmp_path / "weights.pt")
 
     def test_a_crash_before_the_end_leaves_nothing_to_be_found(self, tmp_path, monkeypatch):
-        first = checkpoint.save(tmp_path, 1, {"raw": {}})
+        first = checkpoint.save(tmp_path, 1, fill())
 
         def crash(self, target):
             raise OSError("power cut")
@@ -115,7 +120,7 @@ class TestFiles:
                                                              (0, [], [1, 2, 3, 4, 5]), (9, [], [1, 2, 3, 4, 5])])
     def test_retention(self, tmp_path, keep, milestones, left):
         for step in range(1, 6):
-            checkpoint.save(tmp_path, step, {})
+            checkpoint.save(tmp_path, step, fill())
         checkpoint.prune(tmp_path, keep, milestones)
         assert list(checkpoint.list_checkpoints(tmp_path)) == left
 

@@ -1,6 +1,5 @@
 """What is at hand for an evaluation: model, data, metrics, and the networks that look at images."""
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from diffusion.model import Model
 from diffusion.recipe import Recipe
 from diffusion.runs import checkpoint
 from diffusion.runs.run import Run
+from diffusion.sampling.manifest import read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -227,11 +227,10 @@ def find_images(root: str, option: str = "images") -> tuple[Files, dict[str, Any
     :raises UserError: if there are none
     """
     folder = Path(str(root)).expanduser()
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        samples = manifest["samples"]
-    except (OSError, ValueError, KeyError, TypeError):
+    manifest = read_manifest(folder, f"{option}=ANOTHER_FOLDER, or remove manifest.json to measure all images there")
+    if manifest is None:
         return Files(folder, option=option), {}
+    samples = manifest["samples"]
     return Files(folder, [s["file"] for s in samples], [s["condition"] for s in samples], option), manifest
 
 

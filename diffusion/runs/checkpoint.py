@@ -12,12 +12,14 @@ import io
 import logging
 import re
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from configs import UserError
+from configs.values import require_plain
 from diffusion.runs.files import make_folder, write_whole
 from diffusion.runs.run import FORMAT
 
@@ -72,6 +74,9 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged (its checksum is {_checksum(data)})", f"the checksum {stamp[1]}",
                         "remove it: an earlier checkpoint is used")
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as parts:
+            if sum(part.file_size for part in parts.infolist()) > len(data):
+                raise ValueError("its parts are longer than the file")  # compressed, to any size
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint fail in many ways
         reason = [*str(error).splitlines(), type(error).__name__][0]
@@ -80,7 +85,33 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of format {FORMAT}",
                         "a file written by train.py since version 0.2", "train again, or use the version that wrote it")
+    require_content(path, content)
     return content
+
+
+def require_content(path: Path, content: dict[str, Any]) -> None:
+    """Refuse the content of a checkpoint that lacks something, or has something else in its place.
+
+    :raises UserError: naming the first
+    """
+    kinds = {"step": int, "config": dict, "data": str, "raw": dict, "ema": dict, "frozen": dict}
+    wrong = [f"{name} is {describe_kind(content.get(name))}" for name, kind in kinds.items()
+             if type(content.get(name)) is not kind]
+    wrong += [f"{kind} has a {describe_kind(value)} in it, {name}" for kind in ("raw", "ema", "frozen")
+              if isinstance(content.get(kind), dict) for name, value in content[kind].items()
+              if not isinstance(name, str) or not isinstance(value, torch.Tensor)]
+    step = re.fullmatch(r"step-(\d+)\..*", path.name)
+    if not wrong and step and int(step[1]) != content["step"]:
+        wrong.append(f"its step is {content['step']}")
+    if wrong:
+        raise UserError(f"{path} is not a checkpoint of this version: {wrong[0]}", "a file written by train.py",
+                        "another checkpoint or run")
+    require_plain(content["config"], f"the config in {path}")
+
+
+def describe_kind(value: Any) -> str:
+    """The type of a value, for messages."""
+    return "missing" if value is None else type(value).__name__
 
 
 def read_latest(folder: Path) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -27,17 +28,41 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from configs import UserError
-from configs.values import has_interpolation, list_differences, to_plain
+from configs.errors import WriteError
+from configs.values import has_interpolation, list_differences, require_plain, to_plain
 from diffusion.runs.environment import describe_environment
 from diffusion.runs.files import write_whole
 from diffusion.runs.identity import check_name, extract_identity, hash_identity, name_job, take_filled
 
+log = logging.getLogger(__name__)
+
 FORMAT = 2
 """Of run folders and checkpoints. What this version writes, later versions read."""
+
+
+MOST_BYTES = 2**20
+"""Bytes of a config file that is read."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file that somebody else may have written, as plain data; nothing in it is resolved.
+
+    :raises ValueError: if it is none, too long, or has an alias, by which a few lines can stand for any number
+    """
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES} bytes")
+    text = path.read_text()
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise ValueError("it has an alias in it")
+    config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    if not isinstance(config, dict):
+        raise ValueError("it holds no mapping")
+    return {str(key): value for key, value in config.items()}
 
 
 class Run:
@@ -75,13 +100,16 @@ class Run:
         except OSError as error:
             raise UserError(f"cannot write to {run.folder}: {error.strerror}", "a folder that can be written",
                             "run.root=FOLDER") from error
+        if run.checkpoints.exists() and not run.checkpoints.is_dir():
+            raise UserError(f"{run.checkpoints} is no folder", "the place of the checkpoints",
+                            "remove or rename that file")
         if any(run.checkpoints.glob("*.pt")):
             run._compare(mine)
         return run
 
     def record(self, config: dict[str, Any]) -> None:
         """Write down the resolved config and the environment, once nothing stands in the way of the training."""
-        write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({"format": FORMAT, **config})))
+        self._write_config(config)
         write_whole(self.folder / "environment.json", json.dumps(describe_environment(), indent=2))
 
     def complete(self, max_steps: int) -> int | None:
@@ -114,6 +142,8 @@ class Run:
         :raises UserError: if there is none, naming those that exist nearby
         """
         path = Path(folder).expanduser()
+        if not (path / "config.yaml").is_file() and any(path.glob("checkpoints/step-*.*.pt")):
+            return cls(path)  # its checkpoints have the config, too
         if not (path / "config.yaml").is_file():
             inside, near = (sorted(str(p.parent) for p in islice(place.glob("*/config.yaml"), 100))[:5]
                             for place in (path, path.parent))
@@ -143,17 +173,40 @@ class Run:
         """
         path = self.folder / "config.yaml"
         try:
-            config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        except (OSError, ValueError, YAMLError) as error:
-            raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}", "the file that train.py wrote",
-                            "another run") from error
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            config = read_yaml(path)
+        except (OSError, ValueError, YAMLError, RecursionError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            return self._recover(UserError(f"{path} cannot be read: {reason}", "the file that train.py wrote",
+                                           "another run"))
+        if config.get("format") != FORMAT:
             raise UserError(f"{path} is not a run of format {FORMAT}", "a run that train.py wrote since version 0.2",
                             "train again, or use the version that wrote it")
         if has_interpolation(config):
             raise UserError(f"{path} has an interpolation in it", "plain values, as train.py writes them",
                             "do not use runs of people whom you do not trust")
-        return {str(key): value for key, value in config.items()}
+        require_plain(config, str(path))
+        return config
+
+    def _recover(self, problem: UserError) -> dict[str, Any]:
+        """The config that the newest checkpoint has, which becomes ``config.yaml`` again.
+
+        :raises UserError: the problem, if there is no checkpoint
+        """
+        from diffusion.runs import checkpoint  # imports torch
+
+        content = checkpoint.read_latest(self.checkpoints)
+        if content is None:
+            raise problem
+        log.warning("%s; the checkpoint of step %d has the config, too", problem.got, content["step"])
+        path = self.folder / "config.yaml"
+        with contextlib.suppress(WriteError, OSError):
+            if path.exists():
+                path.replace(path.with_suffix(".yaml.damaged"))
+            self._write_config(content["config"])
+        return {"format": FORMAT, **content["config"]}
+
+    def _write_config(self, config: dict[str, Any]) -> None:
+        write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({"format": FORMAT, **config})))
 
     def _take(self) -> None:
         # The lock lives as long as the process, however that ends.

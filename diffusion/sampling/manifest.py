@@ -105,13 +105,52 @@ class Manifest:
         self._written = time.monotonic()
 
     def _read(self) -> dict[str, Any]:
-        if not self.path.is_file():
-            return {}
-        try:
-            there = json.loads(self.path.read_bytes())
-            if {"settings", "checkpoint", "samples", "pictures"} <= set(there):
-                return there
-        except (ValueError, TypeError):
-            pass
-        raise UserError(f"{self.path} was not written by this version of sample.py",
-                        "a folder of its samples, or a new one", "out=ANOTHER_FOLDER")
+        return read_manifest(self.folder, "out=ANOTHER_FOLDER") or {}
+
+
+def read_manifest(folder: Path, fix: str) -> dict[str, Any] | None:
+    """The manifest of a folder, which somebody else may have written: what it says of files is about files there.
+
+    :param fix: for messages
+    :returns: None if there is none
+    :raises UserError: if it is not as :class:`Manifest` writes it
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return None
+    try:
+        there = json.loads(path.read_bytes())
+        wrong = find_fault(there)
+    except (ValueError, RecursionError) as error:
+        wrong = str(error) or type(error).__name__
+    if wrong:
+        raise UserError(f"{path} was not written by this version of sample.py: {wrong}",
+                        "a folder of its samples, or a new one", fix)
+    return there
+
+
+def find_fault(manifest: Any) -> str | None:
+    """What is not as it should be in a manifest, in words; None if all is."""
+    if not isinstance(manifest, dict):
+        return "it is no mapping"
+    kinds = {"settings": dict, "checkpoint": dict, "samples": list, "pictures": dict}
+    for name, kind in kinds.items():
+        if not isinstance(manifest.get(name), kind):
+            return f"no {name}" if name not in manifest else f"{name} is a {type(manifest[name]).__name__}"
+    if not isinstance(manifest["settings"].get("input", {}), dict) or \
+            not isinstance(manifest.get("run", ""), str) or not isinstance(manifest.get("seconds", 0.0), int | float):
+        return "settings, run or seconds of another type"
+    for sample in manifest["samples"]:
+        if not isinstance(sample, dict) or not is_file_name(sample.get("file")) \
+                or type(sample.get("index")) is not int or not isinstance(sample.get("condition"), dict) \
+                or not isinstance(sample.get("source"), str | None):
+            return f"the sample {str(sample)[:100]}"
+        if "label" in sample["condition"] and type(sample["condition"]["label"]) is not int:
+            return f"the label of {sample['file']}"
+    odd = next((name for name in manifest["pictures"] if not is_file_name(name)), None)
+    return None if odd is None else f"the picture {odd[:100]}"
+
+
+def is_file_name(name: Any) -> bool:
+    """Whether this is the name of a file in a folder, and leads nowhere else."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
