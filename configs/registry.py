@@ -137,7 +137,7 @@ def locate(target: str, packages: Sequence[str] | None = None, role: type | tupl
         count, and nothing outside the packages is imported.
     :raises UserError: if it does not exist or is not allowed
     """
-    if not isinstance(target, str):
+    if not isinstance(target, str) or not all(map(str.isidentifier, target.split("."))) or "." not in target:
         raise UserError(f"_target_: {target}", "the name of a class, package.module.Class", "another _target_")
     target = MOVED.get(target, target)
     module, _, name = target.rpartition(".")

@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from configs import UserError, construct, registry
 from configs.overrides import check_recipe
 from configs.values import drop_keys, require_modest
-from diffusion.data.base import Data
+from diffusion.data.base import LARGEST, Data
 from diffusion.model import Model
 from diffusion.runs import checkpoint
 from diffusion.runs.run import Run
@@ -40,7 +40,7 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
     if content is None:
         raise UserError(f"no checkpoint in {folder.folder} yet", "a run that has saved once",
                         "wait, or train on: callbacks.checkpoint.every=100")
-    check_recipe(content["config"].get("sampling") or [], folder.root)
+    check_recipe(content["config"].get("sampling", []), folder.root)
     model = rebuild(content["config"], checkpoint.merge_state(content, weights), str(run),
                     (*registry.trusted(), *allow))
     model.step, model.name = content["step"], str(run)
@@ -68,6 +68,10 @@ def rebuild(config: dict[str, Any], state: Mapping[str, Tensor], what: str, pack
                         "the config that train.py wrote", "another checkpoint or run")
     for name in PARTS:
         require_modest(config[name], name)
+    size, channels = config["data"].get("size"), config["data"].get("channels")
+    if type(size) is not int or not 1 <= size <= LARGEST or channels not in (1, 3):
+        raise UserError(f"{what} makes images of {channels} channels and {size} px", f"1 or 3, and 1 to {LARGEST}",
+                        "another checkpoint or run")
     try:
         require_size(config, state, packages)
         model = Model(config, packages=packages)

@@ -371,7 +371,8 @@ def test_what_cannot_be_begun(base, tmp_path, more, words):
 
 
 @pytest.mark.parametrize(("key", "value", "words"), [
-    ("model._target_", "os.system", "whom you do not trust"), ("model._target_", "torch.hub.load", "whom you do not trust"),
+    ("model._target_", "os.system", "whom you do not trust"),
+    ("model._target_", "torch.hub.load", "whom you do not trust"),
     ("model._target_", "diffusion.commands.sample", "a class"), ("model.base", "${oc.env:HOME}", "interpolation"),
     ("seed", "${of:x,y}", "interpolation"), ("condition.signals.label._target_", "guest_evil.Evil", "allow=")])
 def test_a_stranger_has_no_say(base, tmp_path, monkeypatch, key, value, words):

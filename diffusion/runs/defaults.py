@@ -28,7 +28,7 @@ def add_run_defaults(arguments: list[str]) -> list[str]:
     first = next(i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-"))
     run = Run.open(folder)
     config = run.config
-    own = check_recipe(config.get("sampling", []), run.root)
+    own = check_recipe([] if config.get("sampling") is None else config["sampling"], run.root)
     signals = {"label": True, **((config.get("condition") or {}).get("signals") or {})}
     arguments = ask_signals(arguments, [name for name, node in signals.items() if node])
     return [*arguments[:first], *merge_overrides(own, arguments[first:])]

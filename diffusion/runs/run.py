@@ -59,9 +59,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     text = path.read_text()
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
         raise ValueError("it has an alias in it")
-    config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    if not isinstance(config, dict):
+    if not isinstance(yaml.safe_load(text), dict):
         raise ValueError("it holds no mapping")
+    config: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     return {str(key): value for key, value in config.items()}
 
 

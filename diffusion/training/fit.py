@@ -64,13 +64,7 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
             raise UserError(f"{run.folder} was made of another run without training", "a run that train.py has begun",
                             "run.name=ANOTHER_NAME, which may begin with this one: begin=base")
         require_same_images(content, training.fingerprint, run)
-        try:
-            training.restore(content)
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise UserError(f"the checkpoint of step {content['step']} in {run.folder} does not fit this training: "
-                            f"{type(error).__name__}: {reason}", "one that this version of train.py wrote",
-                            "remove it: an earlier one is used; or run.name=ANOTHER_NAME to begin anew") from error
+        training.restore(content)
         log.info("resuming at step %d", training.step)
     if content is None and model.space.count:
         log.info("space: fitted to %d images", min(model.space.count, len(images)))

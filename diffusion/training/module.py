@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from configs import UserError
 from degradations.randomness import BatchStream, key
 from degradations.shapes import expand_like
 from diffusion.data.base import ImageSet
@@ -59,7 +60,7 @@ class Training(L.LightningModule):
         self.tally = torch.zeros(2, len(LOGGED), dtype=torch.float64)
         self._parts: list[Tensor] = []
         self._critics: dict[str, torch.optim.Optimizer] = {}
-        self._optimizer_states: dict[str, Any] = {}
+        self._optimizer_states: dict[str, Any] | None = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -69,11 +70,30 @@ class Training(L.LightningModule):
                 "tally": self.tally}
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.weights.load_state_dict(checkpoint.merge_state(content, "raw"))
-        self.ema.model.load_state_dict(checkpoint.merge_state(content, "ema"))
-        self.step, self._optimizer_states = content["step"], content["optimizers"]
-        self.logged, self.tally = tuple(content["logged"]), content["tally"]
+        """Go on from a checkpoint.
+
+        :raises UserError: if it does not fit
+        """
+        with self._explain(content["step"]):
+            self.weights.load_state_dict(checkpoint.merge_state(content, "raw"))
+            self.ema.model.load_state_dict(checkpoint.merge_state(content, "ema"))
+            self.step, self._optimizer_states = content["step"], dict(content["optimizers"])
+            self.logged, self.tally = tuple(map(str, content["logged"])), content["tally"].double()
+            if self.tally.shape != (2, len(self.logged)):
+                raise ValueError(f"a tally of {tuple(self.tally.shape)} for {len(self.logged)} numbers")
+
+    @contextmanager
+    def _explain(self, step: int) -> Iterator[None]:
+        """Says in words what is wrong with the checkpoint of a step."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise UserError(f"the checkpoint of step {step} does not fit this training: {type(error).__name__}: "
+                            f"{reason}", "one that this version of train.py wrote",
+                            "remove it: an earlier one is used; or run.name=ANOTHER_NAME to begin anew") from error
 
     @contextmanager
     def averaged(self) -> Iterator[Model]:
@@ -102,9 +122,16 @@ class Training(L.LightningModule):
                        self.trainer.world_size, self.accumulate)
 
     def on_train_start(self) -> None:
-        for name, state in self._optimizer_states.items():
-            self._optimizers()[name].load_state_dict(state)
-        self._optimizer_states = {}
+        with self._explain(self.step):
+            states = self._optimizer_states
+            for name, optimizer in () if states is None else self._optimizers().items():
+                optimizer.load_state_dict((states or {})[name])
+                for parameter, state in optimizer.state.items():
+                    odd = [key for key, value in state.items() if isinstance(value, Tensor) and value.dim()
+                           and value.shape != parameter.shape]
+                    if odd:
+                        raise ValueError(f"{odd[0]} of another shape than the weights")
+        self._optimizer_states = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # The global generator is the networks' dropout: the one draw that depends on the rank.
