@@ -181,7 +181,7 @@ def test_pag_beside_cfg(original, w, d, x, noise):
 
 def test_rescale(d, x, noise):
     theirs = guider("ClassifierFreeGuidance", guidance_scale=5.0, guidance_rescale=0.7).forward(noise[0], noise[1]).pred
-    torch.testing.assert_close(mixed(d, x, noise, CFG(5.0), Rescale(0.7, "z")), theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mixed(d, x, noise, CFG(5.0), Rescale(0.7, "eps")), theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("eta", "norm"), [(0.0, 3.0), (0.5, 1e9)])
