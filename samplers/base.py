@@ -51,7 +51,7 @@ class Sampler:
         :raises UserError: if the sampler or its grid does not fit the degradation
         """
         self.check(degradation)
-        return self.grid(self.num_steps, degradation.levels, start)
+        return self.grid(self.num_steps, degradation, start)
 
     def steps(self, restorer: Restorer, degradation: Degradation, x_T: Float[Tensor, "b *rest"], state: State,
               ctx: Context, streams: Streams, *, callbacks: Sequence[Callback] = (), start: float = 1.0,

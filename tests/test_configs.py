@@ -247,6 +247,10 @@ def test_every_sampler_and_grid_samples(degradation):
     assert names
     for name, grid in product(names, registry.available("sampler/grid")):
         recipe = model.recipe([f"sampler={name}", f"sampler/grid={grid}", "sampler.num_steps=2"])
+        if not isinstance(model.degradation, recipe.sampler.grid.requires):
+            with pytest.raises(UserError, match="sampler/grid=uniform"):
+                model.sample(range(2), recipe=recipe, images=images)
+            continue
         assert model.sample(range(2), recipe=recipe, images=None if affine else images).isfinite().all()
 
 

@@ -172,11 +172,13 @@ class TestEvaluations:
         # CFG at t = .6, .5, .4, .3; PAG everywhere but at t = 1, where the schedule is 0.
         assert sum(spy.rows) // B == 10 + 4 + 9
 
-    def test_a_heun_step_is_guided_as_its_beginning(self, x, ctx, gaussian, restorer):
+    @pytest.mark.parametrize(("name", "churn"), [("heun", 0.0), ("heun", 1.0), ("heun_x0", 0.0)])
+    def test_a_heun_step_is_guided_as_its_beginning(self, name, churn, x, ctx, gaussian, restorer):
         spy = Spy(restorer)
         term = CFG(3.0, schedules.IntervalScale(0.45, 0.8))
-        samplers.build("heun", num_steps=4).sample(guided([term], gaussian, spy), gaussian, x,
-                                                   state_of(gaussian, SHAPE), ctx, Streams(0, (0, 1, 2)))
+        sampler = samplers.build(name, num_steps=4, S_churn=churn)
+        sampler.sample(guided([term], gaussian, spy), gaussian, x, state_of(gaussian, SHAPE), ctx,
+                       Streams(0, (0, 1, 2)))
         assert [rows // B for rows in spy.rows] == [1, 1, 2, 2, 2, 2, 1]
 
     def test_no_sites_no_evaluation(self, x, ctx, gaussian, restorer):

@@ -1,6 +1,7 @@
 """Samplers against closed forms, against each other, and against the papers' formulas written out."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from degradations.base import Degradation, State
 from degradations.desaturate import Desaturate
 from degradations.gaussian import Gaussian
 from degradations.randomness import Streams
+from degradations.schedules import AdditiveSchedule
 from models.context import Context
 from samplers.base import Sampler
-from samplers.grids import LeadingGrid, LevelGrid, UniformGrid
+from samplers.grids import KarrasGrid, LambdaGrid, LeadingGrid, LevelGrid, UniformGrid
 from samplers.moves import Belief, Direct, Infer, Keep, Residual
 from samplers.protocol import Callback
 
@@ -265,28 +267,34 @@ def test_eta_needs_gaussian_noise():
     assert samplers.build("ddim", eta=0.5).requires is Gaussian
 
 
+def with_levels(levels):
+    d = Degradation()
+    d.levels = levels
+    return d
+
+
 class TestGrids:
     def test_trailing_is_the_papers(self):
         """``round(T - i T / N) - 1`` as indices from 0 (Lin et al. 2023, table 2)."""
         for n in (3, 7, 50, 1000):
             expected = [round(1000 - i * 1000 / n) for i in range(n)]
-            assert [round(t * 1000) for t in UniformGrid()(n, 1000)[:-1]] == expected
+            assert [round(t * 1000) for t in UniformGrid()(n, with_levels(1000))[:-1]] == expected
 
     def test_leading_starts_below_the_end(self):
-        assert [round(t * 1000) for t in LeadingGrid()(50, 1000)[:2]] == [981, 961]
+        assert [round(t * 1000) for t in LeadingGrid()(50, with_levels(1000))[:2]] == [981, 961]
 
     def test_levels_takes_all(self):
-        assert LevelGrid()(None, 4) == [1.0, 0.75, 0.5, 0.25, 0.0]
-        assert LevelGrid()(None, 20, start=0.5)[0] == 0.5
-        assert len(LevelGrid()(None, 20, start=0.5)) == 11
+        assert LevelGrid()(None, with_levels(4)) == [1.0, 0.75, 0.5, 0.25, 0.0]
+        assert LevelGrid()(None, with_levels(20), start=0.5)[0] == 0.5
+        assert len(LevelGrid()(None, with_levels(20), start=0.5)) == 11
 
     def test_too_many_steps(self):
         with pytest.raises(UserError, match=r"num_steps=20"):
-            LevelGrid()(50, 20)
+            LevelGrid()(50, with_levels(20))
         with pytest.raises(UserError, match="levels"):
-            LevelGrid()(5, None)
+            LevelGrid()(5, with_levels(None))
         with pytest.raises(UserError, match="start"):
-            UniformGrid()(5, 20, start=0.0)
+            UniformGrid()(5, with_levels(20), start=0.0)
 
     @pytest.mark.parametrize("n", [1, 2, 13, 99, 100])
     @pytest.mark.parametrize("grid", ["uniform", "quadratic", "leading", "levels"])
@@ -295,6 +303,53 @@ class TestGrids:
         assert len(times) == n + 1
         assert all(a > b for a, b in itertools.pairwise(times))
         assert all(abs(t * 100 - round(t * 100)) < 1e-9 for t in times)
+
+    @pytest.mark.parametrize("n", [1, 2, 13, 99, 100])
+    @pytest.mark.parametrize("grid", ["karras", "lambda"])
+    @pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
+    def test_grids_of_the_noise_level_keep_to_distinct_levels(self, grid, n, schedule):
+        d = degradations.build("gaussian", schedule=schedule, **{"schedule.levels": 100})
+        for start in (1.0, 0.5):
+            times = samplers.build("ddim", grid=grid, num_steps=min(n, round(100 * start))).times(d, start)
+            assert len(times) == min(n, round(100 * start)) + 1
+            assert times[0] == start
+            assert times[-1] == 0
+            assert all(a > b for a, b in itertools.pairwise(times))
+            assert all(abs(t * 100 - round(t * 100)) < 1e-9 for t in times)
+
+    def test_karras_is_the_papers(self):
+        """Equation 5 of 2206.00364 where sigma / alpha is the paper's sigma, ``80 t``."""
+        d, n = Gaussian(AdditiveSchedule(80.0)), 18
+        sigmas = [(80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(n)]
+        assert [80 * t for t in KarrasGrid()(n, d)] == pytest.approx([*sigmas, 0], rel=1e-9)
+
+    def test_lambda_has_equal_steps(self):
+        d = degradations.build("gaussian", schedule="rectified")
+        times = LambdaGrid(sigma_min=0.01)(12, d, 0.9)[:-1]
+        steps = [math.log(t / (1 - t)) for t in times]
+        assert [a - b for a, b in itertools.pairwise(steps)] == pytest.approx([math.log(9 / 0.01) / 11] * 11)
+
+    @pytest.mark.parametrize("grid", [KarrasGrid, LambdaGrid])
+    def test_from_pure_noise_the_first_step_goes_to_sigma_max(self, grid):
+        """Sigma / alpha has no greatest value there; on the straight schedule it is ``t / (1 - t)``."""
+        d = degradations.build("gaussian", schedule="rectified")
+        first, second, *_, last, end = grid(sigma_min=0.01, sigma_max=50.0)(10, d)
+        assert (first, end) == (1, 0)
+        assert (second / (1 - second), last / (1 - last)) == pytest.approx((50, 0.01))
+        assert grid()(1, d) == [1, 0]
+
+    def test_what_a_grid_of_the_noise_level_refuses(self):
+        straight, blur = degradations.build("gaussian", schedule="rectified"), degradations.build("blur")
+        with pytest.raises(UserError, match=r"(?s)KarrasGrid with the degradation Blur.*Affine.*grid=uniform"):
+            samplers.build("cold2", grid="karras").times(blur)
+        with pytest.raises(UserError, match="num_steps"):
+            LambdaGrid()(None, straight)
+        with pytest.raises(UserError, match="more noise than the end"):
+            LambdaGrid()(5, straight, 0.001)
+        with pytest.raises(UserError, match="sigma_min < sigma_max"):
+            KarrasGrid(sigma_min=1.0, sigma_max=0.5)
+        with pytest.raises(UserError, match=r"power=7\.0"):
+            KarrasGrid(power=0.0)
 
 
 class TestCallbacks:

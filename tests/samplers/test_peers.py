@@ -20,7 +20,13 @@ from samplers.guidance.scales import Contrast
 
 pytest.importorskip("diffusers")
 
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
 
 # clip_sample is on by default there, and beta_schedule linear is not rescaled with T.
 PLAIN = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
@@ -96,6 +102,26 @@ def test_dpm_solver(order, d, x):
     torch.testing.assert_close(mine, theirs(scheduler, d, x, 20), atol=5e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("n", [10, 50])
+def test_heun(n, d, x):
+    """Theirs works on ``x / alpha``, and asks the model after scaling back."""
+    scheduler = HeunDiscreteScheduler(**PLAIN, timestep_spacing="trailing")
+    scheduler.set_timesteps(n)
+    y = x / d.schedule(torch.ones(1))[0].float()
+    for timestep in scheduler.timesteps:
+        y = scheduler.step(eps(d, scheduler.scale_model_input(y, timestep), timestep), timestep, y).prev_sample
+    torch.testing.assert_close(ours("heun", d, x, n), y, atol=5e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("grid", "theirs_is"), [("karras", "use_karras_sigmas"), ("lambda", "use_exponential_sigmas")])
+def test_grids_of_the_noise_level(grid, theirs_is, d):
+    """Theirs lie between the levels, and count from 0."""
+    scheduler = EulerDiscreteScheduler(**PLAIN, **{theirs_is: True})
+    scheduler.set_timesteps(20)
+    times = samplers.build("ddim", num_steps=20, grid=grid, **{"grid.sigma_max": 200.0}).times(d)
+    assert [1000 * t for t in times[:-1]] == pytest.approx([float(t) + 1 for t in scheduler.timesteps], abs=1)
+
+
 class Fixed:
     """Answers with given noise: that of the context's number, a row for each sample."""
 
@@ -155,7 +181,7 @@ def test_pag_beside_cfg(original, w, d, x, noise):
 
 def test_rescale(d, x, noise):
     theirs = guider("ClassifierFreeGuidance", guidance_scale=5.0, guidance_rescale=0.7).forward(noise[0], noise[1]).pred
-    torch.testing.assert_close(mixed(d, x, noise, CFG(5.0), Rescale(0.7, "z")), theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mixed(d, x, noise, CFG(5.0), Rescale(0.7, "eps")), theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("eta", "norm"), [(0.0, 3.0), (0.5, 1e9)])
