@@ -40,7 +40,7 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
     check_recipe(content["config"]["sampling"], folder.root)
     try:
         model = Model(content["config"], packages=(*registry.trusted(), *allow))
-        fill_weights(model, checkpoint.merge_state(content, weights))
+        fill_weights(model, checkpoint.merge_state(content, weights), folder.place)
     except UserError:
         raise
     except Exception as error:  # what a stranger may write fails in many ways
@@ -56,9 +56,10 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
         raise UserError(f"device={device}: {reason}", "a device that this machine has", "device=cpu") from error
 
 
-def fill_weights(model: Model, state: Mapping[str, Tensor]) -> None:
+def fill_weights(model: Model, state: Mapping[str, Tensor], place: Path) -> None:
     """Put weights into a model.
 
+    :param place: where they are from, for messages
     :raises UserError: for tensors of other types than the model's, and numbers that are not finite
     :raises RuntimeError: for other names or shapes
     """
@@ -67,10 +68,10 @@ def fill_weights(model: Model, state: Mapping[str, Tensor]) -> None:
     parameters = dict(weights.named_parameters())
     for name, mine in weights.state_dict().items():
         if state[name].dtype != mine.dtype:
-            raise UserError(f"{name} is of type {state[name].dtype}", str(mine.dtype), "the file as it was written")
+            raise UserError(f"{name} in {place} is of type {state[name].dtype}", str(mine.dtype), "another run or file")
         # A buffer may be infinite, such as a mask.
         if not mine.isfinite().all() if name in parameters else mine.isnan().any():
-            raise UserError(f"{name} has numbers that are not finite", "finite weights", "another checkpoint or file")
+            raise UserError(f"{name} in {place} has numbers that are not finite", "finite weights", "another run or file")
 
 
 def build_data(model: Model, root: str | None, packages: Sequence[str]) -> Data:

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from configs import registry
+from configs import UserError, registry
 from diffusion.evaluation.bench import EvaluationContext
 from diffusion.evaluation.report import Report, compare, folder_name, show_comparison
 from diffusion.evaluation.subjects import ImagesSubject, PairsSubject, Subject
@@ -48,6 +48,11 @@ def measure_subject(cfg: DictConfig) -> tuple[Report, Path]:
         log.info("measured before; overwrite=true measures again")
         (folder / "evaluation.json").touch()  # the newest is the one that was asked for last
         return report, folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}", "a folder that can be written",
+                        "a copy of the run where there is one") from error
     report = asked.measure(folder)
     report.save(folder)
     return report, folder

@@ -137,18 +137,24 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def find_problem(record: Mapping[str, Any]) -> str | None:
     """What is wrong with the types of a record; None if nothing is."""
-    kinds = {"step": int, "weights": str, "data": str, "config": dict}
-    for key, kind in kinds.items():
-        if type(record.get(key)) is not kind:
-            return f"{key} in its metadata is {record.get(key, 'missing')!r:.50}, no {kind.__name__}"
-    config = record["config"]
-    for key, kind in {**dict.fromkeys(PARTS, dict), "seed": int, "sampling": list}.items():
-        if type(config.get(key)) is not kind:
-            return f"{key} in its config is {config.get(key, 'missing')!r:.50}, no {kind.__name__}"
-    if not isinstance(config["condition"].get("signals") or {}, dict):
-        return "condition.signals in its config is no mapping"
-    if record["step"] < 0 or record["weights"] not in ("raw", "ema"):
-        return f"its metadata say step {record['step']} and weights {record['weights']!r:.50}"
+    config = record.get("config")
+    if not isinstance(config, dict):
+        return "its metadata have no config"
+    parts = {key: config.get(key) for key in PARTS}
+    wrong = [f"config.{key}" for key, part in parts.items() if not isinstance(part, dict)]
+    data, condition = (parts[key] if isinstance(parts[key], dict) else {} for key in ("data", "condition"))
+    fine = {
+        "step": type(record.get("step")) is int and 0 <= record["step"] < 2**63,
+        "weights": record.get("weights") in ("raw", "ema"),
+        "data": isinstance(record.get("data"), str),
+        "config.seed": type(config.get("seed")) is int,
+        "config.sampling": isinstance(config.get("sampling"), list),
+        "config.condition.signals": isinstance(condition.get("signals") or {}, dict),
+        **{f"config.data.{key}": type(data.get(key)) is int and data[key] > 0 for key in ("size", "channels")},
+    }
+    wrong += [key for key, good in fine.items() if not good]
+    if wrong:
+        return f"{wrong[0]} in its metadata is not what scripts/export.py writes there"
     if has_interpolation(config):
         return "its config has an interpolation in it"
     try:
