@@ -71,7 +71,8 @@ def fill_weights(model: Model, state: Mapping[str, Tensor], place: Path) -> None
             raise UserError(f"{name} in {place} is of type {state[name].dtype}", str(mine.dtype), "another run or file")
         # A buffer may be infinite, such as a mask.
         if not mine.isfinite().all() if name in parameters else mine.isnan().any():
-            raise UserError(f"{name} in {place} has numbers that are not finite", "finite weights", "another run or file")
+            raise UserError(f"{name} in {place} has numbers that are not finite", "finite weights",
+                            "another run or file")
 
 
 def build_data(model: Model, root: str | None, packages: Sequence[str]) -> Data:
