@@ -123,6 +123,16 @@ class TestWhereverARunGoes:
         done("evaluate.py", f"run={judge}", "device=cpu")
         assert list((tmp_path / "judge").glob("evaluations/*/evaluation.json"))
 
+    def test_a_judge_is_found_among_the_usual_runs(self, model, tmp_path, monkeypatch):
+        """A file lies anywhere, the classifiers of the digits in ``runs``."""
+        monkeypatch.chdir(tmp_path)
+        shutil.copytree(RUNS / "classifier_digits", tmp_path / "runs" / "classifier_digits")
+        path = Path(shutil.copy(model, tmp_path / "elsewhere.safetensors"))
+        done("evaluate.py", f"run={path}", "count=4", "metrics=quick", "baseline=false", "sampler.num_steps=1",
+             "device=cpu")
+        result = next((tmp_path / "elsewhere").glob("evaluations/*/evaluation.json"))
+        assert json.loads(result.read_text())["protocol"]["judge"]["name"] == "classifier"
+
     def test_guidance_by_it(self, hot, model, tmp_path):
         for name, weak in (("folder", hot.folder), ("file", model)):
             done("sample.py", f"run={hot.folder}", "guidance=autoguidance", f"guidance.autoguidance.weak.run={weak}",
@@ -334,7 +344,8 @@ class TestStrangers:
 
     @pytest.mark.parametrize("change", [
         *({part: value} for part in exported.PARTS for value in (None, {})), {"seed": "x"},
-        {"sampling": "sampler=ddim"}, {"sampling": [1]}, {"sampling": ["sampler=\ud800"]}, {"sampling": ["sampler=../../x"]}, {"precision": []},
+        {"sampling": "sampler=ddim"}, {"sampling": [1]}, {"sampling": ["sampler=\ud800"]},
+        {"sampling": ["sampler=../../x"]}, {"precision": []},
         {"sampling": ["start=${oc.env:HOME}"]}, {"sampling": ["guidance.autoguidance.weak.run=/etc"]},
         {"condition": {"signals": [1]}}, {"augment": 5}, {"x": json.loads('{"a":' * 70 + "1" + "}" * 70)}], ids=str)
     def test_a_config_that_makes_no_model(self, copy, change):

@@ -85,11 +85,12 @@ class EvaluationContext:
         if choice is None:
             if self.run is None or self._data is None or self._data.class_names is None:
                 return None
-            root = self.run.root
-            choice = classifier.find_classifier(root, self._data.fingerprint())
+            roots, data = self.run.roots, self._data.fingerprint()
+            choice = next(filter(None, (classifier.find_classifier(root, data) for root in roots)), None)
             if choice is None:
                 log.info("no classifier of these images in %s: nothing judges their classes. train.py makes one, with "
-                         "this run's data: experiment=classifier_digits (or _mnist, _cifar10)", root)
+                         "this run's data: experiment=classifier_digits (or _mnist, _cifar10)",
+                         " or ".join(map(str, roots)))
                 return None
         judge = classifier.ClassifierExtractor(str(choice), self.device)
         log.info("judge: %s", judge.run)

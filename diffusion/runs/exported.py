@@ -61,6 +61,11 @@ class RunFile(Run):
         return self.place.absolute().parent
 
     @property
+    def roots(self) -> list[Path]:
+        """That folder, and ``run.root`` as it usually is: a file lies anywhere."""
+        return [self.root, Path("runs")]
+
+    @property
     def config(self) -> dict[str, Any]:
         """The config in the file, without what concerned its training alone.
 
@@ -140,19 +145,20 @@ def find_problem(record: Mapping[str, Any]) -> str | None:
     config = record.get("config")
     if not isinstance(config, dict):
         return "its metadata have no config"
-    parts = {key: config.get(key) for key in PARTS}
-    wrong = [f"config.{key}" for key, part in parts.items() if not isinstance(part, dict)]
-    data, condition = (parts[key] if isinstance(parts[key], dict) else {} for key in ("data", "condition"))
+    wrong = [f"config.{key}" for key in PARTS if not isinstance(config.get(key), dict)]
+    if wrong:
+        return f"{wrong[0]} in its metadata is no mapping"
+    data = config["data"]
     fine = {
         "step": type(record.get("step")) is int and 0 <= record["step"] < 2**63,
         "weights": record.get("weights") in ("raw", "ema"),
         "data": isinstance(record.get("data"), str),
         "config.seed": type(config.get("seed")) is int,
         "config.sampling": isinstance(config.get("sampling"), list),
-        "config.condition.signals": isinstance(condition.get("signals") or {}, dict),
+        "config.condition.signals": isinstance(config["condition"].get("signals") or {}, dict),
         **{f"config.data.{key}": type(data.get(key)) is int and data[key] > 0 for key in ("size", "channels")},
     }
-    wrong += [key for key, good in fine.items() if not good]
+    wrong = [key for key, good in fine.items() if not good]
     if wrong:
         return f"{wrong[0]} in its metadata is not what scripts/export.py writes there"
     if has_interpolation(config):

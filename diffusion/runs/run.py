@@ -153,6 +153,11 @@ class Run:
         return self.folder.absolute().parents[1]
 
     @property
+    def roots(self) -> list[Path]:
+        """Folders of runs in which a judge of this one is looked for."""
+        return [self.root]
+
+    @property
     def steps(self) -> dict[int, str]:
         """The checkpoints in order: their steps, and the starts of their SHA-256."""
         files = sorted(self.checkpoints.glob("step-*.pt"))
