@@ -21,7 +21,7 @@ COLUMN = 36
 def describe_command(config: str, overrides: Sequence[str] = ()) -> str:
     """What ``--help`` prints.
 
-    :param config: the top-level config, ``train``, ``sample``, ``evaluate`` or ``reproduce``
+    :param config: the top-level config, ``train``, ``sample``, ``evaluate``, ``reproduce`` or ``export``
     :param overrides: those of the command line: the settings are shown as they would be
     :raises UserError: if they cannot be composed
     """
@@ -45,8 +45,9 @@ def describe_command(config: str, overrides: Sequence[str] = ()) -> str:
     plain = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(plain, dict)
     groups = [f"  {line}" for line in list_choices(choices)]
-    return "\n".join([introduction, "", "== Choices (group=option) ==", "", *groups, "",
-                      "== Settings (override with key=value) ==", "", *list_settings(plain, meanings), "", FOOTER])
+    heading = ["== Choices (group=option) ==", "", *groups, ""] if groups else []
+    return "\n".join([introduction, "", *heading, "== Settings (override with key=value) ==", "",
+                      *list_settings(plain, meanings), "", FOOTER])
 
 
 def list_choices(choices: Mapping[str, Any]) -> Iterator[str]:

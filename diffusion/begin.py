@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from configs import UserError
 from diffusion.model import Model
 from diffusion.runs import checkpoint
+from diffusion.runs.run import Run
 from models.conditioning import Signal
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def begin(model: Model, entries: Mapping[str, Mapping[str, Any]], origins: Mappi
         origin, weights = origins[name], entry.get("weights") or "ema"
         if weights not in ("ema", "raw"):
             raise UserError(f"begin.{name}.weights={weights}", "ema or raw", f"begin.{name}.weights=ema")
-        files = checkpoint.list_checkpoints(Path(str(entry["run"])).expanduser() / "checkpoints")
+        files = checkpoint.list_checkpoints(Run.at(str(entry["run"])).checkpoints)
         if origin["step"] not in files:
             raise UserError(f"no checkpoint of step {origin['step']} in {entry['run']}",
                             "the run with which this one begins", f"begin.{name}.run=WHERE, if it has moved")

@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from configs import UserError
 from configs.cli import job
-from configs.overrides import check_recipe, refuse_unknown
+from configs.overrides import check_recipe, quote, refuse_unknown
 from configs.values import list_places, require_ints, require_values, settle_paths, to_plain
 from diffusion.runs.origins import find_origins
 from diffusion.runs.run import Run
@@ -24,6 +25,10 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
     :param experiment: name of the experiment, for the folder
     """
     require_values(cfg)
+    if not isinstance(cfg.run, DictConfig):
+        raise UserError(f"run={cfg.run} for train.py", "run.root and run.name, the folder of the run: the command that "
+                        "began it resumes it, a file of scripts/export.py cannot be resumed",
+                        f"begin=base begin.base.run={quote(str(cfg.run))}, to begin a run with its weights")
     settle_paths(cfg, ["data", "degradation"])
     require_ints(cfg, batch=1, accumulate=1, max_steps=1, seed=0)
     check_recipe(cfg.sampling, Path(cfg.run.root))

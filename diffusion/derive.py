@@ -23,8 +23,8 @@ def derive(source: Run, model: Model, folder: Path, how: Mapping[str, Any], over
     :raises UserError: if there is a run already, or the folder cannot be written
     """
     path = checkpoint.list_checkpoints(source.checkpoints)[model.step]
-    config = {**model.config, "derived": {"run": str(source.folder), "step": model.step,
-                                          "checksum": path.name.split(".")[1], **how}}
+    config = {**model.config, "derived": {"run": str(source.place), "step": model.step,
+                                          "checksum": source.steps[model.step], **how}}
     run = Run(folder)
     if (folder / "config.yaml").exists() and (not overwrite or not run.config.get("derived")):
         raise UserError(f"{folder} holds a run", "a new folder", "out=ANOTHER_FOLDER, or overwrite=true to replace "

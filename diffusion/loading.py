@@ -1,4 +1,4 @@
-"""Trained models, from their run folders."""
+"""Trained models, from their run folders or files."""
 
 import traceback
 from collections.abc import Mapping, Sequence
@@ -20,28 +20,28 @@ from diffusion.runs.run import Run
 
 def load(run: str | Path, *, weights: str = "ema", step: int | None = None, device: str | None = None,
          allow: Sequence[str] = ()) -> Model:
-    """A trained model from its run folder.
+    """A trained model from its run folder, or from the file that scripts/export.py made of it.
 
-    :param run: the folder that train.py wrote
+    :param run: the folder that train.py wrote, or the file
     :param weights: ``ema`` or ``raw``
     :param step: which checkpoint; None takes the newest
     :param device: where to put it; None takes the GPU if there is one
     :param allow: packages of other people whose classes the checkpoint may name
-    :raises UserError: if there is no such run or checkpoint
+    :raises UserError: if there is no such run or checkpoint, or it does not make a model
     """
     folder = Run.open(run)
     if weights not in ("ema", "raw"):
         raise UserError(f"weights={weights}", "ema or raw", "weights=ema")
     files = checkpoint.list_checkpoints(folder.checkpoints)
     if step is not None and step not in files:
-        raise UserError(f"no checkpoint of step {step} in {folder.folder}",
+        raise UserError(f"no checkpoint of step {step} in {folder.place}",
                         f"one of {', '.join(map(str, files)) or 'none yet'}", "drop step=... for the newest")
     content = checkpoint.read_latest(folder.checkpoints) if step is None else checkpoint.read(files[step])
     if content is None:
-        raise UserError(f"no checkpoint in {folder.folder} yet", "a run that has saved once",
+        raise UserError(f"no checkpoint in {folder.place} yet", "a run that has saved once",
                         "wait, or train on: callbacks.checkpoint.every=100")
     check_recipe(content["config"].get("sampling", []), folder.root)
-    model = rebuild(content["config"], checkpoint.merge_state(content, weights), str(run),
+    model = rebuild(content["config"], checkpoint.merge_state(content, weights), str(folder.place),
                     (*registry.trusted(), *allow))
     model.step, model.name = content["step"], str(run)
     model.weights.eval().requires_grad_(False)
@@ -75,7 +75,7 @@ def rebuild(config: dict[str, Any], state: Mapping[str, Tensor], what: str, pack
     try:
         require_size(config, state, packages)
         model = Model(config, packages=packages)
-        model.weights.load_state_dict(state)
+        fill_weights(model, state, what)
     except UserError:
         raise
     # What the classes make of arguments that mean nothing to them: anything.
@@ -115,6 +115,25 @@ def require_size(config: Mapping[str, Any], state: Mapping[str, Tensor], package
         pass  # a class that computes with its weights when it is made; what is wrong shows when it is really built
     finally:
         handle.remove()
+
+
+def fill_weights(model: Model, state: Mapping[str, Tensor], place: str) -> None:
+    """Put weights into a model.
+
+    :param place: where they are from, for messages
+    :raises UserError: for tensors of other types than the model's, and numbers that are not finite
+    :raises RuntimeError: for other names or shapes
+    """
+    weights = model.weights
+    weights.load_state_dict(state)
+    parameters = dict(weights.named_parameters())
+    for name, mine in weights.state_dict().items():
+        if state[name].dtype != mine.dtype:
+            raise UserError(f"{name} in {place} is of type {state[name].dtype}", str(mine.dtype), "another run or file")
+        # A buffer may be infinite, such as a mask.
+        if not mine.isfinite().all() if name in parameters else mine.isnan().any():
+            raise UserError(f"{name} in {place} has numbers that are not finite", "finite weights",
+                            "another run or file")
 
 
 def build_data(model: Model, root: str | None, packages: Sequence[str]) -> Data:

@@ -188,6 +188,9 @@ class MixturePrior(Prior):
 
     def check_fit(self, state: dict[str, Tensor]) -> None:
         components, length = state["means"].shape
+        shapes = {"weights": (components,), "means": (components, length), "factors": (components, length, length)}
+        for name, shape in shapes.items():
+            require_fitted(state.get(name), name, shape, torch.float64)
         if components != self.components or length % self.size**2:
             raise UserError(f"prior.components={self.components} prior.size={self.size}, fitted with {components} "
                             f"components of {length} numbers", "the settings that it was fitted with",
@@ -197,6 +200,7 @@ class MixturePrior(Prior):
                start: float = 1.0, *, restorer: Restorer | None = None,
                ctx: Context | None = None) -> tuple[Tensor, State]:
         weights, means, factors = (value.to(streams.device) for value in (self.weights, self.means, self.factors))
+        require_fitted(means, "means", (len(means), shape[1] * self.size**2), torch.float64)
         u = streams.uniform("component", (shape[0],)).double()
         k = torch.searchsorted(weights.cumsum(0), u, right=True).clamp(max=len(weights) - 1)
         z = streams.normal("mixture", (shape[0], means.shape[1])).double()
@@ -252,10 +256,26 @@ class DatasetPrior(Prior):
             done += len(x0)
         self.images = torch.cat(kept)
 
+    def check_fit(self, state: dict[str, Tensor]) -> None:
+        images = state["images"]
+        require_fitted(images, "images", (max(1, len(images)), *images.shape[1:]), torch.uint8)
+
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None = None,
                start: float = 1.0, *, restorer: Restorer | None = None,
                ctx: Context | None = None) -> tuple[Tensor, State]:
         assert self.images is not None
+        require_fitted(self.images, "images", (len(self.images), *shape[1:]), torch.uint8)
         first, n = key(streams.seed, "others"), len(self.images)
         z = to_float(self.images[[(first + index) % n for index in streams.indices]]).to(streams.device)
         return z, State(z=z)
+
+
+def require_fitted(value: Tensor | None, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
+    """Refuse what a prior did not fit: a run may come from a stranger.
+
+    :raises UserError: for a tensor of another shape or type, or none
+    """
+    if value is None or tuple(value.shape) != tuple(shape) or value.dtype != dtype:
+        found = "nothing" if value is None else f"{value.dtype} of shape {tuple(value.shape)}"
+        raise UserError(f"prior.{name} is {found}", f"{dtype} of shape {tuple(shape)}",
+                        "python scripts/fit_prior.py run=FOLDER prior=... fits it anew")

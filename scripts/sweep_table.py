@@ -44,11 +44,10 @@ def settings(run: Run) -> dict[str, Any]:
 
 def progress(run: Run) -> dict[str, Any]:
     """The last step that is saved, the last loss and the usual speed."""
-    steps = [int(path.name.split(".")[0].removeprefix("step-")) for path in run.checkpoints.glob("step-*.*.pt")]
     rows = list(csv.DictReader(run.metrics.open())) if run.metrics.is_file() else []
     logged = {"loss": float(rows[-1]["loss"]),
               "images/s": statistics.median(float(row["images_per_s"]) for row in rows)} if rows else {}
-    return {"step": max(steps, default=0), **logged}
+    return {"step": max(run.steps, default=0), **logged}
 
 
 def measured(run: Run) -> dict[str, Any]:

@@ -10,18 +10,20 @@ from configs.help import describe_command, find_source, list_settings, read_mean
 from configs.values import to_plain
 
 
-@pytest.mark.parametrize("config", ["train", "sample", "evaluate", "reproduce"])
+@pytest.mark.parametrize("config", ["train", "sample", "evaluate", "reproduce", "export"])
 def test_a_command_shows_its_own(config):
     said = describe_command(config)
     assert "_target_" not in said
-    assert f"python {'scripts/' if config == 'reproduce' else ''}{config}.py" in said
+    assert f"python {'scripts/' if config in ('reproduce', 'export') else ''}{config}.py" in said
     groups = {line.split(":")[0].strip() for line in said.partition("== Choices")[2].partition("== Settings")[0]
               .splitlines()[2:] if line}
     foreign = {"train": {"sampler", "guidance", "table", "metrics", "task"}, "sample": {"model", "objective", "table"},
-               "evaluate": {"model", "callbacks", "budget"}, "reproduce": {"model", "sampler"}}[config]
+               "evaluate": {"model", "callbacks", "budget"}, "reproduce": {"model", "sampler"},
+               "export": {"model", "sampler"}}[config]
     own = {"train": {"model", "experiment", "objective/times", "degradation/kernels"},
            "sample": {"sampler/grid", "edit"},
-           "evaluate": {"metrics", "extractor", "guidance/schedule"}, "reproduce": {"table", "budget"}}[config]
+           "evaluate": {"metrics", "extractor", "guidance/schedule"}, "reproduce": {"table", "budget"},
+           "export": set()}[config]
     assert own <= groups
     assert "experiment/base" not in groups
     assert not foreign & groups

@@ -1,7 +1,6 @@
 """The three commands: ``train.py``, ``sample.py`` and ``evaluate.py``, installed as ``thaw-train`` and so on."""
 
 import sys
-from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -9,6 +8,7 @@ from configs import UserError, available, compose
 from configs.cli import command
 from configs.overrides import group_of, quote_place
 from diffusion.runs.defaults import add_run_defaults
+from diffusion.runs.run import Run
 
 GROUPS = ("data", "degradation", "model", "objective", "space", "begin")
 """Choices of which one at least says what is to be trained, where there is no experiment."""
@@ -57,5 +57,5 @@ def _evaluate(cfg: DictConfig, experiment: str | None) -> None:
 def compose_rival(place: str, typed: list[str]) -> DictConfig:
     """The config of ``against``: what was typed, with the other run, and that one's own way of sampling."""
     mine = [a for a in typed if a.split("=")[0] not in ("run", "images", "against") and not a.startswith("-")]
-    key = "run" if (Path(place) / "config.yaml").is_file() else "images"
+    key = "run" if Run.at(place).exists else "images"
     return compose("evaluate", add_run_defaults([quote_place(f"{key}={place}"), *mine]))

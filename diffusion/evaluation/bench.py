@@ -23,7 +23,6 @@ from diffusion.metrics.features import features, fingerprint
 from diffusion.metrics.intervals import assign_groups
 from diffusion.model import Model
 from diffusion.recipe import Recipe
-from diffusion.runs import checkpoint
 from diffusion.runs.run import Run
 from diffusion.sampling.manifest import read_manifest
 
@@ -48,11 +47,11 @@ class EvaluationContext:
             key: construct(node, role=(Metric, PairMetric)) for key, node in to_plain(cfg.metrics).items() if node}
         self.files, self.manifest = find_images(cfg.images) if cfg.images else (None, {})
         known = cfg.run or self.manifest.get("run")
-        self.run = Run.open(known) if known and (cfg.run or (Path(known) / "config.yaml").is_file()) else None
+        self.run = Run.open(known) if known and (cfg.run or Run.at(known).exists) else None
         self._model: Model | None = None
         self._data: Data | None = None
         if self.run is not None:
-            self._model = load(self.run.folder, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
+            self._model = load(self.run.place, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
             self._data = build_data(self._model, cfg.data.root, self.packages)
         elif cfg.reference == "data":
             raise UserError("reference=data without a run, whose data it would be", "a run, or a folder of images",
@@ -73,9 +72,9 @@ class EvaluationContext:
 
     @property
     def checkpoint(self) -> str:
-        """The file that the model is from, a part of its checksum in its name."""
+        """The name of the checkpoint that the model is from: its step, and a part of its checksum."""
         assert self.run is not None
-        return checkpoint.list_checkpoints(self.run.checkpoints)[self.model.step].name
+        return f"step-{self.model.step:08d}.{self.run.steps[self.model.step]}.pt"
 
     @cached_property
     def judge(self) -> classifier.ClassifierExtractor | None:
@@ -86,11 +85,12 @@ class EvaluationContext:
         if choice is None:
             if self.run is None or self._data is None or self._data.class_names is None:
                 return None
-            root = self.run.root
-            choice = classifier.find_classifier(root, self._data.fingerprint())
+            roots, data = self.run.roots, self._data.fingerprint()
+            choice = next(filter(None, (classifier.find_classifier(root, data) for root in roots)), None)
             if choice is None:
                 log.info("no classifier of these images in %s: nothing judges their classes. train.py makes one, with "
-                         "this run's data: experiment=classifier_digits (or _mnist, _cifar10)", root)
+                         "this run's data: experiment=classifier_digits (or _mnist, _cifar10)",
+                         " or ".join(map(str, roots)))
                 return None
         judge = classifier.ClassifierExtractor(str(choice), self.device)
         log.info("judge: %s", judge.run)
@@ -127,7 +127,7 @@ class EvaluationContext:
     def protocol(self, what: str, count: int, reference: dict[str, Any], **more: Any) -> dict[str, Any]:
         """All on which the numbers depend, as plain data."""
         networks = {"extractor": self.extractor} | ({"judge": self.judge} if self.judge else {})
-        return {"what": what, "count": count, "run": str(self.run.folder) if self.run else None, **more,
+        return {"what": what, "count": count, "run": str(self.run.place) if self.run else None, **more,
                 "reference": reference,
                 **{key: {"name": n.name, "identity": n.identity, "resizing": n.resizing}
                    for key, n in networks.items()},

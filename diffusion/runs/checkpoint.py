@@ -20,8 +20,9 @@ import torch
 
 from configs import UserError
 from configs.values import require_plain
+from diffusion.runs import exported
 from diffusion.runs.files import make_folder, write_whole
-from diffusion.runs.run import FORMAT
+from diffusion.runs.run import FORMAT, SUFFIX
 
 log = logging.getLogger(__name__)
 
@@ -56,18 +57,22 @@ def intern_words(node: Any) -> Any:
 
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:
-    """The checkpoints of a folder by step, in order."""
+    """The checkpoints of a folder by step, in order; of a run in one file, that file."""
+    if folder.is_file():
+        return {exported.read_record(folder)["step"]: folder}
     names = {path: re.fullmatch(r"step-(\d+)\.\w+\.pt", path.name) for path in sorted(folder.glob("step-*.pt"))}
     return {int(name[1]): path for path, name in names.items() if name}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file, on the CPU.
+    """The content of a checkpoint file, or of a run in one file, on the CPU.
 
     :raises UserError: if it is missing, damaged, of another format, or holds more than tensors and plain types
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}", "a file written by train.py", f"one of the files in {path.parent}")
+    if path.suffix == SUFFIX:
+        return exported.read(path)
     data = path.read_bytes()
     stamp = path.name.split(".")
     if len(stamp) == 3 and stamp[1] != _checksum(data):
@@ -135,7 +140,11 @@ def merge_state(content: dict[str, Any], weights: str) -> dict[str, torch.Tensor
     """All weights of a checkpoint: the trained ones as they are or averaged, and those that were not trained.
 
     :param weights: ``raw`` or ``ema``
+    :raises UserError: for the raw ones of a file that holds the averages alone
     """
+    if weights not in content:
+        raise UserError(f"weights={weights} of a file that holds the averages alone", "weights=ema",
+                        "weights=ema, or export the run once more with weights=raw")
     return {**content["frozen"], **content[weights]}
 
 

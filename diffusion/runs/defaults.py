@@ -20,7 +20,7 @@ def add_run_defaults(arguments: list[str]) -> list[str]:
     folder = next((unquote(a[4:]) for a in arguments if a.startswith("run=")), None)
     if folder is None:
         return ask_signals(arguments, ["label"])
-    if "," in folder and not Path(folder).is_dir():
+    if "," in folder and not Path(folder).expanduser().exists():
         raise UserError(f"run={folder}", "one run, since each has its own way of sampling", "one command for each run")
     # A sweep gives names with commas and equals signs.
     arguments = [f"run={quote(folder)}" if a.startswith("run=") else a for a in arguments]

@@ -82,22 +82,20 @@ def find_origin(run: str, step: int | None, root: str, setting: str = "begin.NAM
     :param setting: that names the run, for messages
     :raises UserError: if it is neither there nor remembered
     """
-    folder = Path(run).expanduser()
-    if not (folder / "config.yaml").is_file():
+    if not Run.at(run).exists:
         for path in sorted(Path(root).glob("*/*/config.yaml")):
             with suppress(UserError):  # a run of another format
                 for origin in (Run(path.parent).config.get("origin") or {}).values():
                     if origin["run"] == run and step in (None, origin["step"]):
                         return dict(origin)
         try:
-            Run.open(folder)
+            Run.open(run)
         except UserError as error:
             raise UserError(error.got, error.wanted, f"{setting}=WHERE, if it has moved; {error.fix}") from error
-    opened = Run.open(folder)
-    files = sorted(opened.checkpoints.glob("step-*.*.pt"))
-    steps = {int(path.name.split(".")[0].removeprefix("step-")): path.name.split(".")[1] for path in files}
+    opened = Run.open(run)
+    steps = opened.steps
     if not steps or (step is not None and step not in steps):
-        raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'} in {folder}",
+        raise UserError(f"no checkpoint{'' if step is None else f' of step {step}'} in {opened.place}",
                         f"one of {', '.join(map(str, steps)) or 'none yet'}",
                         f"{setting.removesuffix('run')}step=null for the newest")
     step = max(steps) if step is None else step

@@ -42,7 +42,9 @@ from diffusion.runs.identity import check_name, extract_identity, hash_identity,
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-"""Of run folders and checkpoints. What this version writes, later versions read."""
+"""Of run folders, checkpoints and exported files. What this version writes, later versions read."""
+SUFFIX = ".safetensors"
+"""Of a run in one file, see :mod:`diffusion.runs.exported`."""
 
 
 MOST_BYTES = 2**20
@@ -69,10 +71,11 @@ class Run:
     """One run folder. As a context it is locked, and removed at the end if nothing was written into it.
 
     :param folder: where it is
+    :ivar place: what ``run=`` names
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = self.place = folder
         self.checkpoints = folder / "checkpoints"
         self.pictures = folder / "pictures"
         self.metrics = folder / "metrics.csv"
@@ -98,6 +101,10 @@ class Run:
             run.folder.mkdir(parents=True, exist_ok=True)
             run._take()
         except OSError as error:
+            if run.folder.is_file():
+                raise UserError(f"{run.folder} is a file", "the folder of a run; what scripts/export.py wrote cannot "
+                                "be trained on", "run.name=ANOTHER_NAME, which may begin with it: begin=base "
+                                f"begin.base.run={shlex.quote(str(run.folder))}") from error
             raise UserError(f"cannot write to {run.folder}: {error.strerror}", "a folder that can be written",
                             "run.root=FOLDER") from error
         if run.checkpoints.exists() and not run.checkpoints.is_dir():
@@ -136,29 +143,54 @@ class Run:
             self._lock.close()
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Run":
-        """An existing run.
+    def at(cls, place: str | Path) -> "Run":
+        """The run of a folder or of a file, whether it is there or not."""
+        from diffusion.runs.exported import RunFile
+
+        path = Path(place).expanduser()
+        return RunFile(path) if path.suffix == SUFFIX and path.is_file() else Run(path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run: its checkpoints have the config, too."""
+        return (self.folder / "config.yaml").is_file() or any(self.folder.glob("checkpoints/step-*.*.pt"))
+
+    @classmethod
+    def open(cls, place: str | Path) -> "Run":
+        """An existing run, from its folder or its file.
 
         :raises UserError: if there is none, naming those that exist nearby
         """
-        path = Path(folder).expanduser()
-        if not (path / "config.yaml").is_file() and any(path.glob("checkpoints/step-*.*.pt")):
-            return cls(path)  # its checkpoints have the config, too
-        if not (path / "config.yaml").is_file():
-            inside, near = (sorted(str(p.parent) for p in islice(place.glob("*/config.yaml"), 100))[:5]
-                            for place in (path, path.parent))
-            found = [shlex.quote(f"run={place}") for place in inside or near]
+        run = cls.at(place)
+        if not run.exists:
+            path = run.folder
+            inside, near = (sorted(str(p.parent) for p in islice(folder.glob("*/config.yaml"), 100))[:5]
+                            for folder in (path, path.parent))
+            found = [shlex.quote(f"run={folder}") for folder in inside or near]
             step = re.fullmatch(r"step-(\d+)\..*\.pt", path.name)
             if step and (path.parents[1] / "config.yaml").is_file():  # a checkpoint itself
                 found = [f"{shlex.quote(f'run={path.parents[1]}')} step={int(step[1])}"]
-            raise UserError(f"no run in {path}", "a folder that train.py wrote (it holds config.yaml)",
+            raise UserError(f"no run in {path}", "a folder that train.py wrote (it holds config.yaml), or a file "
+                            f"that scripts/export.py wrote (*{SUFFIX})",
                             " or ".join(found) or "python train.py experiment=ddpm_digits")
-        return cls(path)
+        return run
 
     @property
     def root(self) -> Path:
         """The folder of all runs, ``run.root``."""
         return self.folder.absolute().parents[1]
+
+    @property
+    def roots(self) -> list[Path]:
+        """Folders of runs in which a judge of this one is looked for."""
+        return [self.root]
+
+    @property
+    def steps(self) -> dict[int, str]:
+        """The checkpoints in order: their steps, and the starts of their SHA-256."""
+        files = sorted(self.checkpoints.glob("step-*.pt"))
+        names = [re.fullmatch(r"step-(\d+)\.(\w+)\.pt", path.name) for path in files]
+        return {int(name[1]): name[2] for name in names if name}
 
     @property
     def evaluations(self) -> list[Path]:

@@ -17,7 +17,6 @@ from diffusion.data.files.decode import open_image
 from diffusion.data.pixels import to_float
 from diffusion.loading import load
 from diffusion.pictures import arrange_by_condition, save_each, save_grid
-from diffusion.runs import checkpoint
 from diffusion.runs.environment import describe_environment
 from diffusion.runs.files import make_folder
 from diffusion.runs.memory import peak
@@ -41,12 +40,12 @@ def sample(cfg: DictConfig) -> Path:
     """Draw or restore the samples that the config asks for, as far as they are not there yet; gives their folder."""
     check(cfg)
     run = Run.open(cfg.run)
-    files = checkpoint.list_checkpoints(run.checkpoints)
+    steps = run.steps
     model = load(cfg.run, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
-    files |= checkpoint.list_checkpoints(run.checkpoints)  # a training that goes on writes and removes some
+    steps |= run.steps  # a training that goes on writes and removes some
     job = registry.build("task", model.evaluator.task).plan(cfg, model)
     settings: dict[str, Any] = {**to_plain(cfg), "step": model.step}
-    stamp = {"step": model.step, "checksum": files[model.step].name.split(".")[1]}
+    stamp = {"step": model.step, "checksum": steps[model.step]}
     record = {"run": str(cfg.run), "checkpoint": stamp, "sampler": describe_part(settings["sampler"]),
               "guidance": describe_part(settings["guidance"]), "settings": settings,
               "environment": describe_environment()}

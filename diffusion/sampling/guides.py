@@ -26,10 +26,10 @@ SAME = ("degradation", "space")
 
 
 class RunModel(GuidingModel):
-    """What comes from a run folder, loaded when it is first needed. Its checkpoint is one like any other: nothing in it
-    can run code.
+    """What comes from a run folder or file, loaded when it is first needed. Its checkpoint is one like any other:
+    nothing in it can run code.
 
-    :param run: the folder that train.py wrote
+    :param run: the folder that train.py wrote, or the file of scripts/export.py
     :param weights: ``ema`` or ``raw``
     :param step: which checkpoint; None takes the newest
     """

@@ -20,7 +20,7 @@ from diffusion.runs.run import Run
 class ClassifierExtractor(Extractor):
     """The features and logits of a run that classifies, ``experiment=classifier_mnist``.
 
-    :param run: its folder
+    :param run: its folder, or its file
     :param device: where to compute; None takes the GPU if there is one
     :raises UserError: there is no such run, or it does not classify
     """
@@ -30,8 +30,7 @@ class ClassifierExtractor(Extractor):
     def __init__(self, run: str | Path, device: str | None = None):
         self._model = load(run, device=device)
         _ = self._model.classifier
-        path = checkpoint.list_checkpoints(Run.open(run).checkpoints)[self._model.step]
-        self.identity = f"step {self._model.step}, {path.name.split('.')[1]}"
+        self.identity = f"step {self._model.step}, {Run.open(run).steps[self._model.step]}"
         self.run = str(run)
 
     def check(self, shape: Sequence[int]) -> None:
