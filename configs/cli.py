@@ -7,13 +7,14 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import InterpolationKeyError
+from omegaconf.errors import OmegaConfBaseException
 
 from configs.errors import UserError, describe_failure, escape
 from configs.overrides import quote_place
@@ -50,9 +51,9 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
         try:
             return task(cfg, HydraConfig.get().runtime.choices.get("experiment"))
         except Exception as error:
-            if isinstance(error, InterpolationKeyError):
-                error = UserError(str(error).splitlines()[0], "${} of settings that are there",
-                                  "the value without ${}")
+            if isinstance(error, OmegaConfBaseException):
+                error = UserError(str(error).splitlines()[0], "settings of the kinds that the config has, and ${} of "
+                                  "those that are there", "another value, or the value without ${}")
             if isinstance(error, OSError):
                 error = describe_failure(error) or error
             if sweep is None and isinstance(error, UserError):
@@ -81,9 +82,12 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
             more += [searchpath()] if plugins() else []
             first = next((i for i, a in enumerate(arguments) if "=" in a and a[0] != "-"), len(arguments))
             sys.argv[1:] = [*arguments[:first], *more, *arguments[first:]]
-            main()
+            with raising():
+                main()
     except UserError as error:
         stop(str(error), 2)
+    except (HydraException, OmegaConfBaseException) as error:
+        stop(_explain_refusal(error), 1)
     except KeyboardInterrupt:
         stop("interrupted", 130)
     finally:
@@ -91,6 +95,41 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
             print("\n\n".join([f"\njobs of the sweep that failed: {len(failed)}", *failed]), file=sys.stderr)
     if failed:
         sys.exit(2)
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """Hydra raises its errors instead of printing them, with a traceback where it did not foresee them.
+
+    :raises UserError: for what Hydra did not foresee in the overrides
+    """
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1].filename
+        if isinstance(error, UserError | HydraException | OmegaConfBaseException) or "/hydra/" not in place:
+            raise
+        typed = " ".join(argument for argument in sys.argv[1:] if not argument.startswith(("hydra", "-")))
+        raise UserError(f"overrides that mean nothing: {typed}", "key=value, group=name, +key=value or ~key",
+                        "the choices are in --help") from error
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _explain_refusal(error: BaseException) -> str:
+    """What Hydra has against the overrides, and why."""
+    lines: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        lines += [line for line in str(cause).splitlines() if line not in lines
+                  and not line.startswith(("Config search path", "\tprovider="))]
+        cause = cause.__cause__
+    return "\n".join(line for line in lines if line.strip())
 
 
 class Plain(logging.Formatter):

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import traceback
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,3 +92,11 @@ def format_bytes(count: int) -> str:
             return f"{count} {unit}"
         count = -(-count // 1000)
     return ""
+
+
+def describe_error(error: BaseException) -> str:
+    """An error that nobody foresaw, in a line with the place in the code: ``TypeError: no (unet.py, line 3)``."""
+    reason = " ".join(map(str.strip, str(error).splitlines()[:3]))
+    places = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else ""
+    return f"{type(error).__name__}{': ' if reason else ''}{reason}{place}"

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import UnionType
 from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.errors import UserError
+from configs.errors import UserError, describe_error
+from configs.values import fits
 
 HERE = Path(__file__).parent
 PACKAGES = ("degradations", "models", "samplers", "diffusion")
@@ -211,7 +211,15 @@ def construct(cfg: Any, *, packages: Sequence[str] | None = None, role: type | t
             kind = hints[name]
             raise UserError(f"{cfg['_target_']}: {name}={value}", f"a value of type {getattr(kind, '__name__', kind)}",
                             f"another value for ...{name}")
-    return target(**arguments)
+    try:
+        return target(**arguments)
+    except UserError:
+        raise
+    except Exception as error:  # what a constructor makes of arguments that mean nothing to it: anything
+        given = ", ".join(f"{name}={value}" for name, value in arguments.items()
+                          if isinstance(value, str | int | float | list | tuple | None))
+        raise UserError(f"{cfg['_target_']}({given[:500]}): {describe_error(error)}", "arguments that it can take",
+                        "another value for one of them") from error
 
 
 def annotations(target: Callable[..., Any]) -> dict[str, Any]:
@@ -236,14 +244,3 @@ def classes_in(annotation: Any) -> tuple[type, ...]:
         return tuple(found for each in get_args(annotation) for found in classes_in(each))
     plain = (int, float, bool, str, bytes, type(None), object)
     return (annotation,) if isinstance(annotation, type) and annotation not in plain else ()
-
-
-def fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain value may go where ``annotation`` is a plain type or a union of such; other annotations take
-    anything. An int is a float; a bool is no number."""
-    options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    plain = (int, float, bool, str, type(None), None)
-    if not all(option in plain for option in options):
-        return True
-    kinds = {type(None) if option is None else option for option in options}
-    return type(value) in kinds or (type(value) is int and float in kinds)

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -86,6 +88,81 @@ def require_ints(cfg: DictConfig, **least: int) -> None:
         if type(cfg[key]) is not int or cfg[key] < low:
             near = int(cfg[key]) if isinstance(cfg[key], float) and cfg[key].is_integer() else low
             raise UserError(f"{key}={cfg[key]}", f"a whole number, at least {low}", f"{key}={max(low, near)}")
+
+
+def require_at_least(low: float, place: str, **values: float | Sequence[float]) -> None:
+    """Refuse arguments of a class that are lower, or lists that are empty or hold such.
+
+    :param place: of the class in the config, for messages
+    :raises UserError: naming the first
+    """
+    for name, value in values.items():
+        some = list(value) if isinstance(value, Sequence) else [value]
+        if not some or not all(low <= each < math.inf for each in some):
+            raise UserError(f"{place}.{name}={value}", f"at least {low:g}", f"{place}.{name}={low:g}")
+
+
+def require_parts(cfg: DictConfig, *names: str) -> None:
+    """Refuse a config without these groups, or with something else in their place.
+
+    :raises UserError: naming the first
+    """
+    for name in names:
+        node = cfg.get(name)
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise UserError(f"no {name}" if node is None else f"{name}={node}", f"a choice of the group {name}",
+                            f"{name}=..., as python train.py --help lists them")
+
+
+def require_kinds(cfg: DictConfig, **kinds: Any) -> None:
+    """Refuse a config in which these fields are not of these types; a double underscore is a dot.
+
+    :param kinds: the annotation of each, such as ``int | None``
+    :raises UserError: naming the first
+    """
+    for name, kind in kinds.items():
+        key = name.replace("__", ".")
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, ListConfig | DictConfig):
+            value = OmegaConf.to_container(value, resolve=True)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value}", "a finite number", f"{key}=...")
+        if not fits(value, kind):
+            raise UserError(f"{key}={value}", describe_annotation(kind), f"another value for {key}")
+
+
+def describe_annotation(kind: Any) -> str:
+    """A type in words: ``a number``, ``true or false``, ``a whole number or null``."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null",
+             None: "null"}
+    options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    inside = {list: "a list", dict: "a mapping"}
+    return " or ".join(words.get(option) or inside.get(get_origin(option) or option) or str(option)
+                       for option in options)
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a plain value may go where ``annotation`` is a plain type, a list of such, a choice of words or a union
+    of these; other annotations take anything. An int is a float; a bool is no number."""
+    if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
+        return any(fits(value, option) for option in get_args(annotation))
+    kind, inside = get_origin(annotation), get_args(annotation)
+    if kind is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in inside)
+    if kind in (list, Sequence, tuple):
+        if isinstance(value, str | int | float | bool | dict | None):
+            return False
+        if not isinstance(value, list | tuple):
+            return True  # an object of somebody's own
+        if kind is tuple and Ellipsis not in inside:
+            return len(value) == len(inside) and all(map(fits, value, inside))
+        return all(fits(item, inside[0]) for item in value) if inside else True
+    if annotation in (dict, list):
+        return isinstance(value, annotation)
+    if annotation is None or annotation in (int, float, bool, str, type(None)):
+        kinds = {type(None) if annotation is None else annotation}
+        return type(value) in kinds or (type(value) is int and annotation is float)
+    return True
 
 
 def drop_keys(config: Any, keys: Sequence[str]) -> Any:

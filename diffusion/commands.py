@@ -1,20 +1,33 @@
 """What the commands do. Heavy imports come after the config has been checked."""
 
 import logging
+import os
 import shlex
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from configs import UserError
 from configs.cli import job
 from configs.overrides import check_recipe, quote, refuse_unknown
-from configs.values import list_places, require_ints, require_values, settle_paths, to_plain
+from configs.values import (
+    list_places,
+    require_ints,
+    require_kinds,
+    require_parts,
+    require_values,
+    settle_paths,
+    to_plain,
+)
 from diffusion.runs.origins import find_origins
 from diffusion.runs.run import Run
 
 log = logging.getLogger(__name__)
+
+MOST_THREADS = 1024
+MOST_DEVICES = 16
+"""GPUs of one machine."""
 
 
 def train(cfg: DictConfig, experiment: str | None) -> Run:
@@ -30,7 +43,7 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
                         "began it resumes it, a file of scripts/export.py cannot be resumed",
                         f"begin=base begin.base.run={quote(str(cfg.run))}, to begin a run with its weights")
     settle_paths(cfg, ["data", "degradation"])
-    require_ints(cfg, batch=1, accumulate=1, max_steps=1, seed=0)
+    check_training(cfg)
     check_recipe(cfg.sampling, Path(cfg.run.root))
     origins = find_origins(to_plain(cfg))
     with Run.start(cfg, experiment, job(), origins) as run:
@@ -55,6 +68,31 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
             torch.set_num_threads(cfg.trainer.threads)
         fit(cfg, run, checkpoint.read_latest(run.checkpoints), origins)
         return run
+
+
+def check_training(cfg: DictConfig) -> None:
+    """Refuse settings of ``train.py`` that mean nothing, before any work.
+
+    :raises UserError: naming the first
+    """
+    require_parts(cfg, "data", "space", "degradation", "prior", "condition", "model", "objective", "optimizer")
+    require_ints(cfg, batch=1, accumulate=1, max_steps=1, seed=0)
+    require_kinds(cfg, ema=float, precision=str | int, run__root=str, run__name=str | int | float | bool | None,
+                  trainer__accelerator=str, trainer__devices=int | str | list[int], trainer__strategy=str,
+                  trainer__threads=int | None, trainer__compile=bool, trainer__gradient_checkpointing=bool,
+                  allow=list[str], trainable=list[str] | str | None, callbacks=dict | None, logger=dict | None,
+                  begin=dict | None, sampling=list | str)
+    if not 0 <= cfg.ema < 1:
+        raise UserError(f"ema={cfg.ema:g}", "a decay in [0, 1)", "ema=0.9999")
+    cores = os.cpu_count() or 1
+    threads, devices = cfg.trainer.threads, cfg.trainer.devices
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UserError(f"trainer.threads={threads}", f"1 to {MOST_THREADS}, or null",
+                        f"trainer.threads={min(cores, MOST_THREADS)}")
+    count = len(devices) if isinstance(devices, ListConfig) else devices
+    if isinstance(count, int) and not 1 <= count <= max(cores, MOST_DEVICES):
+        raise UserError(f"trainer.devices={devices}", "at least one device, and no more than there are",
+                        "trainer.devices=1")
 
 
 def sample(cfg: DictConfig) -> Path:

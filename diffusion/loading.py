@@ -1,6 +1,5 @@
 """Trained models, from their run folders or files."""
 
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from configs import UserError, construct, registry
+from configs.errors import describe_error
 from configs.overrides import check_recipe
 from configs.values import drop_keys, require_modest
 from diffusion.data.base import LARGEST, Data
@@ -80,10 +80,7 @@ def rebuild(config: dict[str, Any], state: Mapping[str, Tensor], what: str, pack
         raise
     # What the classes make of arguments that mean nothing to them: anything.
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{what} cannot be rebuilt: {type(error).__name__}: {reason} "
-                        f"({Path(place.filename).name}, line {place.lineno})", "a checkpoint of this version",
+        raise UserError(f"{what} cannot be rebuilt: {describe_error(error)}", "a checkpoint of this version",
                         "another checkpoint or run") from error
     return model
 

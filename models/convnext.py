@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from configs.errors import UserError
+from configs.values import require_at_least
 from models.attention import AttentionHook, AttentionSite, LinearAttention
 from models.blocks import ChannelLayerNorm, Norm
 from models.context import Context
@@ -148,6 +149,8 @@ class ConvNextUNet(ThreeParts):
     def __init__(self, in_channels: int, base: int = 64, multipliers: Sequence[int] = (1, 2, 4, 8),
                  emb_dim: int | None = None, heads: int = 4, head_dim: int = 32, time_scale: float = 1000.0,
                  out_channels: int | None = None, spatial_channels: int = 0):
+        require_at_least(1, "model", base=base, multipliers=multipliers, heads=heads, head_dim=head_dim,
+                         in_channels=in_channels)
         if base % 2:
             raise UserError(f"base={base}", "an even number", f"model.base={base + 1}")
         emb_dim = emb_dim or base

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from configs.errors import UserError
+from configs.values import require_at_least
 from models.attention import AttentionHook, AttentionSite, CrossAttention, SelfAttention
 from models.blocks import ChannelLayerNorm, Norm, Recomputed, film, zero
 from models.context import Context
@@ -146,6 +147,7 @@ class DiT(ThreeParts):
     def __init__(self, in_channels: int, width: int = 192, depth: int = 9, emb_dim: int | None = None,
                  head_dim: int = 64, patch: int = 4, dropout: float = 0.0, out_channels: int | None = None,
                  spatial_channels: int = 0, cross_dim: int | None = None):
+        require_at_least(1, "model", width=width, head_dim=head_dim, patch=patch, in_channels=in_channels)
         if width % head_dim or width % 4:
             step = math.lcm(head_dim, 4)
             raise UserError(f"width={width}", f"a multiple of 4 and of head_dim={head_dim}",

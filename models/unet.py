@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from configs.errors import UserError
+from configs.values import require_at_least
 from models.attention import AttentionHook, AttentionSite, CrossAttention, SelfAttention
 from models.blocks import MODULATIONS, NORMS, Downsample, Norm, Recomputed, ResBlock, Upsample, zero
 from models.context import Context
@@ -160,6 +161,8 @@ class UNet(ThreeParts):
                  attention: Sequence[int] = (), emb_dim: int | None = None, head_dim: int = 64, patch: int = 1,
                  norm: str = "group", dropout: float = 0.0, out_channels: int | None = None,
                  spatial_channels: int = 0, cross_dim: int | None = None, modulation: str = "film"):
+        require_at_least(1, "model", base=base, multipliers=multipliers, blocks=blocks, head_dim=head_dim, patch=patch,
+                         in_channels=in_channels)
         emb_dim = emb_dim or 4 * base
         super().__init__(in_channels, spatial_channels, patch * 2 ** (len(multipliers) - 1), emb_dim)
         levels = len(multipliers)

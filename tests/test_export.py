@@ -221,7 +221,7 @@ class TestMistakes:
 
     def test_no_place_for_the_pictures(self, copy):
         copy.with_suffix("").touch()
-        assert "cannot write to" in done("sample.py", f"run={copy}", *QUICK, code=2)
+        assert "cannot write" in done("sample.py", f"run={copy}", *QUICK, code=2)
 
 
 def parts(path: Path) -> tuple[dict, bytes]:

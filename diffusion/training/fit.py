@@ -1,6 +1,7 @@
 """Build everything that a config names and train it."""
 
 import logging
+import os
 import re
 import shlex
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 from omegaconf import DictConfig
 
 from configs import UserError, construct, registry
@@ -141,9 +143,12 @@ def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: 
             logger=loggers(cfg, run, training.step), enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
             default_root_dir=run.folder)
-    except (ValueError, MisconfigurationException) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"trainer={to_plain(cfg.trainer)}: {error}", "devices that this machine has",
                         "trainer=auto trainer.devices=1") from error
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > (os.cpu_count() or 1):
+        raise UserError(f"trainer.devices={cfg.trainer.devices} on {os.cpu_count()} cores",
+                        "at most one process for each core", f"trainer.devices={os.cpu_count()}")
     if trainer.world_size > 1 and job() is not None:
         # Lightning's further processes repeat the command, which is the whole sweep.
         raise UserError(f"a sweep of runs on {trainer.world_size} devices each", "one device for each run",

@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from configs import UserError
+from configs.errors import describe_error
 from degradations.randomness import BatchStream, key
 from degradations.shapes import expand_like
 from diffusion.data.base import ImageSet
@@ -90,9 +91,8 @@ class Training(L.LightningModule):
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise UserError(f"the checkpoint of step {step} does not fit this training: {type(error).__name__}: "
-                            f"{reason}", "one that this version of train.py wrote",
+            raise UserError(f"the checkpoint of step {step} does not fit this training: {describe_error(error)}",
+                            "one that this version of train.py wrote",
                             "remove it: an earlier one is used; or run.name=ANOTHER_NAME to begin anew") from error
 
     @contextmanager

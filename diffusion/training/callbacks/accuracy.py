@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
+from configs.values import require_at_least
 from diffusion.data.base import ImageSet
 from diffusion.data.pixels import to_float
 from diffusion.training.callbacks.base import StepCallback, due
@@ -27,6 +28,8 @@ class Accuracy(StepCallback):
     needs_held_out = True
 
     def __init__(self, every: int | None = 1000):
+        if every is not None:
+            require_at_least(1, "callbacks.accuracy", every=every)
         self.every = every
 
     def start(self, trainer: "Trainer", training: "Training") -> None:

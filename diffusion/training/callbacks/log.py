@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from configs import UserError
+from configs.values import require_at_least
 from diffusion.runs.files import append_whole, write_whole
 from diffusion.training.callbacks.base import StepCallback, due
 from diffusion.training.module import BINS
@@ -34,9 +35,11 @@ class Log(StepCallback):
     the criterion logs besides.
 
     :param every: steps between two rows
+    :raises UserError: for a number below 1
     """
 
     def __init__(self, every: int = 50):
+        require_at_least(1, "callbacks.log", every=every)
         self.every = every
         self._bar: Progress | None = None
         self._task: TaskID | None = None

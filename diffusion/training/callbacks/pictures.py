@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from configs import registry
+from configs import UserError, registry
+from configs.values import require_at_least
 from diffusion.training.callbacks.base import StepCallback, due
 
 if TYPE_CHECKING:
@@ -21,10 +22,16 @@ class Pictures(StepCallback):
     :param count: how many samples
     :param times: the times of the rows
     :param sampling: overrides on top of the run's own ``sampling``
+    :raises UserError: for numbers out of these ranges
     """
 
     def __init__(self, every: int | None = 1000, count: int = 16, times: list[float] | None = None,
                  sampling: list[str] | None = None):
+        require_at_least(0, "callbacks.pictures", count=count)
+        if every is not None:
+            require_at_least(1, "callbacks.pictures", every=every)
+        if times is not None and (not times or not all(0 < time <= 1 for time in times)):
+            raise UserError(f"callbacks.pictures.times={times}", "times in (0, 1]", "callbacks.pictures.times=[0.5,1]")
         self.sampling = list(sampling or [])
         self.every, self.count, self.times = every, count, list(times or [0.2, 0.4, 0.6, 0.8, 1.0])
 
