@@ -1,10 +1,10 @@
 """How sure a number is: its value, a 95 % interval, and the pseudo-values from which both come.
 
-Means of values of single images take Student's interval, corrected for skewness, and shares of images Wilson's. A
-number that depends on how many images there are, or would count equal ones (Fréchet distances, Vendi scores), takes a
-jackknife over disjoint groups of images, or disjoint splits. One that moves by leaps (recall, coverage) is measured on
-halves of the images: without a single group it would move by too much. An interval is about the images that were
-measured; the reference is taken as it is.
+Means of values of single images, or of pairs (the kernel distance), take Student's interval, corrected for skewness;
+shares of images take Wilson's. A number that depends on how many images there are, or would count equal ones (Fréchet
+distances, Vendi scores), takes a jackknife over disjoint groups of images, or disjoint splits. One that moves by leaps
+(recall, coverage) is measured on halves of the images: without a single group it would move by too much. An interval is
+about the images that were measured; the reference is taken as it is.
 """
 
 import math
@@ -71,15 +71,18 @@ def mean(values: Float[Tensor, " n"], root: bool = False) -> MetricValue:
     return MetricValue(value, low, high, f"Hall, {len(values)} images", pseudo_values)
 
 
-def skewed_interval(values: Float64[Tensor, " n"]) -> tuple[float, float]:
+def skewed_interval(values: Float64[Tensor, " n"], pairs: float = 0.0) -> tuple[float, float]:
     """A 95 % interval of the mean of values that may be skewed (Hall 1992, "On the removal of skewness by
     transformation", J. R. Stat. Soc. B 54): ``T = (mean - mu) / (s / sqrt(n))`` is transformed to
-    ``T + a T^2 + a^2 T^3 / 3 + a / 2``, ``a = skewness / (3 sqrt(n))``, which is normal up to 1 / n. Student's
-    quantiles stand for the normal ones, so that it is his interval where nothing is skewed. It holds the mean as often
-    as a studentized bootstrap does, which also corrects to 1 / n; it needs no random numbers, and is finite where many
-    values are equal.
+    ``T + a T^2 + a^2 T^3 / 3 + b``, ``a = (2 skewness + 3 pairs) / (6 sqrt(n))``, ``b = (skewness + 3 pairs) /
+    (6 sqrt(n))``, which is normal up to 1 / n. Student's quantiles stand for the normal ones, so that it is his
+    interval where nothing is skewed. It holds the mean as often as a studentized bootstrap does, which also corrects to
+    1 / n; it needs no random numbers, and is finite where many values are equal.
 
     :param values: of single images; of one alone nothing is known
+    :param pairs: 0 for values of single images. Of the pseudo-values of a mean over pairs of images ``h(x, y)`` it is
+        ``E g(X) g(Y) psi(X, Y) / (E g^2)^(3/2)``, ``g(x) = E h(x, Y) - E h``, ``psi(x, y) = h(x, y) - E h - g(x) -
+        g(y)`` (Helmers 1991, Ann. Stat. 19, on the studentized U-statistic)
     """
     n, middle = len(values), values.mean().item()
     reach = _reach(values)
@@ -88,11 +91,11 @@ def skewed_interval(values: Float64[Tensor, " n"]) -> tuple[float, float]:
     z = float(stdtrit(n - 1, (1 + LEVEL) / 2))
     around = values - middle
     skewness = (around**3).mean().item() / around.square().mean().item() ** 1.5 * (n * (n - 1)) ** 0.5 / (n - 2)
-    a = skewness / (3 * n**0.5)
+    a, b = ((share * skewness + 3 * pairs) / (6 * n**0.5) for share in (2, 1))
 
     def undo(g: float) -> float:
         # Without skewness the cubic is a line, of which its formula would divide 0 by 0.
-        return (math.cbrt(1 + 3 * a * (g - a / 2)) - 1) / a if abs(a) > 1e-9 else g
+        return (math.cbrt(1 + 3 * a * (g - b)) - 1) / a if abs(a) > 1e-9 else g - b
 
     return middle - undo(z) * reach / z, middle - undo(-z) * reach / z
 

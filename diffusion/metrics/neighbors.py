@@ -68,7 +68,7 @@ class Neighbors(Metric):
                 part = distances[max(0, low - rows.start):max(0, high - rows.start)]
                 if len(part):
                     closest[g] = torch.minimum(closest[g], part.amin(dim=0))
-        covered = [(closest[part].amin(dim=0) <= larger) for part in (*one, *other)]
+        covered = [closest[part].amin(dim=0) <= larger for part in (*one, *other)]
 
         around_fake = radii(fake, self.k, bounds, torch.cat([whole, one, other]))[..., -1]
         owner = torch.repeat_interleave(torch.arange(count + 1), torch.tensor(bounds).diff())
@@ -79,11 +79,13 @@ class Neighbors(Metric):
             reached.append((distances <= around_fake[0]).any(dim=1))
             in_halves.append(_reach(distances, radius, bounds, one, other))
 
+        by_one, by_other = torch.cat(in_halves, dim=-1)
+        covers_one, covers_other = torch.stack(covered).chunk(2)
         original = torch.argsort(order)
         return {"precision": share(inside[original]),
-                "recall": half_samples(torch.cat(reached), *torch.cat(in_halves, dim=-1), used),
+                "recall": half_samples(torch.cat(reached), by_one, by_other, used),
                 "density": mean(held[original] / self.density_k),
-                "coverage": half_samples(closest.amin(dim=0) <= large, *torch.stack(covered).chunk(2), used)}
+                "coverage": half_samples(closest.amin(dim=0) <= large, covers_one, covers_other, used)}
 
 
 def _growth(radius: Float64[Tensor, "n k"], k: int, share: float) -> float:
