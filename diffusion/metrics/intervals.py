@@ -131,27 +131,29 @@ def jackknife(value: float, without: Sequence[float], max_value: float = float("
 
 
 def half_samples(hits: Bool[Tensor, " m"], one: Bool[Tensor, "h m"], other: Bool[Tensor, "h m"],
-                 used: float = 1.0) -> MetricValue:
+                 used: float = 1.0, seed: int = 0) -> MetricValue:
     """The share of m places, which are taken as they are, that a set of images hits, with the noise of the images, from
     the differences between two halves of them (half-sample replication, McCarthy 1969, Rev. Int. Stat. Inst. 37).
 
     Halves that have no image in common are independent, however the share depends on them, and their mean squared
     difference is twice the variance of a half. Of this, ``D = sum_j var(hit_j) / m^2`` is what the places would have if
     each was hit by itself, which does not depend on the number of images; the rest is due to images that hit several
-    places, and half as much for twice as many images. So the variance of the whole is ``D + (V_half - D) / 2``.
-    Student's t, with as many pseudo-values as there are choices of halves.
+    places, and half as much for twice as many images. So the variance of the whole is ``D + (V_half - D) / 2``. A
+    pseudo-value is ``theta + sqrt(H) / 2 mean_j (1 + s_hj) (one_hj - other_hj)``, with random signs s, in which two
+    places are independent: linear in the differences, so that those of two sets are compared one by one. Student's t.
 
     :param hits: places that the whole set hits
-    :param one: those that a half hits, for each choice of halves, made so that it is expected to hit as many
+    :param one: those that a half hits, for each of H choices, made so that it is expected to hit as many
     :param other: those that the other half hits
     :param used: share of the images that lie in one of the halves
+    :param seed: of the signs
     """
     value, differences = hits.double().mean().item(), one.double() - other.double()
-    places = differences.square().mean().item() / (2 * len(hits))
-    between = differences.mean(dim=1)
-    count, halves = len(between), between.var().item() / 2 if len(between) > 1 else 0.0
-    variance = places + (halves - places) * used / 2
-    pseudo_values = value + between * ((count * variance / (2 * halves)) ** 0.5 if halves > 0 else 1.0)
+    rng = torch.Generator().manual_seed(key(seed, "places") % 2**63)
+    signs = 2 * torch.randint(2, differences.shape, generator=rng) - 1
+    together, apart = differences.mean(dim=1), (signs * differences).mean(dim=1)
+    count = len(differences)
+    pseudo_values = value + count**0.5 / 2 * (used**0.5 * together + (2 - used) ** 0.5 * apart)
     reach = _reach(pseudo_values)
     return MetricValue(value, max(value - reach, 0.0), min(value + reach, 1.0), f"{count} pairs of halves",
                        pseudo_values)

@@ -144,6 +144,15 @@ class TestHalves:
         alone, together = 0.21 / 100, 0.21 - 0.21 / 100
         assert measured.pseudo_values.var().item() / 2000 == pytest.approx(alone + together * used / 2, rel=0.1)
 
+    def test_pairs_have_the_noise_of_their_difference(self):
+        """Two sets that hit all places alike but some, which each hits by itself."""
+        rng = torch.Generator().manual_seed(0)
+        a, b = (torch.rand(2, 2000, 1, generator=rng) < 0.3).expand(-1, -1, 100).clone().repeat(2, 1, 1, 1)
+        a[..., :40], b[..., :40] = torch.rand(2, 2, 2000, 40, generator=rng) < 0.5
+        measured = difference(*(half_samples(torch.arange(100) < 30, *part) for part in (a, b)), paired=True)
+        assert measured.value == 0
+        assert measured.high == pytest.approx(1.96 * (2 * 40 * 0.25) ** 0.5 / 100, rel=0.1)
+
     def test_it_stays_a_share(self):
         hits = torch.rand(2, 15, 40, generator=torch.Generator().manual_seed(0)) < 0.5
         assert half_samples(torch.arange(40) < 39, *hits).high == 1

@@ -14,7 +14,7 @@ from vectors import correlated, normal, sets
 from configs import UserError
 from diffusion.metrics import distances
 from diffusion.metrics.distances import blocks, nearest, radii
-from diffusion.metrics.intervals import assign_groups
+from diffusion.metrics.intervals import assign_groups, half_samples
 from diffusion.metrics.neighbors import Memorization, Neighbors, _growth
 
 NAMES = ("precision", "recall", "density", "coverage")
@@ -126,19 +126,29 @@ def test_in_blocks(monkeypatch, block):
         assert torch.allclose(some[name].pseudo_values, whole[name].pseudo_values)
 
 
-def test_recall_is_told_from_the_halves_that_are_said():
-    """Each half measured by itself, by the definition; all of them, from the groups and rows of the matrix."""
+def test_recall_and_coverage_are_told_from_halves():
+    """Each half by itself, by the definition, for all rows of the matrix."""
     x, y = normal(103, 5, seed=1, mean=0.5), normal(80, 5, seed=2)
     groups = assign_groups(103, count=16)
     # 103 images make 16 groups of 6, and 7 are left over.
     rows = [torch.nonzero(groups == g)[:6, 0] for g in range(16)]
-    expected = []
-    for signs in scipy.linalg.hadamard(16)[1:]:
-        halves = [torch.cat([rows[g] for g in range(16) if signs[g] == sign]) for sign in (1, -1)]
-        expected.append(np.subtract(*(values(x[half], y)["recall"] for half in halves)))
-    measured = Neighbors()(sets(x, y))["recall"]
-    found = (measured.pseudo_values - measured.value).numpy()
-    assert np.allclose(found / np.linalg.norm(found), expected / np.linalg.norm(expected), atol=1e-9)
+    radius = torch.cdist(y.double(), y.double()).sort(dim=1).values[:, 1:]
+    growth = _growth(radius, 5, 2 * 103 / 96)
+
+    def hit(samples, growth=1.0):
+        own = torch.cdist(samples.double(), samples.double()).sort(dim=1).values[:, 3]
+        apart = torch.cdist(y.double(), samples.double())
+        return (apart <= own).any(dim=1), apart.amin(dim=1) <= growth * radius[:, 4]
+
+    halves = [[hit(x[torch.cat([rows[g] for g in range(16) if signs[g] == sign])], growth) for sign in (1, -1)]
+              for signs in scipy.linalg.hadamard(16)[1:]]
+    measured = Neighbors()(sets(x, y))
+    for i, name in enumerate(("recall", "coverage")):
+        one, other = (torch.stack([pair[side][i] for pair in halves]) for side in (0, 1))
+        expected = half_samples(hit(x)[i], one, other, used=96 / 103)
+        assert measured[name].plain() == pytest.approx(expected.plain())
+        assert torch.allclose(measured[name].pseudo_values, expected.pseudo_values)
+        assert len(measured[name].pseudo_values.unique()) > 1
 
 
 @pytest.mark.parametrize("d", [1, 2, 6])
