@@ -11,7 +11,7 @@ from configs.help import describe_command
 from configs.overrides import check_recipe
 from configs.values import require_values
 from diffusion.evaluation.report import Report
-from diffusion.metrics.intervals import bootstrap
+from diffusion.metrics.intervals import mean
 from scripts import reproduce
 from scripts.reproduce import Outcome, Plan
 
@@ -83,7 +83,7 @@ class TestPage:
         import torch
 
         numbers = {"direct": (0.3, 0.7, 0.1), "cold1": (0.5, 0.5, 0.3), "cold2": (0.2, 0.6, 0.1)}
-        sets = {name: {key: bootstrap(torch.full((8,), value, dtype=torch.float64))
+        sets = {name: {key: mean(torch.full((8,), value, dtype=torch.float64))
                        for key, value in zip(("fd/classifier@8", "ssim", "rmse"), values)}
                 for name, values in numbers.items()}
         protocol = {"count": 8, "what": "restorations", "reference": {"what": "test split of MNIST"},

@@ -7,7 +7,7 @@ from torch import Tensor
 from diffusion.data.base import ImageSet
 from diffusion.data.pixels import to_float, to_uint8
 from diffusion.metrics.base import Images, PairMetric
-from diffusion.metrics.intervals import MetricValue, bootstrap
+from diffusion.metrics.intervals import MetricValue, mean
 
 
 class PairScores:
@@ -39,4 +39,4 @@ class PairScores:
 
     def numbers(self) -> dict[str, MetricValue]:
         """What the pair metrics say about all."""
-        return {name: bootstrap(self._values[name], metric.root) for name, metric in self._pairs.items()}
+        return {name: mean(self._values[name], metric.root) for name, metric in self._pairs.items()}

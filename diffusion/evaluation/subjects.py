@@ -24,7 +24,7 @@ from diffusion.evaluation.pair_scores import PairScores
 from diffusion.evaluation.report import Report
 from diffusion.metrics.base import Features, MetricInput
 from diffusion.metrics.features import features, fingerprint
-from diffusion.metrics.intervals import bootstrap, share
+from diffusion.metrics.intervals import mean, share
 from diffusion.pictures import save_grid
 from diffusion.recipe import Recipe
 from diffusion.runs.memory import peak
@@ -264,7 +264,7 @@ class ClassifierSubject(Subject):
         name = f"{self.bench.cfg.split} split"
         report = Report(self.protocol, [name])
         report.sets[name] = {"accuracy": share(logits.argmax(dim=1) == labels),
-                             "cross-entropy": bootstrap(loss)}
+                             "cross-entropy": mean(loss)}
         return report
 
 

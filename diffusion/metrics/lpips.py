@@ -11,7 +11,7 @@ from configs import UserError
 from diffusion.data.pixels import to_float
 from diffusion.metrics.base import Metric, MetricInput, PairMetric
 from diffusion.metrics.diversity import per_condition, too_few
-from diffusion.metrics.intervals import MetricValue, bootstrap, jackknife
+from diffusion.metrics.intervals import MetricValue, jackknife, mean
 
 FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
 """torchvision's weights of the networks, as torch.hub keeps them; the linear layers come with torchmetrics."""
@@ -95,7 +95,7 @@ class PerceptualDiversity(Metric):
         chosen = [rows[:self.samples] for rows in per_condition(sets.conditions, len(sets.samples)) if len(rows) > 1]
         pairs = [self.pairs(to_float(sets.images.batch(rows)[0])) for rows in chosen]
         if len(pairs) > 1:
-            measured = bootstrap(torch.stack([of.mean() for of in pairs]))
+            measured = mean(torch.stack([of.mean() for of in pairs]))
         else:
             first, second = torch.triu_indices(len(chosen[0]), len(chosen[0]), offset=1)
             measured = jackknife(pairs[0].mean().item(), [pairs[0][(first != i) & (second != i)].mean().item()
