@@ -1,5 +1,6 @@
 # make demo: set up, train, sample, restore, evaluate (3 minutes on two cores after the install)
 # make test: set up, run the tests (5 to 8 minutes after the install)
+# make test-faults: wrong settings, damaged and hostile files, full disks, random bytes (3 minutes)
 # make test-crash: processes that are killed, and several at once (1 minute)
 # make test-wheel: build the wheel, install it elsewhere, train a step with it
 # make lint: style, types, import directions
@@ -10,7 +11,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test test-crash test-wheel lint clean
+.PHONY: setup demo test test-faults test-crash test-wheel lint clean
 
 setup: $(VENV)/.done
 
@@ -29,7 +30,10 @@ demo: setup
 	@$(BIN)/python scripts/demo.py
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not crash"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not crash and not faults"
+
+test-faults: setup
+	$(BIN)/python -m pytest -n 2 -m faults
 
 test-crash: setup
 	$(BIN)/python -m pytest -n 2 -m crash

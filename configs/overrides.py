@@ -1,7 +1,7 @@
 """Override strings: those of a run, which somebody else may have written, and those that were typed."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,13 @@ def refuse_unknown(cfg: DictConfig, config: str) -> None:
     """
     known, groups = read_command(config)
     tables = {"": (cfg, [*known, *groups])}
-    tables |= {f"{key}.": (cfg.get(key) or {}, list(node)) for key, node in known.items() if isinstance(node, dict)
+    tables |= {f"{key}.": ({} if cfg.get(key) is None else cfg[key], list(node))
+               for key, node in known.items() if isinstance(node, dict)
                and key != "condition"}  # the run knows its own signals
     for place, (given, names) in tables.items():
+        if not isinstance(given, Mapping | DictConfig):
+            raise UserError(f"{place[:-1]}={given}", "settings with names of their own",
+                            " ".join(f"{place}{name}=..." for name in names[:3]))
         for key in given:
             if str(key) not in names:
                 raise UserError(f"+{place}{key}: a setting that {config}.py does not have",
@@ -161,14 +165,21 @@ def quote_place(argument: str) -> str:
     return f"{key}={quote(value)}"
 
 
+NO_WORD = re.compile(r"|null|true|false|[-+]?(nan|inf)|[-+.\d_e]*\d[-+.\d_e]*", re.IGNORECASE | re.ASCII)
+"""What Hydra reads as a number, a truth value or nothing."""
+
+
 def quote(value: str) -> str:
-    """A word as Hydra reads it back, in quotes unless it is plain; :func:`unquote` is the way back."""
-    escaped = value.replace("'", "\\'")
-    return value if re.fullmatch(r"[\w./:+-]*", value, re.ASCII) else f"'{escaped}'"
+    """A word as Hydra reads it back, in quotes unless it is plain and no number; :func:`unquote` is the way back."""
+    if re.fullmatch(r"[\w./:+-]*", value, re.ASCII) and not NO_WORD.fullmatch(value):
+        return value
+    # A backslash counts for itself, but before a quote and at the end.
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)
+    return f"'{escaped}'"
 
 
 def unquote(value: str) -> str:
     """A value as Hydra reads it: quotes around it, which names beyond ASCII need, do not belong to it."""
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-        return value[1:-1].replace(f"\\{value[0]}", value[0])
+        return re.sub(rf"(\\*)({value[0]}|$)", lambda found: found[1][:len(found[1]) // 2] + found[2], value[1:-1])
     return value

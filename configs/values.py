@@ -131,10 +131,16 @@ def require_kinds(cfg: DictConfig, **kinds: Any) -> None:
             raise UserError(f"{key}={value}", describe_annotation(kind), f"another value for {key}")
 
 
+PACKAGES = ("degradations", "models", "samplers", "diffusion")
+"""Whose classes are built from mappings, never from words or numbers."""
+
+
 def describe_annotation(kind: Any) -> str:
     """A type in words: ``a number``, ``true or false``, ``a whole number or null``."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null",
              None: "null"}
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
     options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     inside = {list: "a list", dict: "a mapping"}
     return " or ".join(words.get(option) or inside.get(get_origin(option) or option) or str(option)
@@ -142,8 +148,9 @@ def describe_annotation(kind: Any) -> str:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain value may go where ``annotation`` is a plain type, a list of such, a choice of words or a union
-    of these; other annotations take anything. An int is a float; a bool is no number."""
+    """Whether a plain value may go where ``annotation`` is a plain type, a list of such, a choice of words, a class of
+    ours (then it may not) or a union of these; other annotations take anything. An int is a float; a bool is no
+    number."""
     if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
         return any(fits(value, option) for option in get_args(annotation))
     kind, inside = get_origin(annotation), get_args(annotation)
@@ -162,7 +169,8 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is None or annotation in (int, float, bool, str, type(None)):
         kinds = {type(None) if annotation is None else annotation}
         return type(value) in kinds or (type(value) is int and annotation is float)
-    return True
+    ours = isinstance(annotation, type) and annotation.__module__.split(".")[0] in PACKAGES
+    return not (ours and isinstance(value, str | int | float))
 
 
 def drop_keys(config: Any, keys: Sequence[str]) -> Any:

@@ -4,13 +4,14 @@ import logging
 import os
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, ListConfig
 
 from configs import UserError
 from configs.cli import job
 from configs.overrides import check_recipe, quote, refuse_unknown
+from configs.registry import closest
 from configs.values import (
     list_places,
     require_ints,
@@ -26,6 +27,7 @@ from diffusion.runs.run import Run
 log = logging.getLogger(__name__)
 
 MOST_THREADS = 1024
+MOST_SAMPLES = 10**7
 MOST_DEVICES = 16
 """GPUs of one machine."""
 
@@ -82,6 +84,11 @@ def check_training(cfg: DictConfig) -> None:
                   trainer__threads=int | None, trainer__compile=bool, trainer__gradient_checkpointing=bool,
                   allow=list[str], trainable=list[str] | str | None, callbacks=dict | None, logger=dict | None,
                   begin=dict | None, sampling=list | str)
+    known = ("accelerator", "devices", "strategy", "threads", "compile", "gradient_checkpointing")
+    for key in cfg.trainer:
+        if key not in known:
+            raise UserError(f"+trainer.{key}: a setting that there is not", f"one of {', '.join(known)}",
+                            f"trainer.{closest(str(key), known)}=...")
     if not 0 <= cfg.ema < 1:
         raise UserError(f"ema={cfg.ema:g}", "a decay in [0, 1)", "ema=0.9999")
     cores = os.cpu_count() or 1
@@ -95,6 +102,23 @@ def check_training(cfg: DictConfig) -> None:
                         "trainer.devices=1")
 
 
+def check_recipe_settings(cfg: DictConfig) -> None:
+    """Refuse settings that ``sample.py`` and ``evaluate.py`` share and that mean nothing.
+
+    :raises UserError: naming the first
+    """
+    require_parts(cfg, "sampler")
+    require_kinds(cfg, start=float, weights=Literal["ema", "raw"], step=int | None, device=str | None, allow=list[str],
+                  condition=dict, data=dict, data__root=str | None, guidance=dict | None, edit=dict | None,
+                  prior=dict | None)
+    if cfg.data.root is not None and not Path(str(cfg.data.root)).exists():
+        raise UserError(f"there is nothing at data.root={cfg.data.root}", "where the run's data lies now",
+                        "data.root=WHERE, or without it where it lay")
+    for name in cfg.allow:
+        if not name.isidentifier():
+            raise UserError(f"allow=[{name}]", "names of packages", "allow=[PACKAGE]")
+
+
 def sample(cfg: DictConfig) -> Path:
     """Draw samples from a run, or restore images with it; gives the folder of the pictures.
 
@@ -103,7 +127,12 @@ def sample(cfg: DictConfig) -> Path:
     refuse_unknown(cfg, "sample")
     require_values(cfg)
     settle_paths(cfg)
-    require_ints(cfg, batch=1, seed=0)
+    require_ints(cfg, batch=1, seed=0, twins=1)
+    check_recipe_settings(cfg)
+    require_kinds(cfg, run=str, out=str | None, overwrite=bool, animate=bool, animation=dict, input=dict,
+                  input__root=str | None, input__t=float)
+    if not 0 < cfg.input.t <= 1:
+        raise UserError(f"input.t={cfg.input.t}", "a time in (0, 1]", "input.t=0.5, or start=0.5")
     Run.open(cfg.run)
 
     from diffusion.sampling import command as sampling
@@ -121,6 +150,13 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]
     require_values(cfg)
     settle_paths(cfg)
     require_ints(cfg, count=2, batch=1, seed=0)
+    if cfg.count > MOST_SAMPLES:
+        raise UserError(f"count={cfg.count}", f"at most {MOST_SAMPLES} samples", f"count={MOST_SAMPLES}")
+    check_recipe_settings(cfg)
+    require_kinds(cfg, run=str | None, images=str | None, reference=str, against=str | None, judge=str | None,
+                  samplers=list[str], metrics=dict, extractor=dict | None)
+    if cfg.against and not Path(str(cfg.against)).exists():
+        raise UserError(f"there is nothing at against={cfg.against}", "a run, or a folder of images", "against=RUN")
     for each in (cfg, other):
         if each is not None:
             settle_paths(each)

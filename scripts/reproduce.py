@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from configs import UserError
 from configs.cli import child, command
 from configs.registry import closest
-from configs.values import require_values, to_plain
+from configs.values import fits, require_values, to_plain
 from diffusion.runs.files import make_folder, write_whole
 from diffusion.runs.run import Run
 
@@ -84,6 +84,9 @@ class Plan:
         config = to_plain(cfg)
         table, budget = config["table"], config["budget"]
         names = list(table["rows"])
+        for key in ("rows", "train", "evaluate"):
+            if not fits(config[key], list[str] | None):
+                raise UserError(f"{key}={config[key]}", "a list of words", f"'{key}=[...]'")
         for row in config["rows"] or ():
             if row not in names:
                 raise UserError(f"rows=[{row}]", f"among {', '.join(names)}", f"rows=[{closest(row, names)}]")

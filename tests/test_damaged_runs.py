@@ -21,6 +21,8 @@ from diffusion.runs import checkpoint
 from diffusion.runs.run import Run, read_yaml
 from diffusion.sampling.manifest import Manifest, find_fault
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture(scope="module")
 def content(hot):

@@ -20,6 +20,8 @@ from scripts.prepare_data import prepare
 
 RUN = [*DIGITS, "run.name=x", "max_steps=2", "callbacks.checkpoint.every=1", "callbacks.pictures.count=0"]
 
+pytestmark = pytest.mark.faults
+
 
 @contextlib.contextmanager
 def files_of_at_most(size):

@@ -68,7 +68,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class Run:
-    """One run folder. As a context it is locked, and removed at the end if nothing was written into it.
+    """One run folder. As a context it is locked, and removed at the end if nothing was written into it, or if an error
+    came before the first step.
 
     :param folder: where it is
     :ivar place: what ``run=`` names
@@ -132,8 +133,11 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self._made and [path.name for path in self.folder.iterdir()] == [".lock"]:
-            (self.folder / ".lock").unlink()
+        there = {path.name for path in self.folder.iterdir()}
+        idle = {".lock"} if error is None else {".lock", "config.yaml", "environment.json"}
+        if self._made and there <= idle:
+            for name in there:
+                (self.folder / name).unlink()
             with contextlib.suppress(OSError):  # a parent that holds other runs by now
                 for folder in self._made:
                     folder.rmdir()

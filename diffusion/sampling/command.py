@@ -1,5 +1,6 @@
 """``sample.py``: pictures from a run."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -55,7 +56,12 @@ def sample(cfg: DictConfig) -> Path:
         record["words"] = words
     folder = Path(str(cfg.out)) if cfg.out else run.folder / "samples" / folder_name(settings, stamp)
     make_folder(folder)
-    draw(job, Manifest(folder, record, cfg.overwrite))
+    try:
+        draw(job, Manifest(folder, record, cfg.overwrite))
+    finally:
+        with contextlib.suppress(OSError):  # there is something in it
+            folder.rmdir()
+            folder.parent.rmdir()
     log.info("pictures: %s", folder)
     return folder
 

@@ -98,6 +98,8 @@ class Manifest:
     def write(self) -> None:
         """Write the file, with what other commands may have added to it meanwhile."""
         there = {sample["file"]: sample for sample in self._read().get("samples", ())}
+        if not (there or self._mine):
+            return  # nothing was drawn: the folder stays free for other settings
         self.samples = dict(sorted((there | self._mine).items(), key=lambda item: (item[1]["index"], item[0])))
         head = json.dumps(self.record | {"seconds": round(self.seconds, 3), "pictures": self.pictures}, indent=2)
         lines = ",\n    ".join(map(json.dumps, self.samples.values()))
