@@ -89,8 +89,8 @@ def check_training(cfg: DictConfig) -> None:
         if key not in known:
             raise UserError(f"+trainer.{key}: a setting that there is not", f"one of {', '.join(known)}",
                             f"trainer.{closest(str(key), known)}=...")
-    if not 0 <= cfg.ema < 1:
-        raise UserError(f"ema={cfg.ema:g}", "a decay in [0, 1)", "ema=0.9999")
+    if not 0 <= cfg.ema <= 1:
+        raise UserError(f"ema={cfg.ema:g}", "a decay in [0, 1]", "ema=0.9999")
     cores = os.cpu_count() or 1
     threads, devices = cfg.trainer.threads, cfg.trainer.devices
     if threads is not None and not 1 <= threads <= MOST_THREADS:
