@@ -155,12 +155,12 @@ def group_of(override: str) -> str:
 
 def quote_place(argument: str) -> str:
     """An override whose value is a place, quoted where Hydra would not read it: ``out=~/pictures``, ``run=my run (1)``.
-    What is quoted already, a list, or several values by commas stay as they are."""
+    What is quoted already, a list, several values by commas, numbers and null stay as they are."""
     key, equals, value = argument.partition("=")
     name = key.lstrip("+").split(".")[-1]
     whole = set("'\"") if name == "name" else set("'\"[{")
     if not equals or key.startswith("-") or name not in (*PLACES, "input", "name") or set(value[:1]) & whole \
-            or "," in value or "${" in value:
+            or "," in value or "${" in value or NO_WORD.fullmatch(value):
         return argument
     return f"{key}={quote(value)}"
 

@@ -128,7 +128,9 @@ def require_kinds(cfg: DictConfig, **kinds: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key}={value}", "a finite number", f"{key}=...")
         if not fits(value, kind):
-            raise UserError(f"{key}={value}", describe_annotation(kind), f"another value for {key}")
+            word = isinstance(value, int | float) and fits("", kind)
+            fix = f"{key}='{value}'" if word else f"another value for {key}"
+            raise UserError(f"{key}={value}", describe_annotation(kind), fix)
 
 
 PACKAGES = ("degradations", "models", "samplers", "diffusion")

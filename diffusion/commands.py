@@ -97,8 +97,8 @@ def check_training(cfg: DictConfig) -> None:
         raise UserError(f"trainer.threads={threads}", f"1 to {MOST_THREADS}, or null",
                         f"trainer.threads={min(cores, MOST_THREADS)}")
     count = len(devices) if isinstance(devices, ListConfig) else devices
-    if isinstance(count, int) and not 1 <= count <= max(cores, MOST_DEVICES):
-        raise UserError(f"trainer.devices={devices}", "at least one device, and no more than there are",
+    if isinstance(count, int) and count != -1 and not 1 <= count <= max(cores, MOST_DEVICES):
+        raise UserError(f"trainer.devices={devices}", "at least one device, and no more than there are; -1 is all",
                         "trainer.devices=1")
 
 
@@ -154,7 +154,7 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]
         raise UserError(f"count={cfg.count}", f"at most {MOST_SAMPLES} samples", f"count={MOST_SAMPLES}")
     check_recipe_settings(cfg)
     require_kinds(cfg, run=str | None, images=str | None, reference=str, against=str | None, judge=str | None,
-                  samplers=list[str], metrics=dict, extractor=dict | None)
+                  samplers=list | str | None, metrics=dict | None, extractor=dict | None)
     if cfg.against and not Path(str(cfg.against)).exists():
         raise UserError(f"there is nothing at against={cfg.against}", "a run, or a folder of images", "against=RUN")
     for each in (cfg, other):

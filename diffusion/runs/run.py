@@ -68,8 +68,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class Run:
-    """One run folder. As a context it is locked, and removed at the end if nothing was written into it, or if an error
-    came before the first step.
+    """One run folder. As a context it is locked, and removed at the end if nothing was written into it, or if it was
+    refused before the first step.
 
     :param folder: where it is
     :ivar place: what ``run=`` names
@@ -134,7 +134,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         there = {path.name for path in self.folder.iterdir()}
-        idle = {".lock"} if error is None else {".lock", "config.yaml", "environment.json"}
+        idle = {".lock", "config.yaml", "environment.json"} if isinstance(error, UserError) else {".lock"}
         if self._made and there <= idle:
             for name in there:
                 (self.folder / name).unlink()
