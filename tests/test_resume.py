@@ -99,25 +99,6 @@ def test_killed_in_the_middle_of_accumulation(tmp_path):
     assert [row.split(",")[0] for row in rows] == ["step", *map(str, range(1, 9))]
 
 
-@pytest.mark.crash
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
-    settings = [*DIGITS, "max_steps=8", "callbacks.checkpoint.every=100", "callbacks.pictures.count=0", "run.name=x"]
-    with process("tests/slow_train.py", str(tmp_path / "b"), *settings) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if line.startswith("micro 3"):
-                os.kill(child.pid, signal.SIGINT)
-                break
-        rest = child.stdout.read()
-        assert child.wait(60) == 130
-    assert "the same command goes on" in rest
-    [folder] = (tmp_path / "b").glob("*/x/checkpoints")
-    assert 3 <= max(checkpoint.list_checkpoints(folder)) < 8, "saved where it stopped, not at the next interval"
-    whole = train(tmp_path / "a", *settings)
-    run = train(tmp_path / "b", *settings)
-    same(states(whole), states(run))
-
-
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     settings = [*DIGITS, "max_steps=4", "callbacks.checkpoint.every=1", "callbacks.checkpoint.keep=0"]
     run = train(tmp_path, *settings)

@@ -105,7 +105,8 @@ def append(path: Path, row: Mapping[str, float | None]) -> None:
     """One more row, with a header if the file is new; a file that was begun with other columns keeps those."""
     header = path.read_text().partition("\n")[0] if path.exists() else ""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, header.split(",") if header else list(row), extrasaction="ignore")
+    writer = csv.DictWriter(text, header.split(",") if header else list(row), extrasaction="ignore",
+                            lineterminator="\n")
     if not header:
         writer.writeheader()
     writer.writerow(row)
