@@ -124,6 +124,19 @@ def test_the_csv_forgets_what_is_done_again(tmp_path):
     assert path.read_text().split() == ["step,loss", "1,0.5"]
     log_module.append(path, {"step": 2, "speed": 9.0, "loss": None})
     assert path.read_text().split() == ["step,loss", "1,0.5", "2,"], "the columns of a file stay"
+    assert path.read_bytes() == b"step,loss\n1,0.5\n2,\n", "one kind of line end, that of a run without a resume"
+
+
+@pytest.mark.parametrize(("cut", "left"), [("", None), ("step,lo", None), ("\n", None), ("step,loss\n1", "step,loss\n"),
+                                           ("step,loss\n1,0.5\n1", "step,loss\n1,0.5\n")])
+def test_lines_of_the_csv_that_were_cut_off_are_forgotten(tmp_path, cut, left):
+    """A process was killed while it wrote a line, here the first or that of step 12."""
+    path = tmp_path / "metrics.csv"
+    path.write_text(cut)
+    log_module.rewind(path, 4)
+    assert (path.read_text() if path.exists() else None) == left
+    log_module.append(path, {"step": 5, "loss": 0.5})
+    assert path.read_text() == (left or "step,loss\n") + "5,0.5\n"
 
 
 def test_training_longer_goes_on(tmp_path):

@@ -5,11 +5,12 @@ import random
 import secrets
 import shutil
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import run
+from writers import TRAIN, Reference, make_photos, read_all
 
 SEED = os.environ.setdefault("CRASH_SEED", str(secrets.randbelow(10**6)))
 HEAD = ("fault", "command", "tries", "survived", "most work lost")
@@ -39,28 +40,9 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
 
 
-@dataclass
-class Reference:
-    """What an uninterrupted command leaves.
-
-    :ivar place: where it ran, and where those that are compared with it run, so that all paths are the same
-    :ivar files: their contents
-    :ivar seconds: how long it took
-    :ivar writes: names of the files that it wrote, in order
-    """
-
-    place: Path
-    files: dict[str, Any]
-    seconds: float
-    writes: list[str]
-
-
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     """A folder with all that a command may need."""
-    from processes import run
-    from writers import TRAIN, make_photos
-
     place = tmp_path_factory.mktemp("base") / "place"
     place.mkdir()
     make_photos(place / "photos")
@@ -86,9 +68,6 @@ def set_up(base):
 @pytest.fixture(scope="session")
 def measure(set_up, tmp_path_factory):
     """The reference of a writer, made once."""
-    from processes import run
-    from writers import read_all
-
     made: dict[str, Reference] = {}
 
     def measure(writer) -> Reference:

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 import pytest
 from faults import Fault
 from processes import in_own_namespace, mount, run
-from writers import WRITERS, list_different, list_torn, read_all
+from writers import WRITERS, by_kind, by_writer, list_different, list_torn, read_all
 
 pytestmark = [pytest.mark.crash]
 FORK = multiprocessing.get_context("fork")
@@ -25,12 +25,6 @@ def _permitted():
         pytest.skip(f"this system lets nobody mount disks of his own: {wrong.splitlines()[-1]}")
 
 
-def cases(kinds):
-    """A parameter for each writer (and each kind of its files), those of one writer in one process."""
-    return [pytest.param(*found, id="-".join([found[0].name, *found[1:]]),
-                         marks=pytest.mark.xdist_group(found[0].name)) for found in kinds]
-
-
 def set_up_disk(writer, place, base):
     mount(place, "size=64m")
     for name in writer.needs:
@@ -43,7 +37,9 @@ def fill_at_a_write(writer, reference, base, fault):
     ended = run(writer.command, place, fault, context=FORK)
     assert ended.code == 2, ended.said
     assert "Traceback" not in ended.said
-    name, needed = re.findall(r"no space left for (\S+?)(: \d+ \w+ needed, \d+ \w+ free)?$", ended.said, re.MULTILINE)[-1]
+    found = re.findall(r"no space left for (\S+?)(: \d+ \w+ needed, \d+ \w+ free)?$", ended.said, re.MULTILINE)
+    assert found, ended.said
+    name, needed = found[-1]
     assert needed or not name.endswith(OF_KNOWN_SIZE), ended.said
     path = place / name
     if path.name == kept.joinpath("name").read_text():
@@ -90,7 +86,7 @@ def disk(base, measure):
     return disk
 
 
-@pytest.mark.parametrize(("writer", "kind"), cases((writer, kind) for writer in WRITERS for kind in writer.kinds))
+@by_kind()
 def test_full(writer, kind, disk, base, rng, note):
     reference = disk(writer)
     count = sum(fnmatch(name, kind) for name in reference.writes)
@@ -100,7 +96,7 @@ def test_full(writer, kind, disk, base, rng, note):
     assert not wrong, f"{fault}\n{wrong}"
 
 
-@pytest.mark.parametrize("writer", cases((writer,) for writer in WRITERS if writer.name != "checkpoints"))
+@by_writer(*(writer.name for writer in WRITERS if writer.name != "checkpoints"))
 def test_read_only(writer, disk, base, note):
     wrong = in_own_namespace(refuse_all_writes, writer, disk(writer), base)
     note("read-only disk", writer.name)

@@ -6,17 +6,10 @@ from fnmatch import fnmatch
 import pytest
 from faults import STAGES, Fault
 from processes import run
-from writers import WRITERS, list_different, list_torn
+from writers import by_kind, by_writer, list_different, list_torn
 
 pytestmark = [pytest.mark.crash]
 ANYWHERE = [f"anywhere-{i}" for i in range(3)]
-INSIDE = [*STAGES, "half-again"]
-
-
-def by_writer(*names):
-    """A parameter for each writer, those of one writer in one process."""
-    return pytest.mark.parametrize("writer", [pytest.param(writer, id=writer.name, marks=pytest.mark.xdist_group(
-        writer.name)) for writer in WRITERS if not names or writer.name in names])
 
 
 @dataclass
@@ -96,18 +89,25 @@ def test_killed_twice_anywhere(writer, moment, attempt, set_up, rng, note):
     assert not trial.wrong, "\n".join([f"killed after {moments} of {trial.reference.seconds:.2f} s", *trial.wrong])
 
 
-@by_writer()
-@pytest.mark.parametrize("moment", INSIDE)
-def test_killed_inside_a_write(writer, moment, attempt, rng, note):
+@by_kind()
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_inside_a_write(writer, kind, stage, attempt, rng, note):
     trial = attempt(writer)
-    kind = writer.kinds[INSIDE.index(moment) % len(writer.kinds)]
     count = sum(fnmatch(name, kind) for name in trial.reference.writes)
-    fault = Fault(kind, rng.randint(1, count), moment.removesuffix("-again"))
+    fault = Fault(kind, rng.randint(1, count), stage)
     killed = trial.kill(fault)
     trial.finish()
     note("kill -9 inside a write", writer.name, lost=trial.lost, unit=writer.unit)
     assert killed
     assert not trial.wrong, "\n".join([f"{fault} of {count}", *trial.wrong])
+
+
+@by_writer()
+def test_the_kinds_of_a_writer_are_all_that_it_writes(writer, measure):
+    """Those of commands that it starts aside, which are writers themselves."""
+    if writer.name in ("training", "sampling", "archive"):
+        assert [name for name in measure(writer).writes if not any(fnmatch(name, kind) for kind in writer.kinds)] == []
+    assert all(any(fnmatch(name, kind) for name in measure(writer).writes) for kind in writer.kinds)
 
 
 @by_writer("sampling", "checkpoints", "archive", "indexing")
