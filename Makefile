@@ -1,7 +1,8 @@
 # make demo: set up, train, sample, restore, evaluate (3 minutes on two cores after the install)
 # make test: set up, run the tests (5 to 8 minutes after the install)
 # make test-faults: wrong settings, damaged and hostile files, full disks, random bytes (3 minutes)
-# make test-crash: processes that are killed, and several at once (1 minute)
+# make test-crash: processes that are killed and several at once, full disks, damaged files (7 minutes); the moments are
+# drawn by a seed that is printed: CRASH_SEED=N make test-crash repeats them
 # make test-wheel: build the wheel, install it elsewhere, train a step with it
 # make lint: style, types, import directions
 # TORCH_INDEX=URL takes torch from another index: the CPU-only wheels that pytorch.org/get-started names are 200 MB
@@ -36,7 +37,7 @@ test-faults: setup
 	$(BIN)/python -m pytest -n 2 -m faults
 
 test-crash: setup
-	$(BIN)/python -m pytest -n 2 -m crash
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m crash tests/crash tests
 
 test-wheel: setup
 	@bash scripts/test_wheel.sh $(BIN)/python

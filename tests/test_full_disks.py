@@ -53,6 +53,9 @@ def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
     with files_of_at_most(10), pytest.raises(WriteError, match="no space left"):
         append_whole(tmp_path / "a", "two and more\n")
     assert (tmp_path / "a").read_text() == "one\n"
+    with files_of_at_most(10), pytest.raises(WriteError, match="no space left"):
+        append_whole(tmp_path / "new", "two and more\n")
+    assert not (tmp_path / "new").exists()
 
 
 def test_rows_of_numbers(tmp_path):

@@ -99,25 +99,6 @@ def test_killed_in_the_middle_of_accumulation(tmp_path):
     assert [row.split(",")[0] for row in rows] == ["step", *map(str, range(1, 9))]
 
 
-@pytest.mark.crash
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
-    settings = [*DIGITS, "max_steps=8", "callbacks.checkpoint.every=100", "callbacks.pictures.count=0", "run.name=x"]
-    with process("tests/slow_train.py", str(tmp_path / "b"), *settings) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if line.startswith("micro 3"):
-                os.kill(child.pid, signal.SIGINT)
-                break
-        rest = child.stdout.read()
-        assert child.wait(60) == 130
-    assert "the same command goes on" in rest
-    [folder] = (tmp_path / "b").glob("*/x/checkpoints")
-    assert 3 <= max(checkpoint.list_checkpoints(folder)) < 8, "saved where it stopped, not at the next interval"
-    whole = train(tmp_path / "a", *settings)
-    run = train(tmp_path / "b", *settings)
-    same(states(whole), states(run))
-
-
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     settings = [*DIGITS, "max_steps=4", "callbacks.checkpoint.every=1", "callbacks.checkpoint.keep=0"]
     run = train(tmp_path, *settings)
@@ -143,6 +124,19 @@ def test_the_csv_forgets_what_is_done_again(tmp_path):
     assert path.read_text().split() == ["step,loss", "1,0.5"]
     log_module.append(path, {"step": 2, "speed": 9.0, "loss": None})
     assert path.read_text().split() == ["step,loss", "1,0.5", "2,"], "the columns of a file stay"
+    assert path.read_bytes() == b"step,loss\n1,0.5\n2,\n", "one kind of line end, that of a run without a resume"
+
+
+@pytest.mark.parametrize(("cut", "left"), [("", None), ("step,lo", None), ("\n", None), ("step,loss\n1", "step,loss\n"),
+                                           ("step,loss\n1,0.5\n1", "step,loss\n1,0.5\n")])
+def test_lines_of_the_csv_that_were_cut_off_are_forgotten(tmp_path, cut, left):
+    """A process was killed while it wrote a line, here the first or that of step 12."""
+    path = tmp_path / "metrics.csv"
+    path.write_text(cut)
+    log_module.rewind(path, 4)
+    assert (path.read_text() if path.exists() else None) == left
+    log_module.append(path, {"step": 5, "loss": 0.5})
+    assert path.read_text() == (left or "step,loss\n") + "5,0.5\n"
 
 
 def test_training_longer_goes_on(tmp_path):

@@ -32,6 +32,7 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]
         second, _ = measure_subject(other)
         rows = compare(report, second)
         show_comparison(rows, title, str(cfg.against))
+        make_folder(folder)
         write_whole(folder / "comparison.json", json.dumps({"against": str(cfg.against), "rows": rows}, indent=2))
         result["comparison"] = rows
     return result

@@ -149,9 +149,7 @@ def merge_state(content: dict[str, Any], weights: str) -> dict[str, torch.Tensor
 
 
 def prune(folder: Path, keep: int, milestones: list[int]) -> None:
-    """Remove all but the newest ``keep`` checkpoints and those at the milestone steps, and what a crash left behind."""
-    for leftover in folder.glob(".*.partial"):
-        leftover.unlink(missing_ok=True)
+    """Remove all but the newest ``keep`` checkpoints and those at the milestone steps."""
     files = list_checkpoints(folder)
     for step in list(files)[:-keep] if keep else []:
         if step not in milestones:

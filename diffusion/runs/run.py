@@ -36,7 +36,7 @@ from configs import UserError
 from configs.errors import WriteError
 from configs.values import has_interpolation, list_differences, require_plain, to_plain
 from diffusion.runs.environment import describe_environment
-from diffusion.runs.files import write_whole
+from diffusion.runs.files import make_folder, write_whole
 from diffusion.runs.identity import check_name, extract_identity, hash_identity, name_job, take_filled
 
 log = logging.getLogger(__name__)
@@ -242,6 +242,7 @@ class Run:
         return {"format": FORMAT, **content["config"]}
 
     def _write_config(self, config: dict[str, Any]) -> None:
+        make_folder(self.folder)
         write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({"format": FORMAT, **config})))
 
     def _take(self) -> None:

@@ -99,7 +99,10 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
     trainer = lightning_trainer(cfg, run, training, callbacks)
     if trainer.is_global_zero:
         run.record(config)
-    trainer.fit(training)
+    try:
+        trainer.fit(training)
+    except SystemExit as end:  # Lightning's answer to a KeyboardInterrupt, once it has ended its other processes
+        raise KeyboardInterrupt from end
     asked = next((c.asked for c in callbacks if isinstance(c, Checkpoint) and c.asked is not None), None)
     if asked is not None:
         sys.exit(128 + asked)

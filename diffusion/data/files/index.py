@@ -24,7 +24,7 @@ from diffusion.data.files.archive import SUFFIXES, Archive, Entry, describe_othe
 from diffusion.data.files.decode import Decoder, explain
 from diffusion.data.files.progress import progress
 from diffusion.data.files.threads import in_order
-from diffusion.runs.files import write_whole
+from diffusion.runs.files import make_folder, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ class _Decoding:
             record["sum"] = hash_plain(record, 16)
 
         try:
-            store.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(store.parent)
             if shutil.disk_usage(store.parent).free < len(self.entries) * math.prod(self.shape):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             write_whole(store, write)

@@ -108,7 +108,8 @@ def append(path: Path, row: Mapping[str, float | None]) -> None:
     """One more row, with a header if the file is new; a file that was begun with other columns keeps those."""
     header = path.read_text().partition("\n")[0] if path.exists() else ""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, header.split(",") if header else list(row), extrasaction="ignore")
+    writer = csv.DictWriter(text, header.split(",") if header else list(row), extrasaction="ignore",
+                            lineterminator="\n")
     if not header:
         writer.writeheader()
     writer.writerow(row)
@@ -116,9 +117,13 @@ def append(path: Path, row: Mapping[str, float | None]) -> None:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Drop the rows after ``step``, which a resumed run writes again."""
+    """Drop the rows after ``step``, which a resumed run writes again, and a line that was cut off; without a whole
+    header there is no file."""
     if not path.exists():
         return
-    header, *rows = path.read_text().splitlines() or [""]
-    kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= step]
-    write_whole(path, "\n".join([header, *kept]) + "\n")
+    lines = [line.rstrip() for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    if not lines or not lines[0]:
+        path.unlink()
+        return
+    kept = [row for row in lines[1:] if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= step]
+    write_whole(path, "\n".join([lines[0], *kept]) + "\n")
