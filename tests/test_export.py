@@ -21,6 +21,8 @@ from diffusion.runs.run import Run
 RUNS = ROOT / "tests" / "format_2"
 QUICK = ["samples=0-3", "sampler.num_steps=1", "device=cpu"]
 
+pytestmark = pytest.mark.faults
+
 
 def export(run: Run | Path, to: Path, *overrides: str) -> Path:
     done("scripts/export.py", f"run={run.folder if isinstance(run, Run) else run}", f"to={to}", *overrides)

@@ -13,6 +13,8 @@ from diffusion import load
 from diffusion.runs import checkpoint
 from diffusion.runs.run import Run
 
+pytestmark = pytest.mark.faults
+
 PAYLOAD = """# @package _global_
 {place}:
   evil:
