@@ -53,7 +53,8 @@ class Trial:
             self.wrong.append(f"not said: {self.words}\n{ended.said}")
         if self.lost > self.writer.most:
             self.wrong.append(f"{self.lost} {self.writer.unit} lost")
-        self.wrong += list_different(self.reference.place, self.reference.files)
+        complete = self.writer.command[0] == "train.py" and self.words == "this run is complete"
+        self.wrong += list_different(self.reference.place, self.reference.files, complete)
 
 
 @pytest.fixture

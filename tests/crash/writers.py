@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,16 @@ def read_all(place: Path) -> dict[str, Any]:
     return {str(path.relative_to(place)): read_settled(path) for path in sorted(place.rglob("*")) if path.is_file()}
 
 
-def list_different(place: Path, whole: dict[str, Any]) -> list[str]:
-    """What is not as an uninterrupted command leaves it, in words."""
+def list_different(place: Path, whole: dict[str, Any], complete: bool = False) -> list[str]:
+    """What is not as an uninterrupted command leaves it, in words.
+
+    :param complete: the last checkpoint had been saved when the command was killed; the one that was to be removed
+        then may be there still, until the run is trained longer
+    """
     there = read_all(place)
+    if complete:
+        spare = [name for name in there.keys() - whole.keys() if fnmatch(name, "*/step-*.pt")]
+        there = {name: content for name, content in there.items() if name not in spare}
     return [f"{name}: {str(there.get(name))[:3000]}\n  uninterrupted: {str(whole.get(name))[:3000]}"
             for name in sorted(there.keys() | whole.keys()) if there.get(name) != whole.get(name)]
 
