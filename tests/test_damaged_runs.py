@@ -131,10 +131,9 @@ def test_a_checkpoint_that_grows_when_it_is_read(own):
 
 
 def test_a_fault_of_a_class_names_its_place(content):
-    config = copy.deepcopy(content["config"])
-    config["model"]["multipliers"] = ["a", "b"]
+    state = {**checkpoint.merge_state(content, "ema"), "extra": torch.zeros(3)}
     with pytest.raises(UserError, match=r"a run cannot be rebuilt: \w+: .* \(\w+\.py, line \d+\)"):
-        rebuild(config, checkpoint.merge_state(content, "ema"), "a run", ("models", "diffusion", "degradations"))
+        rebuild(content["config"], state, "a run", ("models", "diffusion", "degradations"))
 
 
 class TestConfigFile:
