@@ -127,7 +127,7 @@ def sample(cfg: DictConfig) -> Path:
     refuse_unknown(cfg, "sample")
     require_values(cfg)
     settle_paths(cfg)
-    require_ints(cfg, batch=1, seed=0, twins=1)
+    require_ints(cfg, batch=1, seed=0)
     check_recipe_settings(cfg)
     require_kinds(cfg, run=str, out=str | None, overwrite=bool, animate=bool, animation=dict, input=dict,
                   input__root=str | None, input__t=float)

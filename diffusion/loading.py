@@ -15,6 +15,7 @@ from configs.values import drop_keys, require_modest
 from diffusion.data.base import LARGEST, Data
 from diffusion.model import Model
 from diffusion.runs import checkpoint
+from diffusion.runs.exported import PARTS
 from diffusion.runs.run import Run
 
 
@@ -50,10 +51,6 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device={device}: {reason}", "a device that this machine has", "device=cpu") from error
-
-
-PARTS = ("data", "model", "condition", "degradation", "objective", "space", "prior")
-"""What the config of a run describes."""
 
 
 def rebuild(config: dict[str, Any], state: Mapping[str, Tensor], what: str, packages: Sequence[str]) -> Model:
