@@ -59,16 +59,7 @@ def rebuild(config: dict[str, Any], state: Mapping[str, Tensor], what: str, pack
     :param what: is rebuilt, for messages
     :raises UserError: whatever is wrong with it
     """
-    missing = [name for name in (*PARTS, "seed", "precision", "sampling") if name not in config]
-    if missing or not all(isinstance(config[name], Mapping) for name in PARTS):
-        raise UserError(f"the config of {what} lacks {', '.join(missing) or 'a part, or has something else there'}",
-                        "the config that train.py wrote", "another checkpoint or run")
-    for name in PARTS:
-        require_modest(config[name], name)
-    size, channels = config["data"].get("size"), config["data"].get("channels")
-    if type(size) is not int or not 1 <= size <= LARGEST or channels not in (1, 3):
-        raise UserError(f"{what} makes images of {channels} channels and {size} px", f"1 or 3, and 1 to {LARGEST}",
-                        "another checkpoint or run")
+    require_config(config, what)
     try:
         require_size(config, state, packages)
         model = Model(config, packages=packages)
@@ -80,6 +71,24 @@ def rebuild(config: dict[str, Any], state: Mapping[str, Tensor], what: str, pack
         raise UserError(f"{what} cannot be rebuilt: {describe_error(error)}", "a checkpoint of this version",
                         "another checkpoint or run") from error
     return model
+
+
+def require_config(config: Mapping[str, Any], what: str) -> None:
+    """Refuse a config that somebody else may have written and that lacks parts, or has too many or too large ones.
+
+    :param what: has it, for messages
+    :raises UserError: naming the first
+    """
+    missing = [name for name in (*PARTS, "seed", "precision", "sampling") if name not in config]
+    if missing or not all(isinstance(config[name], Mapping) for name in PARTS):
+        raise UserError(f"the config of {what} lacks {', '.join(missing) or 'a part, or has something else there'}",
+                        "the config that train.py wrote", "another checkpoint or run")
+    for name in PARTS:
+        require_modest(config[name], name)
+    size, channels = config["data"].get("size"), config["data"].get("channels")
+    if type(size) is not int or not 1 <= size <= LARGEST or channels not in (1, 3):
+        raise UserError(f"{what} makes images of {channels} channels and {size} px", f"1 or 3, and 1 to {LARGEST}",
+                        "another checkpoint or run")
 
 
 def require_size(config: Mapping[str, Any], state: Mapping[str, Tensor], packages: Sequence[str]) -> None:
@@ -130,12 +139,13 @@ def fill_weights(model: Model, state: Mapping[str, Tensor], place: str) -> None:
                             "another run or file")
 
 
-def build_data(model: Model, root: str | None, packages: Sequence[str]) -> Data:
+def build_data(config: Mapping[str, Any], root: str | None, packages: Sequence[str]) -> Data:
     """The data set of a run.
 
+    :param config: of the run
     :param root: where it lies now; None is where it lay
     :param packages: whose classes the run's config may name
     """
     # A stranger's config may say what to read, not what to write or to fetch.
-    config = drop_keys(model.config["data"], ("cache", "download"))
-    return construct(config | ({"root": root} if root else {}), packages=packages, role=Data)
+    node = drop_keys(config["data"], ("cache", "download"))
+    return construct(node | ({"root": root} if root else {}), packages=packages, role=Data)

@@ -45,7 +45,7 @@ def settings(run: Run) -> dict[str, Any]:
 def progress(run: Run) -> dict[str, Any]:
     """The last step that is saved, the last loss and the usual speed."""
     rows = list(csv.DictReader(run.metrics.open())) if run.metrics.is_file() else []
-    logged = {"loss": float(rows[-1]["loss"]),
+    logged = {"loss": float(rows[-1]["loss"]) if rows[-1]["loss"] else None,
               "images/s": statistics.median(float(row["images_per_s"]) for row in rows)} if rows else {}
     return {"step": max(run.steps, default=0), **logged}
 

@@ -76,6 +76,8 @@ OTHERS = [
     ["scripts/prepare_data.py", "/nope", "out.zip"], ["scripts/prepare_data.py", "--check", "/nope"],
     ["scripts/fit_prior.py", "run=/nope"], ["scripts/fit_prior.py", "run=RUN", "prior=banana"],
     ["scripts/export.py", "run=/nope", "to=x.safetensors"], ["scripts/export.py", "run=RUN", "to=x.png"],
+    ["scripts/replay.py", "run=/nope"], ["scripts/replay.py", "run=RUN", "step=0"], ["scripts/replay.py"],
+    ["scripts/replay.py", "run=RUN", "step=99999999"], ["scripts/replay.py", "run=RUN", "device=5"],
     ["scripts/export.py", "run=RUN"], ["scripts/reproduce.py", "table=banana"],
     ["scripts/reproduce.py", "budget=banana"],
     ["scripts/reproduce.py", "table=digits", "budget=smoke", "train=[5]"], ["scripts/benchmark.py", "banana"],

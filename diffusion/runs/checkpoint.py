@@ -2,9 +2,9 @@
 
 ``step-00001000.1f3a9c5e7b20d846.pt`` holds ``{"format", "step", "config", "raw", "ema", "frozen", "data"}``, where
 ``frozen`` is what the training does not change, such as a fitted prior, and to go on from it ``{"optimizers", "logged",
-"tally"}``; the second part of the name starts the SHA-256 of the file. A checkpoint is read with ``weights_only=True``
-and its objects are rebuilt from the config by classes of known roles: a stranger's file can give wrong pictures, never
-run code.
+"tally", "skips"}``; the second part of the name starts the SHA-256 of the file. A checkpoint is read with
+``weights_only=True`` and its objects are rebuilt from the config by classes of known roles: a stranger's file can give
+wrong pictures, never run code.
 """
 
 import hashlib

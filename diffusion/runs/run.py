@@ -6,6 +6,7 @@ runs/<experiment>/<name, hash of the identity, or, in a sweep, the job's own set
   environment.json   git revision, versions, device, command of the last start
   metrics.csv        what was logged
   accuracy.csv       of a classifier, on held-out images
+  skipped/           times and losses of batches that were not finite, see scripts/replay.py
   pictures/          samples and restorations at intervals
   samples/           what sample.py has drawn
   evaluations/       what evaluate.py has measured, a folder for each protocol

@@ -99,7 +99,7 @@ class SamplingJob(Job):
         indices = choose_indices(cfg, inputs)
         known = spread_over_twins(to_plain(cfg.condition), cfg.twins, len(indices))
         condition = read_condition(model, recipe, indices, known, inputs,
-                                   lambda: build_data(model, cfg.data.root, packages))
+                                   lambda: build_data(model.config, cfg.data.root, packages))
         asked = list_samples(indices, cfg, inputs, write_condition(model, recipe, condition, len(indices)))
         rows = {entry["file"]: row for row, entry in enumerate(asked)}
         return cls(cfg, model, asked, inputs, recipe, condition, rows)

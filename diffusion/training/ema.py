@@ -4,7 +4,8 @@ import copy
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from configs import UserError
@@ -30,11 +31,16 @@ class EMA(nn.Module):
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights of ``model`` after optimizer step number ``step`` (1, 2, ...)."""
+    def update(self, model: nn.Module, step: int, skip: Bool[Tensor, ""] | None = None) -> None:
+        """Take in the weights of ``model`` after optimizer step number ``step`` (1, 2, ...).
+
+        :param skip: true leaves the average of the parameters as it is; a tensor, so that the host need not know
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
         pairs = [(mine, new) for mine, new in zip(self.model.parameters(), model.parameters()) if mine is not new]
-        get_ema_multi_avg_fn(decay)([mine for mine, _ in pairs], [new for _, new in pairs], None)
+        # The average of two equal numbers is that number, to the last bit.
+        target = [new if skip is None else torch.where(skip, mine, new) for mine, new in pairs]
+        get_ema_multi_avg_fn(decay)([mine for mine, _ in pairs], target, None)
         for mine, new in zip(self.model.buffers(), model.buffers()):
             if mine is not new:
                 mine.copy_(new)

@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -30,6 +30,7 @@ from diffusion.sampling.inputs import Inputs
 from diffusion.sampling.selection import derive_signals
 from diffusion.training.callbacks.checkpoint import Checkpoint
 from diffusion.training.module import Training
+from diffusion.training.optimization import Rule
 from models.blocks import recompute
 from models.conditioning import Signal
 
@@ -50,30 +51,8 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
              "".join(f", {words['num_classes']} classes" if name == "label" else f", {name}"
                      for name, words in described.items()))
     config = fix_steps({**to_plain(cfg), "origin": dict(origins or {})}, origins or {})
-    config = fill_signals(config, described)
-    model = Model(config)
-    config = model.config
-    if content is None:
-        begin(model, config.get("begin") or {}, config["origin"])
-    select_trainable(model.weights, config.get("trainable"))
-    training = Training(model, images, data.flip, construct(cfg.optimizer),
-                        fingerprint=data.fingerprint() + model.degradation.fingerprint(), batch=cfg.batch,
-                        accumulate=cfg.accumulate, max_steps=cfg.max_steps, seed=cfg.seed, decay=cfg.ema)
-    count = sum(p.numel() for p in model.weights.parameters())
-    log.info("model: %.2f million parameters", count / 1e6)
-    if content is not None:
-        if "optimizers" not in content:
-            raise UserError(f"{run.folder} was made of another run without training", "a run that train.py has begun",
-                            "run.name=ANOTHER_NAME, which may begin with this one: begin=base")
-        require_same_images(content, training.fingerprint, run)
-        training.restore(content)
-        log.info("resuming at step %d", training.step)
-    if content is None and model.space.count:
-        log.info("space: fitted to %d images", min(model.space.count, len(images)))
-        model.fit_space(images)
-    if not model.prior.fitted:
-        log.info("prior: fitted to %d images", min(model.prior.count, len(images)))
-        model.fit_prior(images)
+    training = build_training(fill_signals(config, described), data, run, content)
+    model = training.model
     condition = derive_signals(model, Inputs(images), [0])
     for name, signal in model.weights.encoder.readers.items():
         if data.flip and name in condition:
@@ -98,7 +77,7 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
         log.info("no images are held out: the pictures show images of the training")
     trainer = lightning_trainer(cfg, run, training, callbacks)
     if trainer.is_global_zero:
-        run.record(config)
+        run.record(model.config)
     try:
         trainer.fit(training)
     except SystemExit as end:  # Lightning's answer to a KeyboardInterrupt, once it has ended its other processes
@@ -109,6 +88,41 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
     if training.step >= cfg.max_steps:
         hint = registry.build("task", model.evaluator.task).hint
         log.info("done: step %d\n%s", training.step, hint.format(run=shlex.quote(str(run.folder))))
+
+
+def build_training(config: dict[str, Any], data: Data, run: Run, content: Mapping[str, Any] | None,
+                   packages: Sequence[str] | None = None) -> Training:
+    """A training at its first step, or at that of a checkpoint.
+
+    :param config: the resolved config of a run
+    :param packages: packages whose classes the config may name; None trusts it
+    :raises UserError: for images that are not those of the checkpoint, and a run that was made without training
+    """
+    images, model = data.split("train"), Model(config, packages)
+    config = model.config
+    if content is None:
+        begin(model, config.get("begin") or {}, config["origin"])
+    select_trainable(model.weights, config.get("trainable"))
+    training = Training(model, images, data.flip, construct(config["optimizer"], packages=packages, role=Rule),
+                        fingerprint=data.fingerprint() + model.degradation.fingerprint(), batch=config["batch"],
+                        accumulate=config["accumulate"], max_steps=config["max_steps"], seed=config["seed"],
+                        decay=config["ema"])
+    count = sum(p.numel() for p in model.weights.parameters())
+    log.info("model: %.2f million parameters", count / 1e6)
+    if content is not None:
+        if "optimizers" not in content:
+            raise UserError(f"{run.folder} was made of another run without training", "a run that train.py has begun",
+                            "run.name=ANOTHER_NAME, which may begin with this one: begin=base")
+        require_same_images(content, training.fingerprint, run)
+        training.restore(dict(content))
+        log.info("resuming at step %d", training.step)
+    if content is None and model.space.count:
+        log.info("space: fitted to %d images", min(model.space.count, len(images)))
+        model.fit_space(images)
+    if not model.prior.fitted:
+        log.info("prior: fitted to %d images", min(model.prior.count, len(images)))
+        model.fit_prior(images)
+    return training
 
 
 def require_same_images(content: Mapping[str, Any], fingerprint: str, run: Run) -> None:
@@ -141,11 +155,10 @@ def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: 
     try:
         trainer = L.Trainer(
             accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, strategy=cfg.trainer.strategy,
-            plugins=environment(), max_epochs=-1, max_steps=cfg.max_steps - training.step,
-            accumulate_grad_batches=cfg.accumulate, gradient_clip_val=training.optimization.clip, callbacks=callbacks,
-            logger=loggers(cfg, run, training.step), enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
-            default_root_dir=run.folder)
+            plugins=environment(), max_epochs=-1, max_steps=cfg.max_steps - training.step, callbacks=callbacks,
+            accumulate_grad_batches=cfg.accumulate, logger=loggers(cfg, run, training.step),
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run.folder)
     except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"trainer={to_plain(cfg.trainer)}: {error}", "devices that this machine has",
                         "trainer=auto trainer.devices=1") from error

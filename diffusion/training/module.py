@@ -6,8 +6,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from jaxtyping import Float64
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
 
 from configs import UserError
 from configs.errors import describe_error
@@ -20,7 +20,8 @@ from diffusion.model import Model
 from diffusion.objectives.base import Losses
 from diffusion.runs import checkpoint
 from diffusion.training.ema import EMA
-from diffusion.training.optimization import AdamW
+from diffusion.training.guard import Skips, clip_gradients, hold
+from diffusion.training.optimization import Rule
 from models.context import Condition
 
 BINS = 5
@@ -36,6 +37,9 @@ class Training(L.LightningModule):
     is keyed by this count, so a run that was killed goes on as if nothing had happened. So does its log: ``tally``
     holds the sum of the losses since the last row, and their number, by time and over all ranks.
 
+    A step whose loss or gradient is not a finite number changes nothing but the count of such steps, ``skips``, which
+    is read by :meth:`review`. That is decided on the device, from numbers that all ranks have, and waits for nothing.
+
     :param model: what is trained
     :param images: the training split
     :param flip: mirror half of the images
@@ -46,9 +50,10 @@ class Training(L.LightningModule):
     :param max_steps: optimizer steps of the whole run
     :param seed: seed of the run
     :param decay: of the weights' average
+    :ivar watch: is told by :meth:`review` of steps that were left out: the first, and the most in a row
     """
 
-    def __init__(self, model: Model, images: ImageSet, flip: bool, optimizer: AdamW, *, fingerprint: str, batch: int,
+    def __init__(self, model: Model, images: ImageSet, flip: bool, optimizer: Rule, *, fingerprint: str, batch: int,
                  accumulate: int, max_steps: int, seed: int, decay: float):
         super().__init__()
         self.fingerprint = fingerprint
@@ -59,7 +64,10 @@ class Training(L.LightningModule):
         self.step = 0
         self.logged = LOGGED
         self.tally = torch.zeros(2, len(LOGGED), dtype=torch.float64)
-        self._parts: list[Tensor] = []
+        self.skips = Skips()
+        self.watch: Callable[[int, int], None] | None = None
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        self._before: list[tuple[Tensor, Tensor]] = []
         self._critics: dict[str, torch.optim.Optimizer] = {}
         self._optimizer_states: dict[str, Any] | None = None
 
@@ -68,7 +76,7 @@ class Training(L.LightningModule):
         optimizers = {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()}
         return {**self.weights.split(self.ema.model.state_dict()), "optimizers": optimizers,
                 "config": self.model.config, "data": self.fingerprint, "logged": list(self.logged),
-                "tally": self.tally}
+                "tally": self.tally, "skips": self.skips.since}
 
     def restore(self, content: dict[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -82,6 +90,9 @@ class Training(L.LightningModule):
             self.logged, self.tally = tuple(map(str, content["logged"])), content["tally"].double()
             if self.tally.shape != (2, len(self.logged)):
                 raise ValueError(f"a tally of {tuple(self.tally.shape)} for {len(self.logged)} numbers")
+            if "skips" in content:  # not in those of earlier versions
+                self.skips.since = content["skips"].long().view(2)
+                self.skips.forget()
 
     @contextmanager
     def _explain(self, step: int) -> Iterator[None]:
@@ -142,9 +153,13 @@ class Training(L.LightningModule):
         if self.model.augment is not None:
             images, condition["augment"] = self.model.augment(images, self.seed, batch.positions)
         condition = encoder.derive(images, condition, rng)
+        if not self._parts:
+            fitted = {id(value) for part in self.weights.fitted for value in part.buffers()}
+            self._before = [(value, value.clone()) for value in self.weights.buffers() if id(value) not in fitted]
         losses = self.model.objective(self.model.evaluator, encoder, self.model.degradation,
                                       self.model.space.encode(images), condition, rng)
-        self._parts.append(self._add(losses))
+        batch_losses = torch.stack([losses.t.float(), losses.values.detach().float()])
+        self._parts.append((self._add(losses), batch_losses))
         return sum((own.mean() for own in losses.critics.values()), losses.values.mean())
 
     def mirror(self, condition: Condition, batch: Batch) -> Condition:
@@ -162,23 +177,61 @@ class Training(L.LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any,
                        optimizer_closure: Callable[[], Any] | None = None) -> None:
-        rules = {"net": self.optimization, **self.model.objective.optimizers}
         for name, each in self._optimizers().items():
             for group in each.param_groups:
-                group["lr"] = rules[name].rate(self.step, self.max_steps)
-        optimizer.step(closure=optimizer_closure)
-        for name, critic in self._critics.items():
-            if rules[name].clip is not None:
-                nn.utils.clip_grad_norm_([p for group in critic.param_groups for p in group["params"]],
-                                         rules[name].clip)
+                group["lr"] = self._rules[name].rate(self.step, self.max_steps)
+        bad = torch.tensor(False)
+
+        def closure() -> Any:
+            nonlocal bad
+            result = optimizer_closure() if optimizer_closure else None
+            bad = self._judge()
+            return result
+
+        optimizer.step(closure=closure)
+        for critic in self._critics.values():
             critic.step()
             critic.zero_grad()
-        ours = torch.stack(self._parts).sum(0)
-        self._parts.clear()
-        # Over the ranks at every step, so that the one that saves knows the whole. Gathering does not wait for the GPU.
-        self.tally = self.tally.to(self.device) + torch.as_tensor(self.all_gather(ours)).view(-1, *ours.shape).sum(0)
+        with torch.no_grad():
+            for value, before in self._before:
+                value.copy_(torch.where(bad, before, value))
         self.step += 1
-        self.ema.update(self.weights, self.step)
+        self.ema.update(self.weights, self.step, bad)
+
+    def _judge(self) -> Bool[Tensor, ""]:
+        """After the backward pass: whether the step has to be left out; counts it, or its losses."""
+        optimizers = self._optimizers()
+        norms = [clip_gradients(each, self._rules[name].clip) for name, each in optimizers.items()]
+        ours = torch.stack([part for part, _ in self._parts]).sum(0)
+        # Over the ranks at every step, so that the one that saves knows the whole. Gathering does not wait for the GPU.
+        sums = torch.as_tensor(self.all_gather(ours)).view(-1, *ours.shape).sum(0)
+        critics = self.model.objective.networks
+        trained = [place for place, name in enumerate(self.logged) if place < BINS or name in critics]
+        bad = ~torch.stack([sums[0, trained].sum(), *(norm.to(sums) for norm in norms)]).isfinite().all()
+        hold(optimizers.values(), bad)
+        self.tally = torch.where(bad, self.tally.to(bad.device), self.tally.to(bad.device) + sums)
+        self.skips.add(bad, self.step + 1, torch.cat([batch for _, batch in self._parts], dim=1))
+        self._parts.clear()
+        return bad
+
+    def review(self) -> int:
+        """How many steps have been left out since the last row of the log. ``watch`` is told, on every rank, if there
+        are any that it does not know of. The host waits for the device: only for a row or a checkpoint."""
+        first, longest, since = self.skips.read()
+        if first >= 0 and self.watch is not None:
+            self.watch(first, longest)
+        self.skips.forget()
+        return since
+
+    def gather_batch(self) -> Float[Tensor, "2 batch"]:
+        """Times and losses of the whole batch in the first step that was left out, in the order of the positions."""
+        ours = self.skips.batch
+        parts = torch.as_tensor(self.all_gather(ours)).view(-1, 2, self.accumulate, ours.shape[1] // self.accumulate)
+        return parts.permute(1, 2, 0, 3).reshape(2, -1)
+
+    @property
+    def _rules(self) -> dict[str, Rule]:
+        return {"net": self.optimization, **self.model.objective.optimizers}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optimizer = self.optimizers(use_pl_optimizer=False)

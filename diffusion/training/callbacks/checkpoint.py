@@ -50,6 +50,7 @@ class Checkpoint(StepCallback):
         # A signal reaches the ranks at different steps, or one of them only: they decide together.
         asked = trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False)
         if wanted or asked:
+            training.review()
             require_finite(training)
             if trainer.is_global_zero:
                 checkpoint.save(self.run.checkpoints, training.step, training.state())

@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from configs import UserError
 from configs.values import require_at_least
 from diffusion.runs.files import append_whole, write_whole
 from diffusion.training.callbacks.base import StepCallback, due
@@ -32,7 +30,8 @@ class Log(StepCallback):
 
     The loss is that of all images since the last row, whether or not the run was restarted in between, and also by
     time: ``loss_t0.0-0.2`` is that of the images with t in (0, 0.2], empty if there were none. After these comes what
-    the criterion logs besides.
+    the criterion logs besides. ``skipped`` is the number of steps since the last row that changed nothing, since their
+    loss or gradient was not finite; they are in no mean.
 
     :param every: steps between two rows
     :raises UserError: for a number below 1
@@ -81,14 +80,14 @@ class Log(StepCallback):
     def _row(self, trainer: "Trainer", training: "Training") -> None:
         sums, counts = training.tally.tolist()
         training.tally = torch.zeros_like(training.tally)
-        loss = sum(sums[:BINS]) / sum(counts[:BINS])
+        skipped = training.review()
+        training.skips.since[0] = 0
+        seen = sum(counts[:BINS])
+        loss = sum(sums[:BINS]) / seen if seen else None
         speed = (training.step - self._from) * training.batch / self._busy
         self._busy, self._from = 0.0, training.step
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {training.step}", "a finite loss",
-                            "optimizer.lr=1e-4 or precision=32, under another run.name")
         row = {"step": training.step, "loss": loss, "images_per_s": speed,
-               "lr": training.optimization.rate(training.step - 1, training.max_steps)}
+               "lr": training.optimization.rate(training.step - 1, training.max_steps), "skipped": skipped}
         for name, total, count in zip(training.logged, sums, counts):
             row[name] = total / count if count else None
         if not trainer.is_global_zero:
@@ -97,7 +96,7 @@ class Log(StepCallback):
         for logger in trainer.loggers:
             given = {f"train/{name}": value for name, value in row.items() if name != "step" and value is not None}
             logger.log_metrics(given, step=training.step)
-        self._text = f"loss {loss:.4f}  {speed:.0f} images/s"
+        self._text = f"loss {'-' if loss is None else f'{loss:.4f}'}  {speed:.0f} images/s"
         if self._bar is None:
             rate = (time.perf_counter() - self._begin) / (training.step - self._begin_step)
             left = rate * (training.max_steps - training.step)
