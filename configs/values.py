@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -12,6 +13,20 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.errors import UserError
+
+
+def read_limit(name: str, default: int) -> int:
+    """A limit on what is read, such as the pixels of an image: ``THAW_<NAME>`` of the environment, or the default.
+
+    :raises UserError: for one that is no whole number above 0
+    """
+    given = os.environ.get(f"THAW_{name}", "").strip()
+    if not given:
+        return default
+    if not given.isascii() or not given.isdecimal() or len(given) > 18 or int(given) == 0:
+        raise UserError(f"THAW_{name}={given} in the environment", "a whole number above 0",
+                        f"unset THAW_{name}, or THAW_{name}={default}")
+    return int(given)
 
 
 def to_plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from yaml import YAMLError
 
 from configs import UserError
 from configs.errors import WriteError
-from configs.values import has_interpolation, list_differences, require_plain, to_plain
+from configs.values import has_interpolation, list_differences, read_limit, require_plain, to_plain
 from diffusion.runs.environment import describe_environment
 from diffusion.runs.files import make_folder, write_whole
 from diffusion.runs.identity import check_name, extract_identity, hash_identity, name_job, take_filled
@@ -49,7 +49,7 @@ SUFFIX = ".safetensors"
 
 
 MOST_BYTES = 2**20
-"""Bytes of a config file that is read."""
+"""Bytes of a config file that is read, unless ``THAW_MOST_CONFIG_BYTES`` says more."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -57,8 +57,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     :raises ValueError: if it is none, too long, or has an alias, by which a few lines can stand for any number
     """
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES} bytes")
+    most = read_limit("MOST_CONFIG_BYTES", MOST_BYTES)
+    if path.stat().st_size > most:
+        raise ValueError(f"it has more than {most} bytes (THAW_MOST_CONFIG_BYTES)")
     text = path.read_text()
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
         raise ValueError("it has an alias in it")

@@ -1,9 +1,12 @@
 """Files and folders as people have them, and as nobody should have them: what is read, what is left out, and why."""
 
 import logging
+import os
 import shutil
 import string
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from io import BytesIO
@@ -11,6 +14,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from PIL import Image
 
 from configs import UserError
@@ -238,26 +242,38 @@ class TestBombs:
     def test_a_file_of_any_size_in_a_small_zip(self, tmp_path):
         with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file, \
                 file.open("b.png", "w", force_zip64=True) as inside:
-            for _ in range(5):
+            for _ in range(17):
                 inside.write(bytes(2**26))
-        with pytest.raises(UserError, match="320 MB, more than the 256 MB"):
+        with pytest.raises(UserError, match="1088 MB, more than the 1024 MB"):
             Folder(tmp_path / "a.zip", 12, cache=False).index  # noqa: B018
-        with pytest.raises(UserError, match="320 MB, more than the 256 MB"):
+        with pytest.raises(UserError, match="1088 MB, more than the 1024 MB"):
             prepare(tmp_path / "a.zip", tmp_path / "out.zip", 16)
-        with pytest.raises(UserError, match="320 MB, more than the 256 MB"):
+        with pytest.raises(UserError, match="1088 MB, more than the 1024 MB"):
             Files(tmp_path / "a.zip")
 
     @pytest.mark.parametrize("mode", ["1", "L", "RGBA"])
     def test_an_image_of_any_size_in_a_small_file(self, tmp_path, mode):
-        header = struct.pack(">IIBBBBB", 13000, 13000, *{"1": (1, 0), "L": (8, 0), "RGBA": (8, 6)}[mode], 0, 0, 0)
+        header = struct.pack(">IIBBBBB", 17000, 17000, *{"1": (1, 0), "L": (8, 0), "RGBA": (8, 6)}[mode], 0, 0, 0)
         chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
         (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
             for kind, body in chunks))
         for read in (lambda path: Folder(path, 12, cache=False).index, Files,
                      lambda path: prepare(path, path / "out.zip", 16), lambda path: read_photos(path / "a.png", 8, 3)):
-            with pytest.raises(UserError, match="13000 x 13000 pixels, more than 89 million"):
+            with pytest.raises(UserError, match="17000 x 17000 pixels, more than 268 million"):
                 read(tmp_path)
+
+    @pytest.mark.parametrize(("name", "value", "code"), [("PIXELS", "200", 2), ("BYTES", "50", 2), ("PIXELS", "x", 2),
+                                                         ("BYTES", "0", 2), ("PIXELS", "-5", 2), ("BYTES", "", 0),
+                                                         ("PIXELS", "400", 0)])
+    def test_the_limits_are_settings(self, tmp_path, name, value, code):
+        Image.new("L", (20, 20), 9).save(tmp_path / "a.png")
+        result = subprocess.run([sys.executable, "scripts/prepare_data.py", str(tmp_path), str(tmp_path / "out.zip"),
+                                 "--size", "8"], cwd=ROOT, capture_output=True, text=True,
+                                env={**os.environ, f"THAW_MOST_{name}": value})
+        assert result.returncode == code, result.stderr
+        assert "Traceback" not in result.stderr
+        assert code == 0 or f"THAW_MOST_{name}" in result.stderr
 
 
 def test_what_a_terminal_would_obey_is_written_out(tmp_path):

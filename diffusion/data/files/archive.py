@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from configs.errors import UserError
+from configs.values import read_limit
 from diffusion.data.files.layout import choose_splits
 
 SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo", ".bmp", ".dib", ".gif", ".webp",
@@ -23,8 +24,8 @@ SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", "
 WORDS = ("", ".txt", ".text", ".caption", ".captions", ".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".yaml",
          ".yml", ".xml", ".html", ".htm", ".log", ".ini", ".cfg", ".py", ".ipynb", ".sh", ".sha256", ".md5", ".tag")
 """The endings of files that nobody expects to be images."""
-MOST_BYTES = 2**28
-"""Bytes of a file that is read: a small archive can hold a file of any size."""
+MOST_BYTES = 2**30
+"""Bytes of a file that is read, unless ``THAW_MOST_BYTES`` says more: a small archive can hold a file of any size."""
 LITTER = ("__MACOSX", "Thumbs.db")
 _NAME = attrgetter("name")
 
@@ -209,8 +210,10 @@ def _ending(name: str) -> str:
 
 
 def _limit(size: int) -> None:
-    if size > MOST_BYTES:
-        raise ValueError(f"{size / 2**20:.0f} MB, more than the {MOST_BYTES / 2**20:.0f} MB of an image file")
+    most = read_limit("MOST_BYTES", MOST_BYTES)
+    if size > most:
+        raise ValueError(f"{size / 2**20:.0f} MB, more than the {most / 2**20:.0f} MB of an image file: "
+                         f"make it smaller first, or allow it: THAW_MOST_BYTES={size}")
 
 
 def _is_litter(name: str) -> bool:

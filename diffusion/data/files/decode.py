@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE
 
 from configs.errors import UserError
+from configs.values import read_limit
 
 DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Pillow's modes for grey of 16 bits; "I" has room for 32, but the formats that reach it here store 16."""
@@ -23,8 +24,9 @@ FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "WEBP", "AVIF", "HEIF", "T
 """Pillow's names of the formats that are read, those of :data:`diffusion.data.files.archive.SUFFIXES`. TGA comes last:
 its files have no mark at their beginning."""
 
-MOST_PIXELS = 89_000_000
-"""Pixels of an image that is read. A file of a few kilobytes can ask for any number."""
+MOST_PIXELS = 2**28
+"""Pixels of an image that is read, unless ``THAW_MOST_PIXELS`` says more. A file of a few kilobytes can ask for any
+number."""
 LARGE = 2**24
 """Pixels from which on images are decoded one at a time."""
 _LARGE = Lock()
@@ -90,11 +92,13 @@ def open_image(file: BytesIO | Path) -> Image.Image:
     :raises PIL.UnidentifiedImageError: for a file that is none of them, whatever its name
     :raises ValueError: it has more than ``MOST_PIXELS``
     """
+    most = read_limit("MOST_PIXELS", MOST_PIXELS)
+    Image.MAX_IMAGE_PIXELS = max(most, Image.MAX_IMAGE_PIXELS or 0)  # beyond which Pillow warns
     image = Image.open(file, formats=_formats())
-    if image.width * image.height > MOST_PIXELS:
+    if image.width * image.height > most:
         image.close()
-        raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS / 1e6:.0f} million: make it "
-                         "smaller first")
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {most / 1e6:.0f} million: make it "
+                         f"smaller first, or allow it: THAW_MOST_PIXELS={image.width * image.height}")
     return image
 
 
