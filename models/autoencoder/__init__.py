@@ -1,0 +1,1 @@
+"""Autoencoders: the first stages of latent models."""

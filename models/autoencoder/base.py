@@ -1,0 +1,42 @@
+"""What every autoencoder offers: images to latents and back."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Moments(NamedTuple):
+    """The distribution ``q(z | x) = N(mean, std^2)`` of a latent.
+
+    :ivar mean: (B, D, H, W)
+    :ivar std: of the same shape; zeros where the encoder gives a point
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+class Autoencoder(nn.Module):
+    """Images to latents, whose side is the image's divided by ``factor``, and back.
+
+    :ivar in_channels: of the images
+    :ivar latent_channels: D
+    :ivar factor: the image's side by the latent's
+    """
+
+    in_channels: int
+    latent_channels: int
+    factor: int
+
+    def encode(self, x: Float[Tensor, "b c h w"]) -> Moments:
+        """What is known about the latents of images in [-1, 1]."""
+        raise NotImplementedError
+
+    def decode(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h w"]:
+        """The images of latents; about [-1, 1], not clipped."""
+        raise NotImplementedError
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """What is left of images: the decoded means of their latents."""
+        return self.decode(self.encode(x).mean)
