@@ -109,7 +109,7 @@ def require_size(config: Mapping[str, Any], state: Mapping[str, Tensor], package
 
     handle = register_module_parameter_registration_hook(count)
     try:
-        for name in ("model", "condition"):
+        for name in ("model", "condition", "space"):
             with torch.device("meta"):
                 construct(config[name], packages=packages, role=nn.Module)
     except UserError:

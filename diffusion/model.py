@@ -213,10 +213,12 @@ class Model:
         return Recipe.compose(self.config["sampling"], self.packages)
 
     def guided(self, parts: Sequence[Any]) -> Restorer:
-        """The restorer under these guidance parts.
+        """The restorer under these guidance parts, but for those that mean pixels where the model has none.
 
         :raises UserError: if they hold another model, and it does not fit this one
         """
+        if not self.space.pixels:
+            parts = [part for part in parts if not getattr(part, "pixels", False)]
         for partner in list_models(parts):
             partner.check(self.config)
         return Guided(self.restorer, self.degradation, parts) if parts else self.restorer

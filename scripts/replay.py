@@ -42,7 +42,7 @@ def replay(cfg: DictConfig, experiment: str | None = None) -> str | None:
     from diffusion.loading import build_data, require_config
     from diffusion.runs import checkpoint
     from diffusion.training.callbacks.replay import Replay
-    from diffusion.training.fit import build_training, lightning_trainer
+    from diffusion.training.fit import build_training, cache_latents, lightning_trainer
 
     require_config(config, str(run.place))
     packages = (*registry.trusted(), *cfg.allow)
@@ -53,11 +53,14 @@ def replay(cfg: DictConfig, experiment: str | None = None) -> str | None:
         trainer["accelerator"] = "gpu" if cfg.device.startswith("cuda") else cfg.device
     if trainer.get("threads"):
         torch.set_num_threads(trainer["threads"])
-    training = build_training(config, build_data(config, cfg.data.root, packages), run, content, packages)
+    data = build_data(config, cfg.data.root, packages)
+    training = build_training(config, data, run, content, packages)
     watcher = Replay(at)
     settings = OmegaConf.create({"trainer": trainer, "accumulate": config["accumulate"], "max_steps": at})
     watcher.run = run
-    lightning_trainer(settings, run, training, [watcher]).fit(training)
+    made = lightning_trainer(settings, run, training, [watcher])
+    cache_latents(training, data, made.strategy.root_device)
+    made.fit(training)
     log.info("step %d: %s", at, watcher.found or "everything is finite here; another device, other versions or several "
              "processes give other last bits")
     return watcher.found

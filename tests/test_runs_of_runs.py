@@ -222,7 +222,7 @@ _target_: guest_runs.latent.TinyAutoencoder
 in_channels: 1
 emb_dim: 32
 ''',
-    "guest_runs/configs/space/latent.yaml": '''# what another run encodes
+    "guest_runs/configs/space/tiny_latent.yaml": '''# what another run encodes
 _target_: guest_runs.latent.Latent
 first_stage: ${of:${begin.first_stage.run},model}
 ''',
@@ -405,7 +405,7 @@ def test_a_latent_run_needs_its_first_stage_no_more(site, tmp_path):
              "condition=none", f"run.root={tmp_path}"]
     done(*stage, "max_steps=60", "run.name=stage", "experiment=ddpm_digits", "objective/parameterization=x0")
     first = tmp_path / "ddpm_digits" / "stage"
-    latent = ["train.py", "experiment=ddpm_digits", *SMALL, *WIDTH, "space=latent", "begin=first_stage",
+    latent = ["train.py", "experiment=ddpm_digits", *SMALL, *WIDTH, "space=tiny_latent", "begin=first_stage",
               f"begin.first_stage.run={first}", f"run.root={tmp_path}", "run.name=latent"]
     assert "space: fitted to 256 images" in done(*latent, "max_steps=3")
     run = tmp_path / "ddpm_digits" / "latent"

@@ -74,8 +74,9 @@ class ImageSet:
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """The same set on ``device``, from where ``batch`` then serves without any copying; or this set, if its images
-        are more than ``RESIDENT`` bytes or half of the GPU's free memory."""
-        device, size = torch.device(device), math.prod(self.shape)
+        and signals are more than ``RESIDENT`` bytes or half of the GPU's free memory."""
+        device = torch.device(device)
+        size = math.prod(self.shape) + sum(raw.numel() * raw.element_size() for raw in self.signals.values())
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
         if device == self.pixels.device or size > min(RESIDENT, free / 2):
             return self

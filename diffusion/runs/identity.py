@@ -37,6 +37,7 @@ def extract_identity(config: dict[str, Any]) -> dict[str, Any]:
     fields |= {key: value for key, value in (("begin", begin), ("trainable", config.get("trainable"))) if value}
     for key in ("data", "degradation"):  # a degradation may name images of another set
         fields[key] = drop_keys(fields[key] or {}, PATHS)
+    fields["space"] = drop_keys(fields["space"] or {}, ("cache", "chunk"))
     return fields
 
 

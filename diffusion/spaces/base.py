@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from configs import UserError
 from degradations.base import Degradation
+from degradations.randomness import Draws
 
 
 class Space(nn.Module):
@@ -33,6 +34,13 @@ class Space(nn.Module):
 
     def encode(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
         raise NotImplementedError
+
+    def draw(self, image: Float[Tensor, "b c h w"], rng: Draws, cached: Tensor | None = None) -> Float[Tensor, "b ..."]:
+        """What the training makes of images: ``encode``, or a draw from what the space knows about them.
+
+        :param cached: a row for each image of what the space has kept of it, see :mod:`diffusion.spaces.cache`
+        """
+        return self.encode(image)
 
     def decode(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b c h w"]:
         raise NotImplementedError

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from omegaconf import DictConfig
@@ -28,6 +29,8 @@ from diffusion.runs.origins import fix_steps
 from diffusion.runs.run import Run
 from diffusion.sampling.inputs import Inputs
 from diffusion.sampling.selection import derive_signals
+from diffusion.spaces.cache import add_moments
+from diffusion.spaces.latent import Latent
 from diffusion.training.callbacks.checkpoint import Checkpoint
 from diffusion.training.module import Training
 from diffusion.training.optimization import Rule
@@ -78,6 +81,7 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
     trainer = lightning_trainer(cfg, run, training, callbacks)
     if trainer.is_global_zero:
         run.record(model.config)
+    cache_latents(training, data, trainer.strategy.root_device)
     try:
         trainer.fit(training)
     except SystemExit as end:  # Lightning's answer to a KeyboardInterrupt, once it has ended its other processes
@@ -123,6 +127,15 @@ def build_training(config: dict[str, Any], data: Data, run: Run, content: Mappin
         log.info("prior: fitted to %d images", min(model.prior.count, len(images)))
         model.fit_prior(images)
     return training
+
+
+def cache_latents(training: Training, data: Data, device: torch.device) -> None:
+    """Have a first stage encode the training images once, or find what it has made of them before."""
+    space = training.model.space
+    if isinstance(space, Latent):
+        space.to(device)
+        training.images = add_moments(space, training.images, data.fingerprint(), data.flip,
+                                      training.model.augment is not None)
 
 
 def require_same_images(content: Mapping[str, Any], fingerprint: str, run: Run) -> None:

@@ -19,6 +19,7 @@ from diffusion.data.pixels import to_float
 from diffusion.model import Model
 from diffusion.objectives.base import Losses
 from diffusion.runs import checkpoint
+from diffusion.spaces.latent import choose_mirrored
 from diffusion.training.ema import EMA
 from diffusion.training.guard import Skips, clip_gradients, hold
 from diffusion.training.optimization import Rule
@@ -149,15 +150,19 @@ class Training(L.LightningModule):
         torch.manual_seed(key(self.seed, "dropout", batch.step, batch.micro, self.global_rank) % 2**63)
         rng = BatchStream(self.seed, batch.step, batch.rows, batch.total, self.device)
         images, encoder = to_float(batch.images.to(self.device)), self.weights.encoder
-        condition = self.mirror({name: raw.to(self.device) for name, raw in batch.condition.items()}, batch)
+        condition = {name: raw.to(self.device) for name, raw in batch.condition.items()}
+        cached = condition.pop("space.moments", None)
+        condition = self.mirror(condition, batch)
         if self.model.augment is not None:
             images, condition["augment"] = self.model.augment(images, self.seed, batch.positions)
         condition = encoder.derive(images, condition, rng)
         if not self._parts:
             fitted = {id(value) for part in self.weights.fitted for value in part.buffers()}
             self._before = [(value, value.clone()) for value in self.weights.buffers() if id(value) not in fitted]
-        losses = self.model.objective(self.model.evaluator, encoder, self.model.degradation,
-                                      self.model.space.encode(images), condition, rng)
+        if cached is not None:
+            cached = choose_mirrored(cached, torch.from_numpy(batch.mirrored))
+        x0 = self.model.space.draw(images, rng, cached)
+        losses = self.model.objective(self.model.evaluator, encoder, self.model.degradation, x0, condition, rng)
         batch_losses = torch.stack([losses.t.float(), losses.values.detach().float()])
         self._parts.append((self._add(losses), batch_losses))
         return sum((own.mean() for own in losses.critics.values()), losses.values.mean())

@@ -96,7 +96,12 @@ class ConditionTransform(Part):
 
 
 class EstimateTransform(Part):
-    """``finish(estimate, base, view) -> Estimate``: names the space that it works in, re-infers the state."""
+    """``finish(estimate, base, view) -> Estimate``: names the space that it works in, re-infers the state.
+
+    :cvar pixels: whether it means pixels in [-1, 1]: models of latents leave it out
+    """
+
+    pixels: bool = False
 
     def __call__(self, estimate: Estimate, base: Estimate, view: GuidanceInput) -> Estimate:
         raise NotImplementedError

@@ -9,6 +9,8 @@ class Clip(EstimateTransform):
     (Ho et al. 2020 clip; latents are not bounded).
     """
 
+    pixels = True
+
     def __init__(self, low: float = -1.0, high: float = 1.0):
         self.low, self.high = low, high
 

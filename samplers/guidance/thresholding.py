@@ -17,6 +17,8 @@ class DynamicThreshold(EstimateTransform):
     :param max_value: q is at most this; null for no bound
     """
 
+    pixels = True
+
     def __init__(self, percentile: float = 0.995, max_value: float | None = None):
         if not 0 < percentile <= 1:
             raise UserError(f"percentile={percentile:g}", "a share in (0, 1]", "percentile=0.995")
