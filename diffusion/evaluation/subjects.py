@@ -19,7 +19,7 @@ from diffusion.data.base import ImageSet
 from diffusion.data.files.images import Files
 from diffusion.data.pixels import to_float
 from diffusion.evaluation.bench import EvaluationContext, find_images, require_equal_sizes
-from diffusion.evaluation.cost import flops
+from diffusion.evaluation.cost import count_flops
 from diffusion.evaluation.pair_scores import PairScores
 from diffusion.evaluation.report import Report
 from diffusion.metrics.base import Features, MetricInput
@@ -147,7 +147,7 @@ class SamplesSubject(ImagesSubject):
                 "seconds/sample": round(manifest["seconds"] / count, 3),
                 "GB at the peak": manifest.get("peak_memory_gb"), "device": str(bench.model.device)}
         if each is not None:
-            cost["GFLOP/sample"] = round(each * flops(bench.model) / 1e9, 3)
+            cost["GFLOP/sample"] = round(count_flops(bench.model, each) / 1e9, 3)
         return (Files(folder, [s["file"] for s in entries], [s["condition"] for s in entries]),
                 {self.what: {key: value for key, value in cost.items() if value is not None}})
 
@@ -210,7 +210,7 @@ class RestorationsSubject(Subject):
                     outcome["direct"].add(direct, rows)
         each, others = counts["own"] / len(originals), counts["others"] / len(originals)
         return {"evaluations/sample": round(each, 2), **({"of other runs": round(others, 2)} if others else {}),
-                "GFLOP/sample": round(each * flops(model) / 1e9, 3),
+                "GFLOP/sample": round(count_flops(model, each) / 1e9, 3),
                 "seconds/sample": round((time.monotonic() - begin) / len(originals), 3),
                 **({"GB at the peak": round(memory.bytes / 1e9, 2)} if memory.bytes else {}),
                 "device": str(model.device)}
