@@ -22,6 +22,7 @@ from configs.values import to_plain
 from diffusion.begin import begin, select_trainable
 from diffusion.data.base import Data
 from diffusion.model import Model
+from diffusion.objectives.base import Rule
 from diffusion.runs import checkpoint
 from diffusion.runs.identity import extract_identity, hash_identity
 from diffusion.runs.origins import fix_steps
@@ -30,7 +31,6 @@ from diffusion.sampling.inputs import Inputs
 from diffusion.sampling.selection import derive_signals
 from diffusion.training.callbacks.checkpoint import Checkpoint
 from diffusion.training.module import Training
-from diffusion.training.optimization import Rule
 from models.blocks import recompute
 from models.conditioning import Signal
 
