@@ -23,6 +23,7 @@ from configs.values import to_plain
 from diffusion.begin import begin, select_trainable
 from diffusion.data.base import Data
 from diffusion.model import Model
+from diffusion.objectives.base import Rule
 from diffusion.runs import checkpoint
 from diffusion.runs.identity import extract_identity, hash_identity
 from diffusion.runs.origins import fix_steps
@@ -33,7 +34,6 @@ from diffusion.spaces.cache import add_moments
 from diffusion.spaces.latent import Latent
 from diffusion.training.callbacks.checkpoint import Checkpoint
 from diffusion.training.module import Training
-from diffusion.training.optimization import Rule
 from models.blocks import recompute
 from models.conditioning import Signal
 

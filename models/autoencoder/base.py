@@ -29,6 +29,11 @@ class Autoencoder(nn.Module):
     latent_channels: int
     factor: int
 
+    @property
+    def last(self) -> nn.Conv2d:
+        """The decoder's last layer: the gradients of its weight balance the terms of a loss."""
+        raise NotImplementedError
+
     def encode(self, x: Float[Tensor, "b c h w"]) -> Moments:
         """What is known about the latents of images in [-1, 1]."""
         raise NotImplementedError
