@@ -1,5 +1,7 @@
 """What samples cost."""
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -8,11 +10,16 @@ from diffusion.model import Model
 
 
 def flops(model: Model) -> int:
-    """Floating-point operations (a multiplication and an addition are two) of one evaluation of the network, for one
-    image."""
+    """Floating-point operations of one evaluation of the network, for one image."""
     x = torch.zeros(1, *model.shape, device=model.device)
     ctx = model.weights.encoder.null(1, model.device)
+    return count_flops(lambda: model.evaluator.output(x, torch.ones(1, device=model.device), ctx))
+
+
+@torch.no_grad()
+def count_flops(work: Callable[[], object]) -> int:
+    """Floating-point operations (a multiplication and an addition are two) of what is computed inside."""
     # The counter does not know the fused attention of a CPU; plain products are as many.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.evaluator.output(x, torch.ones(1, device=model.device), ctx)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work()
     return counter.get_total_flops()

@@ -1,7 +1,9 @@
 """A network as an autoencoder."""
 
+from typing import Any, cast
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from configs import UserError
@@ -35,6 +37,18 @@ class NetworkAutoencoder(Evaluator):
     def reconstruct(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """What is left of images: the decoded means of their latents."""
         return self.decode(self.encode(x).mean)
+
+    @property
+    def num_codes(self) -> int | None:
+        """K, the size of the codebook of a network whose latents are vectors of one; None of any other."""
+        codebook = getattr(self.network, "codebook", None)
+        return None if codebook is None else len(codebook)
+
+    def codes(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b h2 w2"]:
+        """The codes, 0 .. K - 1, of which images are decoded; only where there is a codebook."""
+        z = self.encode(x).mean
+        with self.precision(x.device):
+            return cast(Any, self.network).codes(z)
 
     def try_out(self, x: Float[Tensor, "b ..."], ctx: Context) -> None:
         if not isinstance(self.network, Autoencoder):
