@@ -338,6 +338,6 @@ class TestTraining:
         for line in ("sample.py run=RUN input=PHOTOS", "evaluate.py run=RUN", "space=latent begin.first_stage.run=RUN"):
             assert line in hint
 
-    def test_without_averages_the_codebook_is_a_buffer(self, stages):
+    def test_a_codebook_is_the_sign_of_codes(self, stages):
         assert load(stages["quantized"].folder, device="cpu").use(NetworkAutoencoder).num_codes == CODES
         assert load(stages["plain"].folder, device="cpu").use(NetworkAutoencoder).num_codes is None
