@@ -28,6 +28,7 @@ from diffusion.data.sets.gallery import Gallery
 from diffusion.metrics.base import Metric, PairMetric
 from diffusion.metrics.extractors.base import Extractor
 from diffusion.model import Model
+from diffusion.objectives.autoencoder import NetworkAutoencoder
 from diffusion.objectives.base import Criterion
 from diffusion.objectives.classification import NetworkClassifier
 from diffusion.objectives.evaluator import NetworkRestorer
@@ -67,7 +68,7 @@ ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": obje
          "guidance/schedule": ScaleSchedule,
          "guidance/perturbation": Perturbation, "callbacks": dict,
          "logger": dict, "begin": dict, "edit": dict}
-EVALUATORS = {kind.task: kind for kind in (NetworkRestorer, NetworkClassifier)}
+EVALUATORS = {kind.task: kind for kind in (NetworkRestorer, NetworkClassifier, NetworkAutoencoder)}
 SMALL = [*NANO, "model.base=8", "model.emb_dim=32"]
 
 
@@ -161,7 +162,8 @@ def test_every_experiment_trains(name, roots, tmp_path):
         assert [row.split(",")[0] for row in (run.folder / "accuracy.csv").read_text().splitlines()] == ["step", "3"]
     else:
         pictures = sorted(path.name for path in run.pictures.iterdir())
-        assert pictures == ["estimates-00000003.png", "samples-00000003.png"]
+        shown = ["pairs"] if "latent_channels" in cfg.model else ["estimates", "samples"]
+        assert pictures == [f"{name}-00000003.png" for name in shown]
     content = checkpoint.read_latest(run.checkpoints)
     assert content is not None
     assert run.config["sampling"] == content["config"]["sampling"]

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 from helpers import DIGITS, NANO, call, done, train
-from models.autoencoder.kl import KLAutoencoder
 
 from configs import UserError, build
 from degradations.randomness import BatchStream
 from diffusion import load
 from diffusion.data import Digits
 from diffusion.data.pixels import to_float
-from diffusion.evaluation.cost import count_flops, measure
+from diffusion.evaluation.cost import count_flops, count_sample_flops
 from diffusion.runs import checkpoint
 from diffusion.spaces import cache
 from diffusion.spaces.latent import Latent, choose_mirrored
+from models.autoencoder.kl import KLAutoencoder
 
 STAGE = ["experiment=autoencoder_digits", *(setting for setting in NANO if setting != "model=nano"), "model.base=8",
          "callbacks.pictures.count=0", "max_steps=30"]
@@ -95,15 +95,15 @@ class TestSpace:
         assert {p.device.type for p in moved.space.parameters()} == {"meta"}
 
     def test_decoding_is_counted_once(self, model):
-        network = measure(lambda: model.evaluator.output(torch.zeros(1, *model.shape), torch.ones(1),
+        network = count_flops(lambda: model.evaluator.output(torch.zeros(1, *model.shape), torch.ones(1),
                                                          model.weights.encoder.null(1, "cpu")))
-        decoder = measure(lambda: model.space.first_stage.decode(torch.zeros(1, *model.shape)))
+        decoder = count_flops(lambda: model.space.first_stage.decode(torch.zeros(1, *model.shape)))
         assert decoder > 0
-        assert count_flops(model, 50) == 50 * network + decoder
+        assert count_sample_flops(model, 50) == 50 * network + decoder
 
     def test_it_needs_a_quarter_of_the_operations_at_64_px(self):
         """Of the pixel model of equal width, for 50 evaluations, the decoder counted once."""
-        from diffusion.evaluation.cost import measure as count
+        from diffusion.evaluation.cost import count_flops as count
         from models.context import Context
 
         net = build("model", "small", in_channels=3, emb_dim=256)
