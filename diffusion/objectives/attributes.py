@@ -11,7 +11,7 @@ from degradations.base import Degradation
 from diffusion.objectives.classification import Classification, NetworkClassifier
 from diffusion.objectives.times import TimeDistribution
 from models.context import Context
-from models.protocol import ClassifierNetwork, Network
+from models.protocol import Network
 
 
 class AttributeClassifier(NetworkClassifier):
@@ -25,7 +25,7 @@ class AttributeClassifier(NetworkClassifier):
     example = "experiment=classifier_celeba64"
     signal = "attributes"
 
-    def __init__(self, network: ClassifierNetwork, precision: str = "32", words: Sequence[str] | None = None):
+    def __init__(self, network: Network, precision: str = "32", words: Sequence[str] | None = None):
         super().__init__(network, precision)
         self.words = list(words or ())
 

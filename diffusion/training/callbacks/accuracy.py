@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 
 class Accuracy(StepCallback):
-    """Every ``every`` steps: the share of the held-out images, clean, that the averaged weights put into their class, or
-    the share of their attributes that these weights get right; a row of ``accuracy.csv``, the loggers, a line.
+    """Every ``every`` steps: the share of the held-out images, clean, that the averaged weights put into their class,
+    or the share of their attributes that these weights get right; a row of ``accuracy.csv``, the loggers, a line.
 
     :param every: steps between two rows, None for the end only
     """
