@@ -52,8 +52,7 @@ class CelebA(Folder):
                  held_out: float = 0.1, resample: str = "bilinear", cache: str | Path | Literal[False] | None = None,
                  flip: bool = True, signals: Sequence[str] = ()):
         if isinstance(signals, str) or not set(signals) <= {"attributes"}:
-            raise UserError(f"data.signals={signals if isinstance(signals, str) else list(signals)}",
-                            "[attributes] or []", "data.signals=[attributes]")
+            raise UserError(f"data.signals={signals}", "[attributes] or []", "data.signals=[attributes]")
         self.signals = tuple(signals)
         root = Path(root).expanduser()
         home = next((home for home in (root / "celeba", root) if (home / PARTITION).is_file()), None)
