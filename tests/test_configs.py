@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faces import write_list
 from helpers import NANO, ROOT, small, train
 from omegaconf import OmegaConf
 from PIL import Image
@@ -23,6 +24,7 @@ from configs.values import require_values, to_plain
 from degradations.base import Degradation
 from degradations.randomness import BatchStream
 from diffusion.data.augment import Augmentation
+from diffusion.data.files.attributes import ATTRIBUTES, LIST
 from diffusion.data.sets.cifar10 import CLASSES
 from diffusion.data.sets.gallery import Gallery
 from diffusion.metrics.base import Metric, PairMetric
@@ -78,7 +80,8 @@ def roots(tmp_path_factory) -> dict[str, Path]:
     photos, mnist = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("mnist")
     random = np.random.default_rng(0)
     for i in range(20):
-        Image.fromarray(random.integers(0, 256, (30, 24, 3), np.uint8)).save(photos / f"{i:02d}.png")
+        Image.fromarray(random.integers(0, 256, (30, 24, 3), np.uint8)).save(photos / f"{i + 1:06d}.png")
+    write_list(photos / LIST, random.random((20, len(ATTRIBUTES))) < 0.5)
     raw = mnist / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for prefix, count in (("train", 12), ("t10k", 4)):
