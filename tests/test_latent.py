@@ -108,7 +108,8 @@ class TestSpace:
 
         net = build("model", "small", in_channels=3, emb_dim=256)
         small = build("model", "small", in_channels=4, emb_dim=256)
-        stage = build("model", "autoencoder_kl", in_channels=3, **AT_64)
+        node = compose("train", ["experiment=autoencoder_celeba64", "data.root=x"]).model
+        stage = construct({**to_plain(node), "in_channels": 3})
         pixels, latents = (count(lambda net=net, x=x: net(x, torch.ones(1), Context(emb=torch.zeros(1, 256)), None))
                            for net, x in ((net, torch.zeros(1, 3, 64, 64)), (small, torch.zeros(1, 4, 16, 16))))
         decoder = count(lambda: stage.decode(torch.zeros(1, 4, 16, 16)))
@@ -299,7 +300,7 @@ class TestRuns:
         plain = model.space.decode(model.space.encode(x))
         assert (near - plain).square().mean() < 0.05
 
-    @pytest.mark.parametrize("network", [["model=dit", "model.width=16", "model.depth=2", "model.emb_dim=32",
+    @pytest.mark.parametrize("network", [["model=dit", "model.width=16", "model.depth=3", "model.emb_dim=32",
                                           "model.head_dim=8", "model.patch=2"]])
     def test_other_networks_work_in_latents(self, runs, tmp_path, network):
         settings = [setting for setting in hot(runs[0]) if not setting.startswith("model")]
@@ -308,7 +309,7 @@ class TestRuns:
 
     def test_the_pixels_of_flow_and_hot_experiments_become_latents(self, runs, tmp_path):
         run = train(tmp_path, *DIGITS, "callbacks.pictures.count=0", "space=latent", "objective=flow",
-                    "degradation=flow", f"begin.first_stage.run={runs[0].folder}", "max_steps=2")
+                    "degradation/schedule=rectified", f"begin.first_stage.run={runs[0].folder}", "max_steps=2")
         assert load(run.folder, device="cpu").sample(range(2)).shape == (2, 1, 16, 16)
 
     def test_pictures_are_decoded(self, runs, tmp_path):

@@ -86,13 +86,14 @@ def keep_moments(space: Latent, images: ImageSet, flip: bool, store: Path, key: 
     return map_moments(store, shape)
 
 
-@torch.no_grad()
 def encode_images(space: Latent, images: ImageSet, flip: bool) -> Iterator[Tensor]:
     """The moments of all images, and of their mirror images, (n, m, 2, d, h, w) of half precision, on the CPU."""
     device = space.get_buffer("mean").device
     for rows in torch.arange(len(images)).split(BATCH):
         x = to_float(images.batch(rows)[0].to(device))
-        yield torch.stack([space.find_moments(each) for each in ([x, x.flip(-1)] if flip else [x])], dim=1).cpu()
+        with torch.no_grad():
+            moments = [space.find_moments(each) for each in ([x, x.flip(-1)] if flip else [x])]
+        yield torch.stack(moments, dim=1).cpu()
 
 
 def read_moments(store: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
