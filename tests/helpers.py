@@ -73,6 +73,8 @@ def small(experiment: str) -> list[str]:
     classifier, kind = "classes" in cfg.model, cfg.degradation._target_.split(".")[-1]
     # What lets images of 16 px be halved, and a gallery that is there.
     fitting = {"Downsample": ["degradation.levels=3"], "Animorph": ["degradation/target_set=digits"]}.get(kind, [])
+    if cfg.objective.get("discriminator"):  # patches within the images
+        fitting = ["objective.discriminator.network.layers=1", "objective.discriminator.network.base=4"]
     own, width = classifier or "latent_channels" in cfg.model, "emb_dim" in cfg.model
     return [f"experiment={experiment}", *(override for override in NANO if override != "model=nano" or not own),
             "model.base=8", *(["model.emb_dim=32"] if width else []), *fitting]
