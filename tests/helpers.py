@@ -76,6 +76,8 @@ def small(experiment: str) -> list[str]:
     widths = [f"model.{key}={value}" for key, value in (("base", 8), ("emb_dim", 32)) if key in known]
     # What lets images of 16 px be halved, and a gallery that is there.
     fitting = {"Downsample": ["degradation.levels=3"], "Animorph": ["degradation/target_set=digits"]}.get(kind, [])
+    if cfg.objective.get("discriminator"):  # patches within the images
+        fitting = ["objective.discriminator.network.layers=1", "objective.discriminator.network.base=4"]
     return [f"experiment={experiment}", *(override for override in NANO if override != "model=nano" or not own),
             *widths, *fitting]
 

@@ -30,11 +30,13 @@ from diffusion.data.sets.gallery import Gallery
 from diffusion.metrics.base import Metric, PairMetric
 from diffusion.metrics.extractors.base import Extractor
 from diffusion.model import Model
+from diffusion.objectives.adversarial import Adversarial
 from diffusion.objectives.autoencoder import NetworkAutoencoder
 from diffusion.objectives.base import Criterion
 from diffusion.objectives.classification import NetworkClassifier
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import Parameterization
+from diffusion.objectives.perceptual import Perceptual
 from diffusion.objectives.times import TimeDistribution
 from diffusion.objectives.weighting import Weighting
 from diffusion.priors import Prior
@@ -59,13 +61,15 @@ NESTED = {"guidance/schedule": ("cfg", "guidance.cfg.schedule"),
           "guidance/perturbation": ("pag", "guidance.pag.perturbation")}
 """Groups inside a keyed part of another: the choice with that part, and its place."""
 PARENT = {"degradation/kernels": ["degradation=blur"], "degradation/flakes": ["degradation=snow"],
-          "degradation/target_set": ["degradation=animorph"], "begin": ["begin.base.run=x"]}
+          "degradation/target_set": ["degradation=animorph"], "begin": ["begin.base.run=x"],
+          **{f"objective/{part}": ["objective=autoencoder"] for part in ("perceptual", "discriminator")}}
 ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": object, "degradation/schedule": object,
          "degradation/flakes": object, "degradation/target_set": Gallery,
          "prior": Prior, "space": Space, "condition": ConditionEncoder, "model": torch.nn.Module,
          "objective": Criterion, "augment": dict | Augmentation,
          "objective/parameterization": Parameterization, "objective/times": TimeDistribution,
-         "objective/weighting": Weighting, "optimizer": AdamW, "sampler": Sampler,
+         "objective/weighting": Weighting, "objective/perceptual": Perceptual,
+         "objective/discriminator": Adversarial, "optimizer": AdamW, "sampler": Sampler,
          "sampler/grid": Grid, "guidance": dict,
          "guidance/schedule": ScaleSchedule,
          "guidance/perturbation": Perturbation, "callbacks": dict,

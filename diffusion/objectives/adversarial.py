@@ -44,10 +44,10 @@ class Adversarial:
         :raises UserError: naming both
         """
         if self.network.field > side:
+            smaller = "objective.discriminator.network.layers=1, or " if side >= 16 else ""
             raise UserError(f"a discriminator of patches of {self.network.field} px for images of {side} px",
                             "patches within the image: 16, 34, 70 px for 1, 2, 3 layers",
-                            "objective.discriminator.network.layers=1" if side >= 16 else
-                            "objective/discriminator=null")
+                            f"{smaller}objective/discriminator=null")
 
     def fool(self, made: Float[Tensor, "b c h w"], error: Float[Tensor, " b"],
              last: Tensor) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:

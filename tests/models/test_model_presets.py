@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import CLASSES, CLASSIFIERS, RESTORERS, encoder, network, small
+from networks import AUTOENCODERS, CLASSES, CLASSIFIERS, RESTORERS, encoder, network, small
 
 import configs
 import models
@@ -64,7 +64,8 @@ def test_preset_has_the_size_that_it_states(name):
         net = models.build(name, **({"classes": CLASSES} if name in CLASSIFIERS else {}))
     count = sum(p.numel() for p in net.parameters())
     assert count == pytest.approx(float(stated[1]) * UNITS[stated[2]], rel=0.02)
-    assert net.emb_dim == registry.node("model", name).emb_dim, "where conditions look for their length"
+    if name not in AUTOENCODERS:
+        assert net.emb_dim == registry.node("model", name).emb_dim, "where conditions look for their length"
 
 
 def test_preset_runs_at_its_own_size(name):
