@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faces import draw_values, save_photos, write_list
 from helpers import ROOT, call
 from oracles import Arbitrary, state_of
 from PIL import Image
@@ -23,6 +24,7 @@ import degradations
 from configs import compose, construct, registry
 from configs.overrides import ask_signals, merge_overrides
 from degradations.randomness import BatchStream, Streams
+from diffusion.data.files.attributes import LIST
 from diffusion.data.sets.cifar10 import CLASSES
 from models.conditioning import ConditionEncoder, LabelSignal
 from models.context import Context
@@ -80,6 +82,8 @@ def desk(tmp_path_factory):
         for i in range(count):
             save(folder / "data" / "cifar10" / split / CLASSES[i % 10] / f"{i}.png", 32, 32)
     shutil.make_archive(str(folder / "photos"), "zip", folder / "photos")
+    shutil.make_archive(str(folder / "faces"), "zip", save_photos(folder / "faces", draw_values(20)))
+    write_list(folder / LIST, draw_values(20))
     raw = folder / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name, count in (("train", 64), ("t10k", 32)):
