@@ -27,7 +27,7 @@ class NetworkAutoencoder(Evaluator):
             moments = self.network.encode(x)
         return Moments(*(value.float() for value in moments))
 
-    def decode(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
         """The images of latents, float32."""
         with self.precision(z.device):
             return self.network.decode(z).float()

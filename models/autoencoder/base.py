@@ -33,7 +33,7 @@ class Autoencoder(nn.Module):
         """What is known about the latents of images in [-1, 1]."""
         raise NotImplementedError
 
-    def decode(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
         """The images of latents; about [-1, 1], not clipped."""
         raise NotImplementedError
 
