@@ -30,7 +30,7 @@ class DiffusersKL(Autoencoder):
     def __init__(self, config: dict):
         super().__init__()
         try:
-            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+            from diffusers import AutoencoderKL  # type: ignore[attr-defined]
         except ImportError as error:
             raise UserError(f"an AutoencoderKL without the library diffusers ({error})", "diffusers, 0.35 or later",
                             'pip install "thaw[latent]"') from error
