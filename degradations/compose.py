@@ -90,6 +90,10 @@ class Within(Draws):
     def step(self) -> int:
         return self.rng.step
 
+    @property
+    def indices(self) -> Sequence[int]:
+        return self.rng.indices
+
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         return self.rng.normal(f"{self.name}.{purpose}", shape)
 

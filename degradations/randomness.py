@@ -28,6 +28,11 @@ class Draws(Protocol):
         """Index of the step, of the training or of the sampling."""
         ...
 
+    @property
+    def indices(self) -> Sequence[int]:
+        """Global index of each row: among the samples, or in the training batch."""
+        ...
+
     def normal(self, purpose: str, shape: Sequence[int]) -> Float[Tensor, "b *rest"]:
         """Standard normal numbers."""
         ...
@@ -121,6 +126,10 @@ class BatchStream:
     rows: slice
     total: int
     device: torch.device | str = "cpu"
+
+    @property
+    def indices(self) -> Sequence[int]:
+        return range(self.rows.start, self.rows.stop)
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Float[Tensor, "b *rest"]:
         return self._cut(torch.randn(self._whole(shape), generator=self._generator(purpose), device=self.device))

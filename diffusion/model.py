@@ -143,6 +143,7 @@ class Model:
         :param condition: the raw signals of one image
         :raises UserError: from the parts, or if the network's answer is not what the objective wants
         """
+        self.objective.check_shape(self.shape)
         x = torch.zeros(1, *self.shape, device=self.device)
         self.degradation.draw(x.shape, Streams(0, (0,), self.device))  # may need images of another set
         self.evaluator.try_out(x, self.weights.encoder.null(1, self.device))

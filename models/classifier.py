@@ -62,19 +62,24 @@ class Classifier(nn.Module):
         self.act = nn.SiLU()
         self.head = nn.Linear(channels, classes)
 
+    def maps(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> list[Float[Tensor, "b _ _ _"]]:
+        """The feature map of each residual block, from fine to coarse; arguments as for :meth:`features`."""
+        if x.shape[1] != self.in_channels:
+            raise UserError(f"images with {x.shape[1]} channels", f"{self.in_channels}",
+                            f"model.in_channels={x.shape[1]}")
+        h, emb, found = self.entry(x), self.time(t, x.dtype), []
+        for step in self.steps:
+            h = step(h, emb) if isinstance(step, Unit) else step(h)
+            found += [h] if isinstance(step, Unit) else []
+        return found
+
     def features(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b f"]:
         """The vector of which ``head`` makes the logits.
 
         :param t: times in [0, 1], 0 is clean
         :raises UserError: if the images have other channels than the network
         """
-        if x.shape[1] != self.in_channels:
-            raise UserError(f"images with {x.shape[1]} channels", f"{self.in_channels}",
-                            f"model.in_channels={x.shape[1]}")
-        h, emb = self.entry(x), self.time(t, x.dtype)
-        for step in self.steps:
-            h = step(h, emb) if isinstance(step, Unit) else step(h)
-        return self.act(self.norm(h)).mean(dim=(2, 3))
+        return self.act(self.norm(self.maps(x, t)[-1])).mean(dim=(2, 3))
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], ctx: Context | None = None,
                 attn: AttentionHook | None = None) -> Float[Tensor, "b k"]:

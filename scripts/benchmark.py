@@ -38,6 +38,7 @@ from diffusion.metrics.intervals import assign_groups
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import V
 from diffusion.runs.files import make_folder, write_whole
+from diffusion.spaces.latent import Latent
 from models.attention import AttentionCall
 from models.conditioning import ConditionEncoder, LabelSignal
 from models.context import Context
@@ -281,13 +282,44 @@ def guidance(device: str, quick: bool) -> Iterator[Case]:
                        cuda_time if device == "cuda" else cpu_time)
 
 
+def latent(device: str, quick: bool) -> Iterator[Case]:
+    """A training step in latents, cached and encoded on the way, beside one in pixels of equal width; encoding and
+    decoding alone."""
+    for size, width, batch in ((16, 32, 4),) if quick else ((32, 64, 16), (64, 64, 8)):
+        stage = build("model", "autoencoder_kl", in_channels=3, latent_channels=4, multipliers=[1, 2, 4])
+        space = Latent(stage.eval().requires_grad_(False), size).to(device)
+        degradation, encoder = build("degradation", "gaussian"), ConditionEncoder({}, 64).to(device)
+        objective, rng = build("objective", "ddpm"), BatchStream(0, 0, slice(0, batch), batch, device)
+        x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
+        with torch.no_grad():
+            cached, z = space.find_moments(x), space.encode(x)
+        nets = {name: build("model", "small", in_channels=channels, base=width, emb_dim=64).to(device)
+                for name, channels in (("pixels", 3), ("latents", 4))}
+        steps = {name: objective.use(net, degradation, "32") for name, net in nets.items()}
+
+        def step(name: str, make: Callable[[], torch.Tensor], steps: dict = steps, nets: dict = nets,
+                 objective: Any = objective, degradation: Degradation = degradation, encoder: Any = encoder,
+                 rng: Draws = rng) -> None:
+            with torch.no_grad():
+                x0 = make()
+            nets[name].zero_grad()
+            objective(steps[name], encoder, degradation, x0, {}, rng).values.mean().backward()
+
+        yield Case(f"{size} px, 3 ch, batch {batch}: a training step of model=small, and a first stage of factor 4", {
+            "pixels": partial(step, "pixels", lambda x=x: x),
+            "latents, from the cache": partial(step, "latents", partial(space.draw, x, rng, cached)),
+            "latents, encoded": partial(step, "latents", partial(space.draw, x, rng)),
+            "encode": torch.no_grad()(partial(space.encode, x)), "decode": torch.no_grad()(partial(space.decode, z)),
+        }, "pixels", cuda_time if device == "cuda" else cpu_time)
+
+
 def unmixed(call: AttentionCall) -> torch.Tensor | None:
     """The perturbation of PAG by hand."""
     return call.v if call.site.name.startswith("mid") else None
 
 
 SUBJECTS: dict[str, Callable[[str, bool], Iterator[Case]]] = {"degradations": degradations, "guidance": guidance,
-                                                              "metrics": metrics, "startup": startup}
+                                                              "latent": latent, "metrics": metrics, "startup": startup}
 
 
 def run(names: Sequence[str], rounds: int, device: str, quick: bool) -> dict:

@@ -70,11 +70,14 @@ def done(*arguments: str, code: int = 0) -> str:
 def small(experiment: str) -> list[str]:
     """The experiment with a small network of its kind, for a few steps."""
     cfg = compose("train", [f"experiment={experiment}"])
-    classifier, kind = "classes" in cfg.model, cfg.degradation._target_.split(".")[-1]
+    own = "classes" in cfg.model or "latent_channels" in cfg.model  # a network of another kind
+    kind = cfg.degradation._target_.split(".")[-1]
+    known = cfg.model if own else ("base", "emb_dim")
+    widths = [f"model.{key}={value}" for key, value in (("base", 8), ("emb_dim", 32)) if key in known]
     # What lets images of 16 px be halved, and a gallery that is there.
     fitting = {"Downsample": ["degradation.levels=3"], "Animorph": ["degradation/target_set=digits"]}.get(kind, [])
-    return [f"experiment={experiment}", *(override for override in NANO if override != "model=nano" or not classifier),
-            "model.base=8", "model.emb_dim=32", *fitting]
+    return [f"experiment={experiment}", *(override for override in NANO if override != "model=nano" or not own),
+            *widths, *fitting]
 
 
 def train(root: Path, *overrides: str, experiment: str = "test") -> Run:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faces import write_list
 from helpers import NANO, ROOT, small, train
 from omegaconf import OmegaConf
 from PIL import Image
@@ -23,11 +24,13 @@ from configs.values import require_values, to_plain
 from degradations.base import Degradation
 from degradations.randomness import BatchStream
 from diffusion.data.augment import Augmentation
+from diffusion.data.files.attributes import ATTRIBUTES, LIST
 from diffusion.data.sets.cifar10 import CLASSES
 from diffusion.data.sets.gallery import Gallery
 from diffusion.metrics.base import Metric, PairMetric
 from diffusion.metrics.extractors.base import Extractor
 from diffusion.model import Model
+from diffusion.objectives.autoencoder import NetworkAutoencoder
 from diffusion.objectives.base import Criterion
 from diffusion.objectives.classification import NetworkClassifier
 from diffusion.objectives.evaluator import NetworkRestorer
@@ -68,7 +71,7 @@ ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": obje
          "guidance/schedule": ScaleSchedule,
          "guidance/perturbation": Perturbation, "callbacks": dict,
          "logger": dict, "begin": dict, "edit": dict}
-EVALUATORS = {kind.task: kind for kind in (NetworkRestorer, NetworkClassifier)}
+EVALUATORS = {kind.task: kind for kind in (NetworkRestorer, NetworkClassifier, NetworkAutoencoder)}
 SMALL = [*NANO, "model.base=8", "model.emb_dim=32"]
 
 
@@ -78,7 +81,8 @@ def roots(tmp_path_factory) -> dict[str, Path]:
     photos, mnist = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("mnist")
     random = np.random.default_rng(0)
     for i in range(20):
-        Image.fromarray(random.integers(0, 256, (30, 24, 3), np.uint8)).save(photos / f"{i:02d}.png")
+        Image.fromarray(random.integers(0, 256, (30, 24, 3), np.uint8)).save(photos / f"{i + 1:06d}.png")
+    write_list(photos / LIST, random.random((20, len(ATTRIBUTES))) < 0.5)
     raw = mnist / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for prefix, count in (("train", 12), ("t10k", 4)):
@@ -162,7 +166,8 @@ def test_every_experiment_trains(name, roots, tmp_path):
         assert [row.split(",")[0] for row in (run.folder / "accuracy.csv").read_text().splitlines()] == ["step", "3"]
     else:
         pictures = sorted(path.name for path in run.pictures.iterdir())
-        assert pictures == ["estimates-00000003.png", "samples-00000003.png"]
+        shown = ["pairs"] if "latent_channels" in cfg.model else ["estimates", "samples"]
+        assert pictures == [f"{name}-00000003.png" for name in shown]
     content = checkpoint.read_latest(run.checkpoints)
     assert content is not None
     assert run.config["sampling"] == content["config"]["sampling"]

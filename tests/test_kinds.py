@@ -57,7 +57,7 @@ class Codec(nn.Module):
 
 
 class NetworkCodec(Evaluator):
-    task = "encode"
+    task = "compress"
     example = "objective=codec model=codec"
 
     def __call__(self, x):
@@ -114,7 +114,7 @@ class CodecSubject(Subject):
         return report
 
 
-class Encode(Task):
+class Compress(Task):
     hint = "reconstruct: python sample.py run={run} input=PHOTOS"
 
     def plan(self, cfg, model):
@@ -175,7 +175,7 @@ optimizer:
   lr: 0.02
   warmup: 0
 ''',
-    "guest_kinds/configs/task/encode.yaml": "_target_: guest_kinds.codec.Encode\n",
+    "guest_kinds/configs/task/compress.yaml": "_target_: guest_kinds.codec.Compress\n",
     "guest_kinds-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: guest_kinds\nVersion: 1\n",
     "guest_kinds-1.dist-info/entry_points.txt": "[thaw.configs]\nkinds = guest_kinds.configs\n",
 }
@@ -297,7 +297,7 @@ class TestCommands:
     def test_it_restores_and_classifies_nothing(self, codec):
         model = load(codec.folder, device="cpu")
         for ask, wanted in ((lambda: model.sample([0]), "restore"), (lambda: model.classifier, "classify")):
-            with pytest.raises(UserError, match="which can encode images") as error:
+            with pytest.raises(UserError, match="which can compress images") as error:
                 ask()
             assert f"one that can {wanted}" in error.value.wanted
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from configs import UserError, construct, registry
 from configs.values import to_plain
-from diffusion.data.base import Data
+from diffusion.data.base import Data, ImageSet
 from diffusion.data.files.images import Files, size
 from diffusion.evaluation.report import Numbers
 from diffusion.loading import build_data, load
@@ -25,6 +26,7 @@ from diffusion.model import Model
 from diffusion.recipe import Recipe
 from diffusion.runs.run import Run
 from diffusion.sampling.manifest import read_manifest
+from models.attributes import AttributeReader
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +85,14 @@ class EvaluationContext:
         if choice == "none":
             return None
         if choice is None:
-            if self.run is None or self._data is None or self._data.class_names is None:
+            if self.run is None or self._data is None or \
+                    (self._data.class_names is None and "attributes" not in self._data.described):
                 return None
             roots, data = self.run.roots, self._data.fingerprint()
             choice = next(filter(None, (classifier.find_classifier(root, data) for root in roots)), None)
             if choice is None:
                 log.info("no classifier of these images in %s: nothing judges their classes. train.py makes one, with "
-                         "this run's data: experiment=classifier_digits (or _mnist, _cifar10)",
+                         "this run's data: experiment=classifier_digits (or _mnist, _cifar10, _celeba64)",
                          " or ".join(map(str, roots)))
                 return None
         judge = classifier.ClassifierExtractor(str(choice), self.device)
@@ -144,12 +147,33 @@ class EvaluationContext:
         """
         found = features(images, self.extractor, what)
         labels, conditions = (like or images).labels, (like or images).conditions
-        predictions = None
-        if self.judge is not None and labels is not None:
+        predictions = agreeing = None
+        of_classes = self.judge is None or self.judge.attributes is None
+        asked = labels if of_classes else self._find_attributes(like or images)
+        if self.judge is not None and asked is not None:
             seen = found if self.judge is self.extractor else features(images, self.judge, what)
-            predictions = classifier.take_predictions(seen)
+            if of_classes:
+                predictions = classifier.take_predictions(seen)
+            else:
+                assert seen.attributes is not None
+                agreeing = ((seen.attributes > 0) == (asked > 0)).double().mean(1)
         return MetricInput(images, found, reference, assign_groups(len(found), conditions), labels, conditions,
-                           predictions, **more)
+                           predictions, agreeing, **more)
+
+    def _find_attributes(self, images: Images) -> Tensor | None:
+        """The attributes of a split of the run's data, or those that its samples were asked for; None unless they are
+        those that the judge knows."""
+        assert self.judge is not None
+        if self.run is None:
+            return None
+        if isinstance(images, ImageSet):
+            words = self.data.described.get("attributes", {}).get("words")
+            return images.signals.get("attributes") if words == self.judge.attributes else None
+        reader, written = self.model.readers().get("attributes"), getattr(images, "written", ())
+        if not isinstance(reader, AttributeReader) or reader.words != self.judge.attributes or not written or \
+                not all("attributes" in one for one in written):
+            return None
+        return reader.read([one["attributes"] for one in written])
 
     def numbers(self, sets: MetricInput, what: str, skipped: dict[str, str], restorations: bool = False) -> Numbers:
         """All that can be measured of a set.

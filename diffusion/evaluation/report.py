@@ -130,7 +130,7 @@ def count_decimals(reach: float) -> int:
 
 def compare(a: Report, b: Report) -> dict[str, dict[str, dict[str, Any]]]:
     """By set and number: ``difference`` (a - b) with its interval, whether it ``exceeds`` the noise, and ``paired``,
-    whether both have measured images of the same draws, or restorations of the same images.
+    whether both have measured images of the same draws, or restorations or reconstructions of the same images.
 
     :raises UserError: if the protocols differ in more than in what is compared
     """
@@ -142,8 +142,9 @@ def compare(a: Report, b: Report) -> dict[str, dict[str, dict[str, Any]]]:
                         "the same data for both, or extractor=random judge=none")
     same_draws = a.protocol.get("seed") == b.protocol.get("seed") and \
         a.protocol.get("condition") == b.protocol.get("condition")
-    pairs = a.protocol["what"] == b.protocol["what"] == "restorations" or (
-        a.protocol["what"] == b.protocol["what"] == "samples" and same_draws)
+    what = a.protocol["what"]
+    pairs = what == b.protocol["what"] and (
+        what in ("restorations", "reconstructions") or (what == "samples" and same_draws))
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for name in a.subject:
         other = b.sets.get(name) or (b.sets[b.subject[0]] if len(a.subject) == len(b.subject) == 1 else {})
@@ -155,7 +156,7 @@ def compare(a: Report, b: Report) -> dict[str, dict[str, dict[str, Any]]]:
 def compare_numbers(a: Numbers, b: Numbers, pairs: bool) -> dict[str, dict[str, Any]]:
     """The numbers that two sets of images share, as :func:`compare` gives them.
 
-    :param pairs: both are restorations of the same images, or samples of the same draws
+    :param pairs: both are made of the same images, or samples of the same draws
     """
     rows: dict[str, dict[str, Any]] = {}
     for key in [key for key in a if key in b]:

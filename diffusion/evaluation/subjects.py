@@ -1,8 +1,7 @@
-"""What can be evaluated: samples, restorations, folders of images, and classifiers. Each states its protocol before any
-work, and then measures."""
+"""What can be evaluated: samples, folders of images, classifiers, and, in files of their own, restorations and
+reconstructions. Each states its protocol before any work, and then measures."""
 
 import logging
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,30 +12,21 @@ from jaxtyping import Int64
 from omegaconf import DictConfig
 from torch import Tensor
 
-from configs import UserError, compose, registry
+from configs import UserError, compose
 from configs.values import to_plain
 from diffusion.data.base import ImageSet
 from diffusion.data.files.images import Files
 from diffusion.data.pixels import to_float
 from diffusion.evaluation.bench import EvaluationContext, find_images, require_equal_sizes
-from diffusion.evaluation.cost import flops
+from diffusion.evaluation.cost import count_sample_flops
 from diffusion.evaluation.pair_scores import PairScores
 from diffusion.evaluation.report import Report
 from diffusion.metrics.base import Features, MetricInput
 from diffusion.metrics.features import features, fingerprint
 from diffusion.metrics.intervals import mean, share
 from diffusion.pictures import save_grid
-from diffusion.recipe import Recipe
-from diffusion.runs.memory import peak
 from diffusion.sampling.command import sample
-from diffusion.sampling.inputs import Inputs
-from diffusion.sampling.job import restore
 from diffusion.sampling.manifest import describe_part
-from diffusion.sampling.selection import read_condition
-from diffusion.sampling.watchers import evaluations
-from models.context import Condition
-from models.readers import ask_again
-from samplers.base import list_fitting
 
 log = logging.getLogger(__name__)
 
@@ -147,73 +137,9 @@ class SamplesSubject(ImagesSubject):
                 "seconds/sample": round(manifest["seconds"] / count, 3),
                 "GB at the peak": manifest.get("peak_memory_gb"), "device": str(bench.model.device)}
         if each is not None:
-            cost["GFLOP/sample"] = round(each * flops(bench.model) / 1e9, 3)
+            cost["GFLOP/sample"] = round(count_sample_flops(bench.model, each) / 1e9, 3)
         return (Files(folder, [s["file"] for s in entries], [s["condition"] for s in entries]),
                 {self.what: {key: value for key, value in cost.items() if value is not None}})
-
-
-class RestorationsSubject(Subject):
-    """Held-out images degraded and restored: the direct estimate and every sampler that is asked for."""
-
-    def __init__(self, bench: EvaluationContext):
-        cfg, suitable = bench.cfg, list_fitting(bench.model.degradation)
-        if not cfg.samplers or isinstance(cfg.samplers, str) or not set(cfg.samplers) <= set(suitable):
-            raise UserError(f"samplers={cfg.samplers}", f"a list of {', '.join(suitable)}", "'samplers=[cold1,cold2]'")
-        self.bench = bench
-        images, stated = bench.reference()
-        if not isinstance(images, ImageSet):
-            raise UserError(f"reference={cfg.reference} for restorations of the run's own images", "reference=data",
-                            "images=FOLDER reference=FOLDER pairs=true for restorations of other images")
-        self.images = images
-        self.chosen = spread_indices(len(self.images), cfg.count)
-        nodes = {name: registry.node("sampler", name, num_steps=cfg.sampler.num_steps) for name in cfg.samplers}
-        made = state_sampling(cfg, None)
-        made["composed"]["samplers"] = {name: to_plain(node) for name, node in nodes.items()}
-        self.protocol = bench.protocol("restorations", len(self.chosen), stated, rounding=cfg.rounding, split=cfg.split,
-                                       **made, checkpoint=bench.checkpoint,
-                                       samplers={name: describe_part(to_plain(node)) for name, node in nodes.items()})
-
-    def measure(self, folder: Path) -> Report:
-        bench, count = self.bench, len(self.chosen)
-        report = Report(self.protocol, ["degraded", "direct", *bench.cfg.samplers])
-        originals = choose_evenly(self.images, count)
-        pairs = bench.pair_metrics(originals.shape, report.skipped)
-        outcome = {name: PairScores(pairs, originals, bench.cfg.rounding == "uint8") for name in report.subject}
-        condition = read_condition(bench.model, bench.recipe, self.chosen.tolist(), to_plain(bench.cfg.condition),
-                                   Inputs(self.images), lambda: bench.data)
-        for name in bench.cfg.samplers:
-            log.info("restoring %d held-out images with %s ...", count, name)
-            sampler = registry.build("sampler", name, num_steps=bench.cfg.sampler.num_steps)
-            recipe = Recipe(sampler, bench.recipe.parts, bench.recipe.prior, bench.recipe.start,
-                            bench.recipe.edits)
-            report.cost[name] = self._restore(recipe, originals, condition, outcome, name)
-        reference = features(originals, bench.extractor, "the originals")
-        for name, found in outcome.items():
-            sets = bench.sets(found.images, name, reference, originals)
-            report.sets[name] = found.numbers() | bench.numbers(sets, name, report.skipped, restorations=True)
-        return report
-
-    def _restore(self, recipe: Recipe, originals: ImageSet, condition: Condition, outcome: dict[str, PairScores],
-                 name: str) -> dict[str, Any]:
-        """Restore all images with one sampler; gives what that has cost."""
-        model, cfg = self.bench.model, self.bench.cfg
-        first = name == cfg.samplers[0]
-        begin = time.monotonic()
-        with evaluations(model, recipe.parts) as counts, peak(model.device) as memory:
-            for rows in torch.arange(len(originals)).split(cfg.batch):
-                x_T, direct, restored = restore(
-                    model, recipe, to_float(originals.batch(rows)[0]), self.chosen[rows].tolist(), seed=cfg.seed,
-                    batch=cfg.batch, **ask_again(model.readers(recipe), condition, rows.tolist()))
-                outcome[name].add(restored, rows)
-                if first:  # the same for every sampler
-                    outcome["degraded"].add(x_T, rows)
-                    outcome["direct"].add(direct, rows)
-        each, others = counts["own"] / len(originals), counts["others"] / len(originals)
-        return {"evaluations/sample": round(each, 2), **({"of other runs": round(others, 2)} if others else {}),
-                "GFLOP/sample": round(each * flops(model) / 1e9, 3),
-                "seconds/sample": round((time.monotonic() - begin) / len(originals), 3),
-                **({"GB at the peak": round(memory.bytes / 1e9, 2)} if memory.bytes else {}),
-                "device": str(model.device)}
 
 
 class PairsSubject(Subject):

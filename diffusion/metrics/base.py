@@ -21,10 +21,12 @@ class Features:
 
     :ivar values: (N, D) float32
     :ivar logits: (N, K) of the classes that the extractor knows, if it knows any
+    :ivar attributes: (N, A), the log odds of the attributes that it knows, if it knows any
     """
 
     values: Float[Tensor, "n d"]
     logits: Float[Tensor, "n k"] | None = None
+    attributes: Float[Tensor, "n a"] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -59,6 +61,7 @@ class MetricInput:
     :ivar labels: the class under which each sample was made, where there are classes
     :ivar conditions: a number for each sample, equal where they were made under the same condition
     :ivar predictions: the class that the judge sees in each sample
+    :ivar agreeing: of each sample, the share of the attributes that the judge sees as they were asked for
     :ivar train: features of the images of the training, where they are known
     :ivar held_out: features of real images that were not among these
     """
@@ -70,6 +73,7 @@ class MetricInput:
     labels: Int64[Tensor, " n"] | None = None
     conditions: Int64[Tensor, " n"] | None = None
     predictions: Int64[Tensor, " n"] | None = None
+    agreeing: Float64[Tensor, " n"] | None = None
     train: Features | None = None
     held_out: Features | None = None
 

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from diffusion.metrics.base import Metric, MetricInput
-from diffusion.metrics.intervals import GROUPS, MetricValue, jackknife_groups, share
+from diffusion.metrics.intervals import GROUPS, MetricValue, jackknife_groups, mean, share
 
 CHUNK = 4096
 
@@ -61,12 +61,12 @@ class _OfSimilarities(Metric):
     def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
         unit = torch.nn.functional.normalize(sets.samples.values, dim=1)
 
-        def mean(rows: Int64[Tensor, " m"]) -> float:
+        def average(rows: Int64[Tensor, " m"]) -> float:
             parts = per_condition(None if sets.conditions is None else sets.conditions[rows], len(rows))
             values = [self.statistic(unit[rows[part]]) for part in parts if len(part) > 1]
             return sum(values) / len(values)
 
-        return {self.name: jackknife_groups(sets.groups, mean)}
+        return {self.name: jackknife_groups(sets.groups, average)}
 
     def lacks(self, sets: MetricInput) -> str | None:
         return too_few(sets.conditions)
@@ -98,17 +98,22 @@ class MeanSimilarity(_OfSimilarities):
 
 
 class Agreement(Metric):
-    """``agreement``: the share of the samples in which the judge, a classifier, sees the class that was asked for."""
+    """``agreement``: the share of the samples in which the judge, a classifier, sees the class that was asked for. Of
+    attributes, the mean over samples of the share that it sees as they were asked for."""
 
     of_features = False
     of_restorations = True
 
     def lacks(self, sets: MetricInput) -> str | None:
+        if sets.agreeing is not None:
+            return None
         if sets.labels is None:
             return "classes of the samples"
         return "a classifier of these images" if sets.predictions is None else None
 
     def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
+        if sets.agreeing is not None:
+            return {"agreement": mean(sets.agreeing)}
         assert sets.labels is not None
         assert sets.predictions is not None
         return {"agreement": share(sets.predictions == sets.labels)}

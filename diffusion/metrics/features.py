@@ -51,38 +51,31 @@ def features(images: Images, extractor: Extractor, what: str, known: str | None 
     if path is not None:
         with contextlib.suppress(OSError, WriteError):  # a cache that cannot be written costs time only
             make_folder(path.parent)
-            write_whole(path, checkpoint.dump({"values": result.values, "logits": result.logits}))
+            write_whole(path, checkpoint.dump(vars(result)))
     return result
 
 
 def _extract(images: Images, extractor: Extractor, what: str) -> Features:
     n = images.shape[0]
-    values: Tensor | None = None
-    logits: Tensor | None = None
+    found: dict[str, Tensor] = {}
     parts = torch.arange(n).split(extractor.chunk)
     for indices in progress(parts, len(parts), f"features of {what}, {extractor.chunk} at a time"):
-        some = extractor(images.batch(indices)[0])
-        numbers = some.values if some.logits is None else torch.cat([some.values, some.logits], dim=1)
-        strange = indices[~numbers.isfinite().all(dim=1)]
+        some = {name: value for name, value in vars(extractor(images.batch(indices)[0])).items() if value is not None}
+        strange = indices[~torch.cat(list(some.values()), dim=1).isfinite().all(dim=1)]
         if len(strange):
             raise UserError(f"features of image {int(strange[0])} of {what} that are not finite numbers "
                             f"({extractor.name})", "finite features",
                             "extractor=random; or look at the image and at the extractor's weights")
-        if values is None:
+        for name, value in some.items():
             # Filled in place: chunks in a list and their concatenation would need twice the memory.
-            values = torch.empty(n, some.values.shape[1])
-            logits = None if some.logits is None else torch.empty(n, some.logits.shape[1])
-        values[indices] = some.values
-        if logits is not None and some.logits is not None:
-            logits[indices] = some.logits
-    assert values is not None
-    return Features(values, logits)
+            found.setdefault(name, torch.empty(n, value.shape[1]))[indices] = value
+    return Features(**found)
 
 
 def _load(path: Path, n: int) -> Features | None:
     try:
         content = torch.load(path, mmap=True, weights_only=True)
-        found = Features(content["values"], content["logits"])
+        found = Features(**content)
     except Exception:  # a damaged file fails in many ways
         return None
     return found if len(found) == n else None

@@ -113,6 +113,24 @@ def share(hits: Bool[Tensor, " n"]) -> MetricValue:
     return MetricValue(p, max(0.0, min(low, p)), min(1.0, max(high, p)), f"Wilson, {n} images", pseudo_values)
 
 
+def balanced_share(hits: Bool[Tensor, " n"], positive: Bool[Tensor, " n"]) -> MetricValue:
+    """The mean of two shares: of the positive images of which something is true, and of the others (the balanced
+    accuracy). Each has Wilson's interval, and the two are combined as by Newcombe 1998 (Stat. Med. 17, 873, method 10):
+    ``value - sqrt(sum (p_i - low_i)^2) / 2``, and so above. The pseudo-values are the linearization of the two means.
+
+    :param hits: of which images it is true
+    :param positive: which images are of the first kind; both kinds must be there
+    """
+    parts = [share(hits[chosen]) for chosen in (positive, ~positive)]
+    value = sum(part.value for part in parts) / 2
+    below, above = (sum((part.value - end) ** 2 for part, end in zip(parts, ends)) ** 0.5 / 2
+                    for ends in ([part.low for part in parts], [part.high for part in parts]))
+    pseudo_values = torch.full((len(hits),), value, dtype=torch.float64)
+    for chosen, part in zip((positive, ~positive), parts, strict=True):
+        pseudo_values[chosen] += len(hits) / (2 * int(chosen.sum())) * (part.pseudo_values - part.value)
+    return MetricValue(value, value - below, value + above, f"Newcombe, {len(hits)} images", pseudo_values)
+
+
 def jackknife(value: float, without: Sequence[float], max_value: float = float("inf"),
               min_value: float = float("-inf")) -> MetricValue:
     """A number and what it is without each group in turn (Quenouille 1956, Tukey 1958): pseudo-values

@@ -1,7 +1,9 @@
 """A network as an autoencoder."""
 
+from typing import Any, cast
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from configs import UserError
@@ -27,7 +29,7 @@ class NetworkAutoencoder(Evaluator):
             moments = self.network.encode(x)
         return Moments(*(value.float() for value in moments))
 
-    def decode(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h2 w2"]:
         """The images of latents, float32."""
         with self.precision(z.device):
             return self.network.decode(z).float()
@@ -35,6 +37,18 @@ class NetworkAutoencoder(Evaluator):
     def reconstruct(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """What is left of images: the decoded means of their latents."""
         return self.decode(self.encode(x).mean)
+
+    @property
+    def num_codes(self) -> int | None:
+        """K, the size of the codebook of a network whose latents are vectors of one; None of any other."""
+        codebooks = [value for name, value in self.network.named_buffers() if name.split(".")[-1] == "codebook"]
+        return len(codebooks[0]) if codebooks else None
+
+    def codes(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b h2 w2"]:
+        """The codes, 0 .. K - 1, of which images are decoded; only where there is a codebook."""
+        z = self.encode(x).mean
+        with self.precision(x.device):
+            return cast(Any, self.network).codes(z)
 
     def try_out(self, x: Float[Tensor, "b ..."], ctx: Context) -> None:
         if not isinstance(self.network, Autoencoder):

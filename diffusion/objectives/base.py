@@ -1,9 +1,10 @@
 """What a network is trained for: a loss per image, and the use that the trained network is put to."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -34,6 +35,25 @@ class Losses:
     critics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@runtime_checkable
+class Rule(Protocol):
+    """What optimizes a network. Optimizers of torch that are fused leave steps out without waiting for the device, see
+    :func:`diffusion.training.guard.hold`.
+
+    :ivar clip: largest gradient norm, None for no clipping
+    """
+
+    clip: float | None
+
+    def build(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """The optimizer of these parameters."""
+        ...
+
+    def rate(self, step: int, max_steps: int) -> float:
+        """The learning rate of step ``step = 0, 1, ...`` of ``max_steps``."""
+        ...
+
+
 class Criterion(Generic[E]):
     """What a network is trained for: a loss, and the use that the trained network is put to.
 
@@ -43,12 +63,12 @@ class Criterion(Generic[E]):
     detached.
 
     :ivar networks: own networks by name; checkpoints have them as ``critics.NAME``
-    :ivar optimizers: by the same names, how these are optimized: objects such as
+    :ivar optimizers: by the same names, how these are optimized, such as by
         :class:`diffusion.training.optimization.AdamW`. One without is optimized together with the network
     """
 
     networks: Mapping[str, nn.Module] = {}
-    optimizers: Mapping[str, Any] = {}
+    optimizers: Mapping[str, Rule] = {}
 
     def __call__(self, evaluator: E, encoder: ConditionEncoder, degradation: Degradation,
                  x0: Float[Tensor, "b *rest"], condition: Condition, rng: Draws) -> Losses:
@@ -69,6 +89,21 @@ class Criterion(Generic[E]):
         """Refuse a condition that the objective cannot treat.
 
         :raises UserError: saying why
+        """
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Refuse images that one of the parts cannot treat, when a training begins.
+
+        :param shape: (C, H, W), of what the network sees
+        :raises UserError: from the part
+        """
+
+    def finish_step(self, evaluator: E, rng: Draws, reduce: Callable[[Tensor], Tensor]) -> None:
+        """After each optimizer step, without gradients: what of the network follows the batch by a rule of its own,
+        such as a codebook. It has to be a buffer of the network: those of a step that is left out are put back.
+
+        :param rng: of all rows of the batch, over the parts and ranks
+        :param reduce: sums a tensor over the ranks; all of them have to call it alike
         """
 
     def use(self, network: Network, degradation: Degradation, precision: str) -> E:

@@ -1,10 +1,10 @@
 """Classifiers: what they are trained for, and what a trained one is asked."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from configs import UserError
@@ -22,7 +22,7 @@ from models.protocol import ClassifierNetwork, Network
 class Answer(NamedTuple):
     """What a classifier says about a batch, float32.
 
-    :ivar logits: (B, K), unnormalised log probabilities of the classes
+    :ivar logits: (B, K), unnormalised log probabilities of the classes; log odds, where it predicts attributes
     :ivar features: (B, F), of which the logits are made
     """
 
@@ -33,12 +33,14 @@ class Answer(NamedTuple):
 class NetworkClassifier(Evaluator):
     """``classifier(x_t, t) -> Answer(logits, features)`` from one network evaluation. Gradients flow.
 
+    :cvar signal: what it predicts: the name of a signal of the images
     :param network: with ``features(x, t)`` and ``head(features)`` besides its call
     :param precision: of the network, see :class:`diffusion.objectives.evaluator.Evaluator`
     """
 
     task = "classify"
     example = "experiment=classifier_digits"
+    signal: ClassVar[str] = "label"
     network: ClassifierNetwork
 
     def __call__(self, x_t: Float[Tensor, "b ..."], t: Times) -> Answer:
@@ -46,6 +48,13 @@ class NetworkClassifier(Evaluator):
             features = self.network.features(x_t, t)
             logits = self.network.head(features)
         return Answer(logits.float(), features.float())
+
+    def grade_logits(self, logits: Float[Tensor, "b k"], truth: Shaped[Tensor, "b *rest"]) -> Float64[Tensor, " b"]:
+        """Which part of the truth about each image the logits get right, from 0 to 1.
+
+        :param truth: the signal of the images, on the device of the logits
+        """
+        return (logits.argmax(1) == truth).double()
 
     def try_out(self, x: Float[Tensor, "b ..."], ctx: Context) -> None:
         if not isinstance(self.network, ClassifierNetwork):
@@ -65,7 +74,10 @@ class Classification(Criterion[NetworkClassifier]):
     :param times: distribution of t
     :param smoothing: share of the probability that is spread over all classes (Szegedy et al. 2015, arXiv 1512.00567,
         section 7)
+    :cvar signal: that it learns to predict
     """
+
+    signal: ClassVar[str] = "label"
 
     def __init__(self, times: TimeDistribution, smoothing: float = 0.0):
         if not 0 <= smoothing < 1:
@@ -78,8 +90,14 @@ class Classification(Criterion[NetworkClassifier]):
         t = self.times(x0.shape[0], degradation, rng)
         x_t = degradation.forward(x0, t, degradation.draw(x0.shape, rng))
         logits = evaluator.output(x_t, t, encoder(condition))
-        losses = F.cross_entropy(logits, condition["label"], reduction="none", label_smoothing=self.smoothing)
-        return Losses(losses, t)
+        return Losses(self.compare(logits, condition[self.signal]), t)
+
+    def compare(self, logits: Float[Tensor, "b k"], truth: Shaped[Tensor, "b *rest"]) -> Float[Tensor, " b"]:
+        """The loss of each image.
+
+        :param truth: the signal of the images
+        """
+        return F.cross_entropy(logits, truth, reduction="none", label_smoothing=self.smoothing)
 
     def check(self, degradation: Degradation) -> None:
         self.times.check(degradation)

@@ -12,8 +12,8 @@ from configs.values import drop_keys, hash_plain
 IDENTITY = ("data", "space", "model", "condition", "degradation", "prior", "objective", "optimizer", "ema", "batch",
             "accumulate", "precision", "seed", "augment")
 """The fields in which two runs must agree to be the same run; everything else may change on the way."""
-FILLED = ("classes", "in_channels")
-"""Arguments of the network that are taken from the data and the space where they are null."""
+FILLED = {"model": ("classes", "in_channels"), "objective": ("words",)}
+"""Arguments of the network and the objective that are taken from the data and the space where they are null."""
 PATHS = ("root", "cache", "download")
 """Arguments of a data set that say where it lies, not what it is."""
 
@@ -45,9 +45,16 @@ def extract_identity(config: dict[str, Any]) -> dict[str, Any]:
     fields = {key: replace_runs(value, key, tell) for key, value in fields.items()}
     fields |= {key: value for key, value in (("begin", begin), ("trainable", config.get("trainable"))) if value}
     for key in ("data", "degradation"):  # a degradation may name images of another set
-        fields[key] = drop_keys(fields[key] or {}, PATHS)
+        fields[key] = _drop_no_signals(drop_keys(fields[key] or {}, PATHS))
     fields["space"] = drop_keys(fields["space"] or {}, ("cache", "chunk", "folder"))
     return fields
+
+
+def _drop_no_signals(data: Any) -> Any:
+    """A data set's config without an empty list of signals: the same as one that has no such key."""
+    if not isinstance(data, Mapping):
+        return data
+    return {key: _drop_no_signals(value) for key, value in data.items() if key != "signals" or value}
 
 
 def replace_runs(node: Any, place: str, change: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]) -> Any:
@@ -66,7 +73,7 @@ def replace_runs(node: Any, place: str, change: Callable[[str, Mapping[str, Any]
 
 def take_filled(mine: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
     """An identity with what the data have said in another one where it leaves that open: arguments of signals that are
-    null here, signals that are null there since the data do not have them, and the network's classes.
+    null here, signals that are null there since the data do not have them, and the network's classes with their words.
 
     :param there: the identity of the run that was begun
     """
@@ -79,8 +86,8 @@ def take_filled(mine: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
     def signals(identity: dict[str, Any]) -> Any:
         return (identity["condition"] or {}).get("signals")
 
-    filled = {**mine, "model": {key: take(value, there["model"].get(key)) if key in FILLED else value
-                                for key, value in mine["model"].items()}}
+    filled = {**mine, **{part: {key: take(value, there[part].get(key)) if key in keys else value
+                                for key, value in mine[part].items()} for part, keys in FILLED.items()}}
     if signals(mine) and signals(there):
         filled["condition"] = {**mine["condition"], "signals": take(signals(mine), signals(there))}
     return filled

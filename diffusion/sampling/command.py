@@ -24,7 +24,7 @@ from diffusion.runs.memory import peak
 from diffusion.runs.run import Run
 from diffusion.sampling.inputs import find_root, log_changes
 from diffusion.sampling.job import Job
-from diffusion.sampling.manifest import Manifest, Sample, describe_part, folder_name
+from diffusion.sampling.manifest import Manifest, Sample, folder_name
 from diffusion.sampling.trajectory import Trajectory
 from diffusion.sampling.watchers import Bar
 from models.readers import ClassReader
@@ -47,14 +47,13 @@ def sample(cfg: DictConfig) -> Path:
     job = registry.build("task", model.evaluator.task).plan(cfg, model)
     settings: dict[str, Any] = {**to_plain(cfg), "step": model.step}
     stamp = {"step": model.step, "checksum": steps[model.step]}
-    record = {"run": str(cfg.run), "checkpoint": stamp, "sampler": describe_part(settings["sampler"]),
-              "guidance": describe_part(settings["guidance"]), "settings": settings,
+    record = {"run": str(cfg.run), "checkpoint": stamp, **job.describe(), "settings": settings,
               "environment": describe_environment()}
     words = {name: reader.words for name, reader in model.readers().items()
              if isinstance(reader, ClassReader) and reader.words}
     if words:
         record["words"] = words
-    folder = Path(str(cfg.out)) if cfg.out else run.folder / "samples" / folder_name(settings, stamp)
+    folder = Path(str(cfg.out)) if cfg.out else run.folder / "samples" / folder_name(job.title, settings, stamp)
     make_folder(folder)
     try:
         draw(job, Manifest(folder, record, cfg.overwrite))
@@ -114,9 +113,10 @@ def draw(job: Job, manifest: Manifest) -> None:
                 if job.inputs and first < ROW:
                     for caption, row in images.items():
                         rows.setdefault(caption, []).append(row[:ROW - first].clone())
-        if order:
+        if counts:
             manifest.record["evaluations_per_sample"] = round(counts["own"] / len(order), 2)
             manifest.record["evaluations_of_other_runs"] = round(counts["others"] / len(order), 2)
+        if order:
             manifest.record["peak_memory_gb"] = round(memory.bytes / 1e9, 2) if memory.bytes else None
     except KeyboardInterrupt:
         log.info("what is done is in %s; the same command goes on", manifest.folder)

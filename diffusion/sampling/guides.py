@@ -93,7 +93,7 @@ class RunClassifier(RunModel, GuidingClassifier):
 
     @property
     def readers(self) -> Mapping[str, Reader]:
-        if "classes" not in self.model.config["model"]:
+        if "classes" not in self.model.config["model"] or self.model.classifier.signal != "label":
             return {}
         reader = ClassReader(self.model.config["model"]["classes"])
         reader.name = "label"
@@ -104,7 +104,10 @@ class RunClassifier(RunModel, GuidingClassifier):
 
         :raises UserError: saying what it is
         """
-        _ = self.model.classifier
+        predicted = self.model.classifier.signal
+        if predicted != "label":
+            raise UserError(f"{self.run}, a classifier of {predicted}, as a guide to a class", "one of classes",
+                            "python train.py experiment=noisy_classifier_digits")
         super().check(config)
         if self.model.config["objective"]["times"]["_target_"] == f"{CleanTimes.__module__}.{CleanTimes.__name__}":
             raise UserError(f"{self.run}, a classifier that has seen clean images alone, as a guide",

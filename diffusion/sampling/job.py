@@ -19,7 +19,7 @@ from diffusion.loading import build_data
 from diffusion.model import Model
 from diffusion.recipe import Recipe
 from diffusion.sampling.inputs import Inputs, find_inputs
-from diffusion.sampling.manifest import Sample
+from diffusion.sampling.manifest import Sample, describe_part
 from diffusion.sampling.selection import (
     caption_conditions,
     choose_indices,
@@ -62,6 +62,10 @@ class Job(ABC):
     def batch(self, some: Sequence[Sample], callbacks: Sequence[Callback]) -> dict[str, Tensor]:
         """The images of these samples under ``title``, and what the grid shows with them, by caption: in [-1, 1], on
         the CPU."""
+
+    def describe(self) -> dict[str, str]:
+        """With what it is done, in words, for the manifest."""
+        return {}
 
     def caption(self, some: Sequence[Sample]) -> list[str]:
         """The condition of each sample in words; none if there is nothing to say."""
@@ -125,6 +129,9 @@ class SamplingJob(Job):
                                         degraded=cfg.input.degraded, callbacks=callbacks, **asked)
         shown = {"degraded": x_t, "direct estimate": direct, self.title: restored}
         return shown if cfg.input.degraded else shown | {"original": x0}
+
+    def describe(self) -> dict[str, str]:
+        return {key: describe_part(to_plain(self.cfg[key])) for key in ("sampler", "guidance")}
 
     def caption(self, some: Sequence[Sample]) -> list[str]:
         return caption_conditions(self.model.readers(self.recipe), [entry["condition"] for entry in some])

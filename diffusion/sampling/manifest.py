@@ -1,6 +1,7 @@
 """``manifest.json``: how the samples in a folder were made, and a line for each of them."""
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +28,14 @@ def drop_free(settings: dict[str, Any]) -> dict[str, Any]:
     return kept | {"input": {key: value for key, value in kept["input"].items() if key != "root"}}
 
 
-def folder_name(settings: dict[str, Any], checkpoint: dict[str, Any]) -> str:
-    """Name of the folder of a set of samples: readable, and different for different settings or checkpoints."""
+def folder_name(title: str, settings: dict[str, Any], checkpoint: dict[str, Any]) -> str:
+    """Name of the folder of a set of samples: readable, and different for different settings or checkpoints.
+
+    :param title: what is done
+    """
     asked = [drop_free(settings), settings["condition"], settings["input"]["root"], checkpoint]
-    return f"{settings['sampler']['_target_'].split('.')[-1].lower()}-seed{settings['seed']}-{hash_plain(asked, 6)}"
+    name = re.sub(r"\W", "", title).lower()
+    return f"{name}-seed{settings['seed']}-{hash_plain(asked, 6)}"
 
 
 def describe_part(node: dict[str, Any] | None) -> str:

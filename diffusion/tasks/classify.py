@@ -10,9 +10,11 @@ if TYPE_CHECKING:
 
 
 class Classify(Task):
-    """A :class:`diffusion.objectives.classification.NetworkClassifier`."""
+    """A :class:`diffusion.objectives.classification.NetworkClassifier`, of classes or of attributes."""
 
     def choose_subject(self, context: "EvaluationContext") -> "Subject":
+        from diffusion.evaluation.attributes import AttributesSubject
         from diffusion.evaluation.subjects import ClassifierSubject
 
-        return ClassifierSubject(context)
+        of_classes = context.model.classifier.signal == "label"
+        return ClassifierSubject(context) if of_classes else AttributesSubject(context)

@@ -33,7 +33,8 @@ class Restore(Task):
         return SamplingJob.plan(cfg, model)
 
     def choose_subject(self, context: "EvaluationContext") -> "Subject":
-        from diffusion.evaluation.subjects import RestorationsSubject, SamplesSubject
+        from diffusion.evaluation.restorations import RestorationsSubject
+        from diffusion.evaluation.subjects import SamplesSubject
 
         prior = context.recipe.prior or context.model.prior
         return RestorationsSubject(context) if prior.needs_images else SamplesSubject(context)

@@ -23,6 +23,7 @@ from configs.values import to_plain
 from diffusion.begin import begin, select_trainable
 from diffusion.data.base import Data
 from diffusion.model import Model
+from diffusion.objectives.base import Rule
 from diffusion.runs import checkpoint
 from diffusion.runs.identity import extract_identity, hash_identity
 from diffusion.runs.origins import fix_steps
@@ -33,11 +34,14 @@ from diffusion.spaces.cache import add_moments
 from diffusion.spaces.latent import Latent
 from diffusion.training.callbacks.checkpoint import Checkpoint
 from diffusion.training.module import Training
-from diffusion.training.optimization import Rule
 from models.blocks import recompute
 from models.conditioning import Signal
 
 log = logging.getLogger(__name__)
+
+NEEDS = {"label": ("classes", "a folder of images for each class, or data=digits"),
+         "attributes": ("attributes", "data=celeba data.signals=[attributes]")}
+"""What a classifier that predicts a signal wants of the images, and what gives it."""
 
 
 def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapping[str, Any] | None = None) -> None:
@@ -192,22 +196,26 @@ def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: 
 def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The config with what the data say about their signals filled in where it was left open. A signal that neither the
     data nor a source has is left out (it is null then), and the guidance by it: any experiment trains on any images,
-    but for a classifier's.
+    but for a classifier's. What a classifier predicts is the ``signal`` of its criterion, the classes if it has none.
 
     :param described: see :attr:`diffusion.data.base.Data.described`
-    :raises UserError: for a classifier of images without classes, or of fewer classes than there are; for a signal that
+    :raises UserError: for a classifier of images without what it predicts, or of less than there is; for a signal that
         cannot be left out, or whose name the commands use for something else
     """
     config, model = {**config, "model": dict(config["model"])}, config["model"]
-    classes = described.get("label", {}).get("num_classes")
     if "classes" in model:
-        if classes is None:
-            raise UserError("a classifier of images without classes", "images with classes",
-                            "a folder of images for each class, or data=digits")
+        signal = getattr(locate(config["objective"]["_target_"]), "signal", "label")
+        what, fix = NEEDS.get(signal, (signal, f"data that have {signal}"))
+        if signal not in described:
+            raise UserError(f"a classifier of images without {what}", f"images with {what}", fix)
+        said = described[signal]
+        classes = said.get("num_classes") or len(said["words"])
         config["model"]["classes"] = classes if model["classes"] is None else model["classes"]
         if config["model"]["classes"] < classes:
-            raise UserError(f"model.classes={model['classes']} for images of {classes} classes",
+            raise UserError(f"model.classes={model['classes']} for images of {classes} {what}",
                             "as many as there are", f"model.classes={classes}")
+        config["objective"] = {key: said.get(key) if value is None else value
+                               for key, value in config["objective"].items()}
     given = config["condition"].get("signals", {})
     sources, signals = config["condition"].get("sources") or {}, {}
     droppable = "signals" not in config["condition"]  # somebody's own encoder

@@ -17,12 +17,11 @@ from diffusion.data.base import ImageSet
 from diffusion.data.loader import Batch, Batches
 from diffusion.data.pixels import to_float
 from diffusion.model import Model
-from diffusion.objectives.base import Losses
+from diffusion.objectives.base import Losses, Rule
 from diffusion.runs import checkpoint
 from diffusion.spaces.latent import choose_mirrored
 from diffusion.training.ema import EMA
 from diffusion.training.guard import Skips, clip_gradients, hold
-from diffusion.training.optimization import Rule
 from models.context import Condition
 
 BINS = 5
@@ -198,6 +197,8 @@ class Training(L.LightningModule):
             critic.step()
             critic.zero_grad()
         with torch.no_grad():
+            rng = BatchStream(self.seed, self.step, slice(0, self.batch), self.batch, self.device)
+            self.model.objective.finish_step(self.model.evaluator, rng, self._sum_over_ranks)
             for value, before in self._before:
                 value.copy_(torch.where(bad, before, value))
         self.step += 1
@@ -209,7 +210,7 @@ class Training(L.LightningModule):
         norms = [clip_gradients(each, self._rules[name].clip) for name, each in optimizers.items()]
         ours = torch.stack([part for part, _ in self._parts]).sum(0)
         # Over the ranks at every step, so that the one that saves knows the whole. Gathering does not wait for the GPU.
-        sums = torch.as_tensor(self.all_gather(ours)).view(-1, *ours.shape).sum(0)
+        sums = self._sum_over_ranks(ours)
         critics = self.model.objective.networks
         trained = [place for place, name in enumerate(self.logged) if place < BINS or name in critics]
         bad = ~torch.stack([sums[0, trained].sum(), *(norm.to(sums) for norm in norms)]).isfinite().all()
@@ -218,6 +219,9 @@ class Training(L.LightningModule):
         self.skips.add(bad, self.step + 1, torch.cat([batch for _, batch in self._parts], dim=1))
         self._parts.clear()
         return bad
+
+    def _sum_over_ranks(self, ours: Tensor) -> Tensor:
+        return torch.as_tensor(self.all_gather(ours)).view(-1, *ours.shape).sum(0)
 
     def review(self) -> int:
         """How many steps have been left out since the last row of the log. ``watch`` is told, on every rank, if there

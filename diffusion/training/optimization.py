@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,25 +13,6 @@ SHAPES = {
     "linear": lambda u: 1 - u,
     "cosine": lambda u: (1 + math.cos(math.pi * u)) / 2,
 }
-
-
-@runtime_checkable
-class Rule(Protocol):
-    """What optimizes a network. Optimizers of torch that are fused leave steps out without waiting for the device, see
-    :func:`diffusion.training.guard.hold`.
-
-    :ivar clip: largest gradient norm, None for no clipping
-    """
-
-    clip: float | None
-
-    def build(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """The optimizer of these parameters."""
-        ...
-
-    def rate(self, step: int, max_steps: int) -> float:
-        """The learning rate of step ``step = 0, 1, ...`` of ``max_steps``."""
-        ...
 
 
 class AdamW:

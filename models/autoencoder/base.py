@@ -29,11 +29,16 @@ class Autoencoder(nn.Module):
     latent_channels: int
     factor: int
 
+    @property
+    def last(self) -> nn.Conv2d:
+        """The decoder's last layer: the gradients of its weight balance the terms of a loss."""
+        raise NotImplementedError
+
     def encode(self, x: Float[Tensor, "b c h w"]) -> Moments:
         """What is known about the latents of images in [-1, 1]."""
         raise NotImplementedError
 
-    def decode(self, z: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h2 w2"]:
         """The images of latents; about [-1, 1], not clipped."""
         raise NotImplementedError
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion.evaluation.cost import flops
+from diffusion.evaluation.cost import count_sample_flops
 from diffusion.model import Model
 from diffusion.runs import memory
 from models.attention import attend
@@ -68,7 +68,7 @@ def test_operations_by_hand(side):
     model = Mock(spec=Model, evaluator=Mock(output=output))
     model.shape, model.device = (2, side, side), torch.device("cpu")
     model.weights = Mock()
-    assert flops(model) == 2 * (tokens * 6 * 2 * 9 + tokens * 6 * 4 + 2 * tokens**2 * 4)
+    assert count_sample_flops(model, 1) == 2 * (tokens * 6 * 2 * 9 + tokens * 6 * 4 + 2 * tokens**2 * 4)
 
 
 MOMENT = """

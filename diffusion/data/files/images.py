@@ -33,6 +33,7 @@ class Files:
     :param written: what each was made of, as :meth:`models.readers.Reader.write` has written it; not given, the
         first folder is the class if there are two or more
     :param option: the override that names ``root``, for messages
+    :ivar written: what each was made of, where it is known
     :ivar stamp: changes with the files (their names, sizes, times of change)
     :raises UserError: there is nothing, or no image; when they are read, one is broken, of another size, or neither
         8-bit grey nor RGB
@@ -40,7 +41,7 @@ class Files:
 
     def __init__(self, root: Path, names: Sequence[str] | None = None,
                  written: Sequence[Mapping[str, Any]] | None = None, option: str = "images"):
-        self.root, self._option = root, option
+        self.root, self._option, self.written = root, option, list(written or ())
         self._open = ExitStack()
         try:
             self._archive = self._open.enter_context(open_archive(root))

@@ -1,13 +1,19 @@
 """CelebA: aligned portraits."""
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from configs.errors import UserError
+from diffusion.data.base import ImageSet, Split
+from diffusion.data.files.archive import open_archive
+from diffusion.data.files.attributes import ATTRIBUTES, AttributeList, read_attributes
+from diffusion.data.files.index import Index
 from diffusion.data.files.layout import Layout
 from diffusion.data.sets.folder import Folder
 
@@ -18,11 +24,15 @@ SPLIT_OF = {"0": "train", "1": "validation", "2": "test"}
 
 
 class CelebA(Folder):
-    """The aligned photos of CelebA (Liu et al. 2015, "Deep Learning Face Attributes in the Wild"), without attributes.
+    """The aligned photos of CelebA (Liu et al. 2015, "Deep Learning Face Attributes in the Wild").
 
     Read from a folder or zip of the photos at any scale; then the last ``held_out`` by name is for testing. Or from
     torchvision's layout, ``celeba/img_align_celeba`` (or ``.zip``) with ``celeba/list_eval_partition.txt`` beside it:
     then the splits are the official ones, and the photos for validation are in neither.
+
+    ``signals=[attributes]`` adds the signal ``attributes`` (n, 40), 1 for what is true of a photo and 0 for what is
+    not, from ``list_attr_celeba.txt`` or ``attributes.npz`` in ``root`` or beside it; see
+    :func:`diffusion.data.files.attributes.read_attributes`.
 
     :param root: the folder or zip of photos, or in torchvision's layout the folder ``celeba`` or the one that holds it
     :param size: height and width, in pixels
@@ -33,18 +43,46 @@ class CelebA(Folder):
     :param resample: Pillow's filter for the resizing
     :param cache: for decoded images, see :class:`diffusion.data.sets.folder.Folder`
     :param flip: whether training may mirror the images
-    :raises UserError: as ``Folder``; at the first use of the content, the partition cannot be read or lacks a photo
+    :param signals: what else than the pixels is read: ``[attributes]`` or nothing
+    :raises UserError: as ``Folder``, or an unknown signal; at the first use of the content, the partition or the list
+        of attributes cannot be read or lacks a photo
     """
 
     def __init__(self, root: str | Path, size: int = 128, channels: int = 3, crop: float = 0.7865,
                  held_out: float = 0.1, resample: str = "bilinear", cache: str | Path | Literal[False] | None = None,
-                 flip: bool = True):
+                 flip: bool = True, signals: Sequence[str] = ()):
+        if isinstance(signals, str) or not set(signals) <= {"attributes"}:
+            raise UserError(f"data.signals={signals}", "[attributes] or []", "data.signals=[attributes]")
+        self.signals = tuple(signals)
         root = Path(root).expanduser()
         home = next((home for home in (root / "celeba", root) if (home / PARTITION).is_file()), None)
         self.partition = home and home / PARTITION
         if home:
             root = home / PHOTOS if (home / PHOTOS).is_dir() else home / f"{PHOTOS}.zip"
         super().__init__(root, size, channels, crop, held_out, resample, False, cache, flip)
+
+    @property
+    def described(self) -> dict[str, dict[str, Any]]:
+        return {"attributes": {"words": list(ATTRIBUTES)}} if self.signals else {}
+
+    @cached_property
+    def index(self) -> Index:
+        if self.signals:  # what does not fit is refused before the photos are decoded, which takes minutes
+            with open_archive(self.root) as photos:
+                self.attributes.choose([entry.name for entry in photos.entries()])
+        return super().index
+
+    @cached_property
+    def attributes(self) -> AttributeList:
+        """The list of attributes of the photos, where ``signals`` asks for it."""
+        return read_attributes(self.root, self.root.parent)
+
+    def load(self, name: Split) -> ImageSet:
+        images = super().load(name)
+        if not self.signals:
+            return images
+        values = torch.from_numpy(self.attributes.choose(self.files(name)).astype(np.float32))
+        return ImageSet(images.pixels, {"attributes": values}, images.rows)
 
     @cached_property
     def layout(self) -> Layout:

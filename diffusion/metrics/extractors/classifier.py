@@ -13,15 +13,17 @@ from diffusion.data.pixels import to_float
 from diffusion.loading import load
 from diffusion.metrics.base import Features
 from diffusion.metrics.extractors.base import Extractor
+from diffusion.objectives.attributes import AttributeClassifier
 from diffusion.runs import checkpoint
 from diffusion.runs.run import Run
 
 
 class ClassifierExtractor(Extractor):
-    """The features and logits of a run that classifies, ``experiment=classifier_mnist``.
+    """The features of a run that classifies, ``experiment=classifier_mnist``, and its logits, of classes or attributes.
 
     :param run: its folder, or its file
     :param device: where to compute; None takes the GPU if there is one
+    :ivar attributes: names of the attributes that it predicts, None for a classifier of classes
     :raises UserError: there is no such run, or it does not classify
     """
 
@@ -29,7 +31,8 @@ class ClassifierExtractor(Extractor):
 
     def __init__(self, run: str | Path, device: str | None = None):
         self._model = load(run, device=device)
-        _ = self._model.classifier
+        classifier = self._model.classifier
+        self.attributes = classifier.words if isinstance(classifier, AttributeClassifier) else None
         self.identity = f"step {self._model.step}, {Run.open(run).steps[self._model.step]}"
         self.run = str(run)
 
@@ -41,7 +44,8 @@ class ClassifierExtractor(Extractor):
 
     def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Features:
         answer = self._model.classify(to_float(images), batch=self.chunk)
-        return Features(answer.features, answer.logits)
+        return Features(answer.features, answer.logits) if self.attributes is None else \
+            Features(answer.features, attributes=answer.logits)
 
 
 def take_predictions(features: Features) -> Int64[Tensor, " n"]:

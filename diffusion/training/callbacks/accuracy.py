@@ -1,4 +1,4 @@
-"""How many held-out images a classifier gets right."""
+"""How much of held-out images a classifier gets right."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 
 class Accuracy(StepCallback):
-    """Every ``every`` steps: the share of the held-out images, clean, that the averaged weights put into their class; a
-    row of ``accuracy.csv``, the loggers, a line.
+    """Every ``every`` steps: the share of the held-out images, clean, that the averaged weights put into their class,
+    or the share of their attributes that these weights get right; a row of ``accuracy.csv``, the loggers, a line.
 
     :param every: steps between two rows, None for the end only
     """
@@ -46,13 +46,14 @@ class Accuracy(StepCallback):
         append(self._file, {"step": training.step, "accuracy": share})
         for logger in trainer.loggers:
             logger.log_metrics({"test/accuracy": share}, step=training.step)
-        log.info("step %d/%d  %.2f%% of %d held-out images right", training.step, training.max_steps, 100 * share,
-                 len(self.held_out))
+        log.info("step %d/%d  %.2f%% of %s%d held-out images right", training.step, training.max_steps, 100 * share,
+                 "" if model.classifier.signal == "label" else f"the {model.classifier.signal} of ", len(self.held_out))
 
 
 def accuracy(model: "Model", images: ImageSet) -> float:
-    """The share of the images that the model puts into their class."""
-    right = 0
+    """The share of the images that the model puts into their class, or the mean share of their attributes."""
+    classifier, right = model.classifier, 0.0
     for pixels, signals in images.chunks():
-        right += int((model.classify(to_float(pixels)).logits.argmax(1) == signals["label"].cpu()).sum())
+        logits = model.classify(to_float(pixels)).logits
+        right += classifier.grade_logits(logits, signals[classifier.signal].cpu()).sum().item()
     return right / len(images)
