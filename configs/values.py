@@ -46,7 +46,8 @@ def to_plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
     return {str(key): value for key, value in record.items()}
 
 
-PLACES = ("root", "out", "images", "reference", "against", "run", "judge", "cache", "others", "of", "to")
+PLACES = ("root", "out", "images", "reference", "against", "run", "judge", "cache", "others", "of", "to",
+          "folder")
 """Keys of settings that are places of files, wherever they stand."""
 
 

@@ -11,11 +11,12 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from configs import UserError, construct, registry
 from configs.errors import describe_error
 from configs.overrides import check_recipe
-from configs.values import drop_keys, require_modest
+from configs.values import require_modest
 from diffusion.data.base import LARGEST, Data
 from diffusion.model import Model
 from diffusion.runs import checkpoint
 from diffusion.runs.exported import PARTS
+from diffusion.runs.identity import drop_places
 from diffusion.runs.run import Run
 
 
@@ -146,6 +147,5 @@ def build_data(config: Mapping[str, Any], root: str | None, packages: Sequence[s
     :param root: where it lies now; None is where it lay
     :param packages: whose classes the run's config may name
     """
-    # A stranger's config may say what to read, not what to write or to fetch.
-    node = drop_keys(config["data"], ("cache", "download"))
+    node = drop_places(config["data"], "data")
     return construct(node | ({"root": root} if root else {}), packages=packages, role=Data)

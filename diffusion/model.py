@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from configs import UserError, construct
 from configs.overrides import merge_overrides
-from configs.values import drop_keys
 from degradations.base import Degradation, State
 from degradations.randomness import Streams, key
 from diffusion.data.augment import Augmentation
@@ -27,6 +26,7 @@ from diffusion.objectives.classification import Answer, NetworkClassifier
 from diffusion.objectives.evaluator import Evaluator, NetworkRestorer
 from diffusion.priors import Prior
 from diffusion.recipe import Recipe
+from diffusion.runs.identity import drop_places
 from diffusion.spaces.base import Space
 from diffusion.weights import Weights
 from models.conditioning import AugmentSignal, ConditionEncoder
@@ -55,8 +55,7 @@ class Model:
         self.step, self.name = 0, "a model"
 
         def part(name: str) -> Any:
-            # A stranger's config may say what to read, not what to write or to fetch.
-            node = config[name] if packages is None else drop_keys(config[name], ("cache", "download"))
+            node = config[name] if packages is None else drop_places(config[name], name)
             return construct(node, packages=packages, role=ROLES[name])
 
         @contextmanager

@@ -18,6 +18,15 @@ PATHS = ("root", "cache", "download")
 """Arguments of a data set that say where it lies, not what it is."""
 
 
+def drop_places(node: Any, name: str) -> Any:
+    """A part of a config that somebody else may have written: it may say what images to read, not what to write or to
+    fetch, nor, in a space, of which folder to take weights.
+
+    :param name: of the part, such as ``space``
+    """
+    return drop_keys(node, ("cache", "download", "folder") if name == "space" else ("cache", "download"))
+
+
 def extract_identity(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that makes a run what it is."""
     fields = {key: config.get(key) for key in IDENTITY}
@@ -37,7 +46,7 @@ def extract_identity(config: dict[str, Any]) -> dict[str, Any]:
     fields |= {key: value for key, value in (("begin", begin), ("trainable", config.get("trainable"))) if value}
     for key in ("data", "degradation"):  # a degradation may name images of another set
         fields[key] = _drop_no_signals(drop_keys(fields[key] or {}, PATHS))
-    fields["space"] = drop_keys(fields["space"] or {}, ("cache", "chunk"))
+    fields["space"] = drop_keys(fields["space"] or {}, ("cache", "chunk", "folder"))
     return fields
 
 

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs import UserError
 from configs.registry import locate, trusted
-from configs.values import drop_keys
-from diffusion.runs.identity import IDENTITY, replace_runs
+from diffusion.runs.diffusers_folder import resolve_first_stage
+from diffusion.runs.identity import IDENTITY, drop_places, replace_runs
 from diffusion.runs.run import Run
 
 
@@ -34,10 +34,11 @@ def resolve_part(run: str, key: str, *, _root_: DictConfig) -> Any:
                         "another key") from None
     for target in list_targets(part):
         locate(target, (*trusted(), *allow))
-    return drop_keys(part, ("cache", "download"))
+    return drop_places(part, str(key).split(".")[0])
 
 
 OmegaConf.register_new_resolver("of", resolve_part, replace=True)
+OmegaConf.register_new_resolver("diffusers", resolve_first_stage, replace=True)
 
 
 def find_origins(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,10 @@ class Space(nn.Module):
     pixels: bool = False
     count: int = 0
 
+    def prepare(self) -> None:
+        """Read what the user's own files give it, such as the weights of a first stage; once, before a new training
+        whose ``begin`` does not bring them. Checkpoints hold it, so that the files are not needed again."""
+
     def fit(self, batches: Iterable[Float[Tensor, "_ c h w"]]) -> None:
         """Measure what it needs to know, such as the scale of the encoded images, into buffers; once, before the
         training.

@@ -71,7 +71,7 @@ class Latent(Space):
                 log.warning("the first stage uses %d of its %d codes: its codebook has collapsed, and what it decodes "
                             "is poor; python evaluate.py run=FIRST_STAGE", used, known)
 
-    def find_moments(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2 d y x"]:
+    def find_moments(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 2 d i j"]:
         """Mean and standard deviation of the latents, as the first stage gives them, in half precision: what a cache
         holds."""
         return torch.stack(self.first_stage.encode(image), dim=1).half()
@@ -81,17 +81,17 @@ class Latent(Space):
         return Moments((moments.mean - self.get_buffer("mean")) / self.get_buffer("std"),
                        moments.std / self.get_buffer("std"))
 
-    def encode(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d y x"]:
+    def encode(self, image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
         return self.scale(self.first_stage.encode(image)).mean
 
-    def draw(self, image: Float[Tensor, "b c h w"], rng: Draws, cached: Float[Tensor, "b 2 d y x"] | None = None
-             ) -> Float[Tensor, "b d y x"]:
+    def draw(self, image: Float[Tensor, "b c h w"], rng: Draws, cached: Float[Tensor, "b 2 d i j"] | None = None
+             ) -> Float[Tensor, "b d i j"]:
         # Rounded in any case, so that a cache changes nothing.
         moments = self.find_moments(image) if cached is None else cached
         mean, std = self.scale(Moments(*moments.float().unbind(1)))
         return mean + std * rng.normal("posterior", mean.shape)
 
-    def decode(self, x: Float[Tensor, "b d y x"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, x: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c h w"]:
         z = x * self.get_buffer("std") + self.get_buffer("mean")
         return torch.cat([self.first_stage.decode(some) for some in z.split(self.chunk)])
 
@@ -109,6 +109,6 @@ class Latent(Space):
         return stage.latent_channels, image[1] // stage.factor, image[2] // stage.factor
 
 
-def choose_mirrored(cached: Float[Tensor, "b m 2 d y x"], mirrored: Bool[Tensor, " b"]) -> Float[Tensor, "b 2 d y x"]:
+def choose_mirrored(cached: Float[Tensor, "b m 2 d i j"], mirrored: Bool[Tensor, " b"]) -> Float[Tensor, "b 2 d i j"]:
     """Of the moments of images and of their mirror images, those of the images as they are."""
     return cached[torch.arange(len(cached), device=cached.device), mirrored.to(cached.device).long()]

@@ -1,4 +1,4 @@
-"""Agreement with diffusers (the extra ``peers``), where it is right: see the comments for where it is not compared."""
+"""Agreement with diffusers (the extra ``latent``), where it is right: see the comments for where it is not compared."""
 
 import pytest
 import torch
