@@ -1,11 +1,15 @@
 """Small runs for the tests, made by the same functions as the commands use."""
 
+import atexit
 import contextlib
 import io
 import runpy
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from configs import compose
@@ -67,8 +71,22 @@ def done(*arguments: str, code: int = 0) -> str:
     return said
 
 
-def small(experiment: str) -> list[str]:
-    """The experiment with a small network of its kind, for a few steps."""
+@lru_cache
+def first_stage(size: int, channels: int) -> str:
+    """The folder of a small first stage for images of this size, of one step."""
+    root = Path(tempfile.mkdtemp(prefix="thaw-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    own = [setting for setting in NANO if setting != "model=nano"]
+    run = train(root, "experiment=autoencoder_digits", *own, "model.base=4", "model.latent_channels=4", "max_steps=1",
+                f"data.size={size}", f"data.channels={channels}", "callbacks.pictures.count=0")
+    return str(run.folder)
+
+
+def small(experiment: str, size: int = 32) -> list[str]:
+    """The experiment with a small network of its kind, for a few steps.
+
+    :param size: of the images, at most; it matters to latent models
+    """
     cfg = compose("train", [f"experiment={experiment}"])
     own = "classes" in cfg.model or "latent_channels" in cfg.model  # a network of another kind
     kind = cfg.degradation._target_.split(".")[-1]
@@ -76,10 +94,12 @@ def small(experiment: str) -> list[str]:
     widths = [f"model.{key}={value}" for key, value in (("base", 8), ("emb_dim", 32)) if key in known]
     # What lets images of 16 px be halved, and a gallery that is there.
     fitting = {"Downsample": ["degradation.levels=3"], "Animorph": ["degradation/target_set=digits"]}.get(kind, [])
+    stage = [f"begin.first_stage.run={first_stage(min(size, cfg.data.size), cfg.data.channels)}"] \
+        if "first_stage" in cfg.begin else []
     if cfg.objective.get("discriminator"):  # patches within the images
         fitting = ["objective.discriminator.network.layers=1", "objective.discriminator.network.base=4"]
     return [f"experiment={experiment}", *(override for override in NANO if override != "model=nano" or not own),
-            *widths, *fitting]
+            *widths, *fitting, *stage]
 
 
 def train(root: Path, *overrides: str, experiment: str = "test") -> Run:

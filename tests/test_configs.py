@@ -62,7 +62,7 @@ NESTED = {"guidance/schedule": ("cfg", "guidance.cfg.schedule"),
           "guidance/perturbation": ("pag", "guidance.pag.perturbation")}
 """Groups inside a keyed part of another: the choice with that part, and its place."""
 PARENT = {"degradation/kernels": ["degradation=blur"], "degradation/flakes": ["degradation=snow"],
-          "degradation/target_set": ["degradation=animorph"], "begin": ["begin.base.run=x"],
+          "degradation/target_set": ["degradation=animorph"], "begin": ["begin.base.run=x"], "space": ["data=digits"],
           **{f"objective/{part}": ["objective=autoencoder"] for part in ("perceptual", "discriminator")}}
 ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": object, "degradation/schedule": object,
          "degradation/flakes": object, "degradation/target_set": Gallery,
