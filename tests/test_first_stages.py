@@ -1,5 +1,5 @@
-"""What the commands do with autoencoders, against the same by hand. A guest package brings two tiny networks, one with
-a codebook, and what they are trained for."""
+"""What the commands do with autoencoders, against the same by hand. Two tiny networks of a guest package, one of them
+with a codebook, stand for all."""
 
 import json
 import logging
@@ -7,80 +7,22 @@ import logging
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSIFIER, NANO, done, installed, train, write_package
+from helpers import CLASSIFIER, done, installed, train, write_package
 from omegaconf import OmegaConf
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from stages import CODES, FILES, STAGE
 
 from configs import UserError, compose, registry
 from diffusion import commands, load
 from diffusion.data import Digits
 from diffusion.data.pixels import to_float, to_uint8
-from diffusion.evaluation.reconstructions import CodeUsage
 from diffusion.metrics.frechet import frechet
-from diffusion.metrics.intervals import assign_groups
 from diffusion.objectives.autoencoder import NetworkAutoencoder
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.runs.defaults import add_run_defaults
 
 COUNT, HELD_OUT = 40, 296
-CODES = 8
-FILES = {
-    "guest_stages/__init__.py": "",
-    "guest_stages/configs/__init__.py": "",
-    "guest_stages/stages.py": '''
-import torch
-from torch import nn
-
-from degradations.shapes import flatten_rows
-from diffusion.objectives.autoencoder import NetworkAutoencoder
-from diffusion.objectives.base import Criterion, Losses
-from models.autoencoder.base import Autoencoder, Moments
-
-
-class Plain(Autoencoder):
-    def __init__(self, in_channels: int, latent_channels: int = 3, factor: int = 4):
-        super().__init__()
-        self.in_channels, self.latent_channels, self.factor = in_channels, latent_channels, factor
-        self.down = nn.Conv2d(in_channels, latent_channels, factor, factor)
-        self.up = nn.ConvTranspose2d(latent_channels, in_channels, factor, factor)
-
-    def encode(self, x):
-        mean = self.down(x)
-        return Moments(mean, torch.zeros_like(mean))
-
-    def decode(self, z):
-        return self.up(z)
-
-
-class Quantized(Plain):
-    def __init__(self, in_channels: int, size: int = 8):
-        super().__init__(in_channels)
-        self.register_buffer("codebook", torch.randn(size, self.latent_channels))
-
-    def codes(self, z):
-        return torch.cdist(z.movedim(1, -1).flatten(1, 2), self.codebook).argmin(-1).view(len(z), *z.shape[2:])
-
-    def decode(self, z):
-        return self.up(self.codebook[self.codes(z)].movedim(-1, 1))
-
-
-class Squares(Criterion[NetworkAutoencoder]):
-    def __call__(self, evaluator, encoder, degradation, x0, condition, rng):
-        return Losses(flatten_rows((evaluator.reconstruct(x0) - x0).square()).mean(1), torch.zeros(len(x0)))
-
-    def use(self, network, degradation, precision):
-        return NetworkAutoencoder(network, precision)
-''',
-    "guest_stages/configs/model/plain.yaml": "_target_: guest_stages.stages.Plain\nin_channels: null\n",
-    "guest_stages/configs/model/quantized.yaml":
-        f"_target_: guest_stages.stages.Quantized\nin_channels: null\nsize: {CODES}\n",
-    "guest_stages/configs/objective/squares.yaml": "_target_: guest_stages.stages.Squares\n",
-    "guest_stages-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: guest_stages\nVersion: 1\n",
-    "guest_stages-1.dist-info/entry_points.txt": "[thaw.configs]\nstages = guest_stages.configs\n",
-}
-STAGE = ["data=digits", *(setting for setting in NANO if setting != "model=nano"), "objective=squares", "sampling=[]",
-         "optimizer.lr=0.02", "callbacks.pictures.count=5"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -300,32 +242,6 @@ class TestNumbers:
         rows = commands.evaluate(mine, theirs)["comparison"]["reconstructions"]
         assert rows["rmse"]["paired"]
         assert rows["rmse"]["a"] != rows["rmse"]["b"]
-
-
-class TestCodeUsage:
-    def usage(self, codes, size=4):
-        usage = CodeUsage(size, assign_groups(len(codes)))
-        for rows in torch.arange(len(codes)).split(7):
-            usage.add(codes[rows], rows)
-        return usage.numbers()
-
-    def test_one_code(self):
-        numbers = self.usage(torch.full((20, 2, 2), 3))
-        assert [(n.value, n.low, n.high) for n in numbers.values()] == [(1, 1, 1), (0.25, 0.25, 0.25), (1, 1, 1)]
-
-    def test_all_alike(self):
-        numbers = self.usage(torch.arange(4).expand(20, 4).reshape(20, 2, 2).clone())
-        assert [numbers[key].value for key in ("codes used", "codes used/share")] == [4, 1]
-        assert numbers["perplexity"].value == pytest.approx(4)
-
-    def test_a_rare_code_is_uncertain(self):
-        codes = torch.zeros(20, 2, 2, dtype=torch.int64)
-        codes[5, 0, 0] = 2
-        used = self.usage(codes)["codes used"]
-        assert used.value == 2
-        # Without its group there is one code: pseudo-values of nine groups 2, of one 10 * 2 - 9 * 1.
-        assert used.pseudo_values.sort().values.tolist() == [2] * 9 + [11]
-        assert used.high == 4, "there are no more"
 
 
 class TestTraining:
