@@ -75,7 +75,7 @@ def _extract(images: Images, extractor: Extractor, what: str) -> Features:
 def _load(path: Path, n: int) -> Features | None:
     try:
         content = torch.load(path, mmap=True, weights_only=True)
-        found = Features(**content)
+        found = Features(content["values"], content["logits"], content.get("attributes"))
     except Exception:  # a damaged file fails in many ways
         return None
     return found if len(found) == n else None
