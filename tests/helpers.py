@@ -78,14 +78,15 @@ def first_stage(size: int, channels: int) -> str:
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     own = [setting for setting in NANO if setting != "model=nano"]
     run = train(root, "experiment=autoencoder_digits", *own, "model.base=4", "model.latent_channels=4", "max_steps=1",
-                f"data.size={size}", f"data.channels={channels}", "callbacks.pictures.count=0")
+                f"run.name={size}-{channels}", f"data.size={size}", f"data.channels={channels}",
+                "callbacks.pictures.count=0")
     return str(run.folder)
 
 
-def small(experiment: str, size: int = 32) -> list[str]:
+def small(experiment: str, size: int = 32, channels: int | None = None) -> list[str]:
     """The experiment with a small network of its kind, for a few steps.
 
-    :param size: of the images, at most; it matters to latent models
+    :param size: of the images, at most; it matters to latent models, as do the channels
     """
     cfg = compose("train", [f"experiment={experiment}"])
     own = "classes" in cfg.model or "latent_channels" in cfg.model  # a network of another kind
@@ -94,7 +95,7 @@ def small(experiment: str, size: int = 32) -> list[str]:
     widths = [f"model.{key}={value}" for key, value in (("base", 8), ("emb_dim", 32)) if key in known]
     # What lets images of 16 px be halved, and a gallery that is there.
     fitting = {"Downsample": ["degradation.levels=3"], "Animorph": ["degradation/target_set=digits"]}.get(kind, [])
-    stage = [f"begin.first_stage.run={first_stage(min(size, cfg.data.size), cfg.data.channels)}"] \
+    stage = [f"begin.first_stage.run={first_stage(min(size, cfg.data.size), channels or cfg.data.channels)}"] \
         if "first_stage" in cfg.begin else []
     if cfg.objective.get("discriminator"):  # patches within the images
         fitting = ["objective.discriminator.network.layers=1", "objective.discriminator.network.base=4"]

@@ -38,7 +38,7 @@ def photos(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", [name for name in registry.available("experiment") if name not in CLASSIFIERS])
 def test_every_experiment_trains(name, photos, tmp_path, caplog):
     """With nothing but ``data=folder data.root=...``: a label is left out, with a word, and the guidance by it."""
-    overrides = [*small(name, 16), *SETTINGS, f"data.root={photos}"]
+    overrides = [*small(name, 16, 3), *SETTINGS, f"data.root={photos}"]
     with caplog.at_level(logging.INFO):
         run = train(tmp_path, *overrides)
     content = checkpoint.read_latest(run.checkpoints)
@@ -53,13 +53,13 @@ def test_every_experiment_trains(name, photos, tmp_path, caplog):
 @pytest.mark.parametrize("name", OF_CLASSES)
 def test_a_classifier_needs_a_folder_for_each_class(name, photos, tmp_path):
     with pytest.raises(UserError, match="images without classes") as error:
-        train(tmp_path / "runs", *small(name, 16), *SETTINGS, f"data.root={photos}")
+        train(tmp_path / "runs", *small(name, 16, 3), *SETTINGS, f"data.root={photos}")
     assert "a folder of images for each class" in error.value.fix
     assert not (tmp_path / "runs").exists(), "a refused start leaves nothing"
     for i, path in enumerate(sorted(photos.iterdir())):
         (tmp_path / "sorted" / "abc"[i % 3]).mkdir(parents=True, exist_ok=True)
         (tmp_path / "sorted" / "abc"[i % 3] / path.name).write_bytes(path.read_bytes())
-    run = train(tmp_path / "runs", *small(name, 16), *SETTINGS, f"data.root={tmp_path / 'sorted'}")
+    run = train(tmp_path / "runs", *small(name, 16, 3), *SETTINGS, f"data.root={tmp_path / 'sorted'}")
     content = checkpoint.read_latest(run.checkpoints)
     assert content is not None
     assert content["config"]["model"]["classes"] == 3
@@ -67,7 +67,7 @@ def test_a_classifier_needs_a_folder_for_each_class(name, photos, tmp_path):
 
 @pytest.mark.parametrize("name", ["ddpm_mnist", "cold_blur_mnist"])
 def test_it_goes_on_and_samples_by_the_plain_command(name, photos, tmp_path):
-    overrides = [*small(name, 16), *SETTINGS, f"data.root={photos}"]
+    overrides = [*small(name, 16, 3), *SETTINGS, f"data.root={photos}"]
     run = train(tmp_path, *overrides)
     train(tmp_path, *overrides, "max_steps=2")
     assert list(checkpoint.list_checkpoints(run.checkpoints)) == [1, 2]

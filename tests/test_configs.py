@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from faces import write_list
-from helpers import NANO, ROOT, small, train
+from helpers import NANO, ROOT, first_stage, small, train
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -62,7 +62,7 @@ NESTED = {"guidance/schedule": ("cfg", "guidance.cfg.schedule"),
           "guidance/perturbation": ("pag", "guidance.pag.perturbation")}
 """Groups inside a keyed part of another: the choice with that part, and its place."""
 PARENT = {"degradation/kernels": ["degradation=blur"], "degradation/flakes": ["degradation=snow"],
-          "degradation/target_set": ["degradation=animorph"], "begin": ["begin.base.run=x"], "space": ["data=digits"],
+          "degradation/target_set": ["degradation=animorph"], "begin": ["begin.base.run=x"],
           **{f"objective/{part}": ["objective=autoencoder"] for part in ("perceptual", "discriminator")}}
 ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": object, "degradation/schedule": object,
          "degradation/flakes": object, "degradation/target_set": Gallery,
@@ -127,7 +127,8 @@ def test_every_option_composes_and_builds(group, name, roots, tmp_path):
     elif group.split("/")[0] in ("sampler", "guidance", "edit"):
         cfg = compose("sample", ["run=x", f"{group}={name}"])
     else:
-        needed = [] if name == "none" else PARENT.get(group, [])
+        needed = [f"begin.first_stage.run={first_stage(16, 1)}"] if name == "latent" else \
+            [] if name == "none" else PARENT.get(group, [])
         overrides = placed([*needed, f"{group}={name}", "model.in_channels=1"], roots)
         cfg = OmegaConf.create(fill_signals(to_plain(compose("train", overrides)), {"label": {"num_classes": 10}}))
     require_values(cfg)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from helpers import DIGITS, NANO, call, done, train
 
-from configs import UserError, build
+from configs import UserError, build, compose, construct
+from configs.values import to_plain
 from degradations.randomness import BatchStream
 from diffusion import load
 from diffusion.data import Digits

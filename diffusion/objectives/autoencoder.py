@@ -41,8 +41,7 @@ class NetworkAutoencoder(Evaluator):
     @property
     def num_codes(self) -> int | None:
         """K, the size of the codebook of a network whose latents are vectors of one; None of any other."""
-        codebooks = [value for name, value in self.network.named_buffers() if name.split(".")[-1] == "codebook"]
-        return len(codebooks[0]) if codebooks else None
+        return self.network.num_codes
 
     def codes(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b h2 w2"]:
         """The codes, 0 .. K - 1, of which images are decoded; only where there is a codebook."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -49,14 +50,14 @@ class Latent(Space):
         :raises UserError: if they are not finite, or a channel says nothing
         """
         number, total, square = 0, torch.zeros(()), torch.zeros(())
-        find_codes, codes = getattr(self.first_stage, "codes", None), []
+        known, codes = self.first_stage.num_codes, []
         for images in batches:
             mean, std = (value.double() for value in self.first_stage.encode(images))
             number += mean[:, 0].numel()
             total = total.to(mean) + mean.sum((0, 2, 3))
             square = square.to(mean) + (mean.square() + std.square()).sum((0, 2, 3))
-            if find_codes is not None:
-                codes.append(find_codes(mean.float()).unique())
+            if known is not None:
+                codes.append(cast(Any, self.first_stage).codes(mean.float()).unique())
         mean = total / number
         std = (square / number - mean.square()).clamp(min=0).sqrt()
         if not (mean.isfinite().all() and std.isfinite().all() and std.min() > 1e-8 * (1 + mean.abs().max())):
@@ -65,8 +66,8 @@ class Latent(Space):
                             "not trained, or has collapsed")
         self.get_buffer("mean").copy_(mean[:, None, None])
         self.get_buffer("std").copy_(std[:, None, None])
-        if codes:
-            used, known = len(torch.cat(codes).unique()), len(self.first_stage.get_buffer("codebook"))
+        if known is not None:
+            used = len(torch.cat(codes).unique())
             if used < known / 10:
                 log.warning("the first stage uses %d of its %d codes: its codebook has collapsed, and what it decodes "
                             "is poor; python evaluate.py run=FIRST_STAGE", used, known)

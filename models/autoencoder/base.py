@@ -34,6 +34,13 @@ class Autoencoder(nn.Module):
         """The decoder's last layer: the gradients of its weight balance the terms of a loss."""
         raise NotImplementedError
 
+    @property
+    def num_codes(self) -> int | None:
+        """K, the size of the codebook, a buffer of this name, of a network whose latents are vectors of one; such a
+        network also has ``codes(z)``, which of them stands at each place. None of any other."""
+        codebooks = [value for name, value in self.named_buffers() if name.split(".")[-1] == "codebook"]
+        return len(codebooks[0]) if codebooks else None
+
     def encode(self, x: Float[Tensor, "b c h w"]) -> Moments:
         """What is known about the latents of images in [-1, 1]."""
         raise NotImplementedError
