@@ -55,8 +55,7 @@ from samplers.guidance.schedules import ScaleSchedule
 FOLDER = Path(configs.__file__).parent
 FILES = sorted(path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.yaml"))
 OPTIONS = [(str(path.parent), path.name) for path in FILES if len(path.parts) > 1 and path.parts[0] not in (
-    "hydra", "experiment", "debug", "trainer", "extractor", "metrics", "table", "budget", "task")
-    and path.name != "diffusers_kl"]  # needs a folder, see test_diffusers_kl.py
+    "hydra", "experiment", "debug", "trainer", "extractor", "metrics", "table", "budget", "task")]
 EXPERIMENTS = registry.available("experiment")
 NESTED = {"guidance/schedule": ("cfg", "guidance.cfg.schedule"),
           "guidance/perturbation": ("pag", "guidance.pag.perturbation")}
@@ -118,7 +117,8 @@ def test_every_kind_of_trained_model_has_a_task():
         assert "run=x" in task.hint.format(run="x")
 
 
-@pytest.mark.parametrize(("group", "name"), OPTIONS, ids=lambda v: v)
+@pytest.mark.parametrize(("group", "name"), [option for option in OPTIONS if option != ("space", "diffusers_kl")],
+                         ids=lambda v: v)
 def test_every_option_composes_and_builds(group, name, roots, tmp_path):
     place = group.replace("/", ".")
     if group in NESTED:

@@ -194,6 +194,7 @@ class TestSnow:
 
         class Fixed:
             step = 0
+            indices = (0,)
 
             def normal(self, purpose, shape):
                 assert tuple(shape) == (1, 1, size, size)
