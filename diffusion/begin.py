@@ -20,7 +20,7 @@ FROZEN = ("space.*", "prior.*", "encoder.sources.*")
 
 
 def begin(model: Model, entries: Mapping[str, Mapping[str, Any]], origins: Mapping[str, Mapping[str, Any]]) -> None:
-    """Copy weights of other runs into a new model.
+    """Copy weights of other runs into a new model. A space that gets none of these reads its own.
 
     :param entries: ``begin`` of the config: ``map`` says which of their modules goes where,
         ``{"net": "net.base", "encoder": "encoder"}``; ``weights`` is ``ema`` or ``raw``
@@ -29,6 +29,9 @@ def begin(model: Model, entries: Mapping[str, Mapping[str, Any]], origins: Mappi
         same; only signals that the other run did not have may be new: they are silenced, and change nothing until they
         are trained
     """
+    places = [str(place) for entry in entries.values() for place in entry["map"].values()]
+    if not any(place.split(".")[0] == "space" for place in places):
+        model.space.prepare()
     for name, entry in entries.items():
         origin, weights = origins[name], entry.get("weights") or "ema"
         if weights not in ("ema", "raw"):
@@ -41,8 +44,8 @@ def begin(model: Model, entries: Mapping[str, Mapping[str, Any]], origins: Mappi
         state = checkpoint.merge_state(content, weights)
         for source, target in entry["map"].items():
             copy_module(model.weights, state, str(source), str(target), f"begin.{name}.map.{source}={target}")
-        places = ", ".join(map(str, entry["map"].values()))
-        log.info("begun with step %d of %s: %s", origin["step"], entry["run"], places)
+        targets = ", ".join(map(str, entry["map"].values()))
+        log.info("begun with step %d of %s: %s", origin["step"], entry["run"], targets)
 
 
 def copy_module(weights: nn.Module, state: Mapping[str, Tensor], source: str, target: str, setting: str) -> None:

@@ -35,7 +35,7 @@ def cache(cfg: DictConfig, experiment: str | None = None) -> None:
     from diffusion.begin import begin
     from diffusion.data.base import Data
     from diffusion.model import Model
-    from diffusion.spaces.cache import add_moments
+    from diffusion.spaces.cache import load_moments
     from diffusion.spaces.latent import Latent
     from diffusion.training.fit import fill_signals
 
@@ -46,9 +46,15 @@ def cache(cfg: DictConfig, experiment: str | None = None) -> None:
         raise UserError(f"space={type(space).__name__.lower()}, of which nothing is cached", "a latent model",
                         "experiment=ldm_digits begin.first_stage.run=RUN, without space.cache=false")
     space.cache = space.cache or True
-    begin(model, model.config["begin"], origins)
+    if model.augment is not None:
+        raise UserError("images that are augmented at every step", "none, or mirrored", "augment=none")
+    begin(model, model.config.get("begin") or {}, origins)
     space.to("cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu")
-    add_moments(space, data.split("train"), data.fingerprint(), data.flip, model.augment is not None)
+    try:
+        load_moments(space, data.split("train"), data.fingerprint(), data.flip)
+    except OSError as error:
+        raise UserError(f"cannot write to {error.filename}: {error.strerror}", "a folder that can be written",
+                        "space.cache=FOLDER") from error
 
 
 if __name__ == "__main__":

@@ -231,6 +231,15 @@ class TestCache:
         space.cache = False
         assert add() is None
 
+    def test_a_script_encodes_beforehand(self, runs, tmp_path):
+        settings = [*hot(runs[0]), f"space.cache={tmp_path / 'cache'}"]
+        assert "1501 images encoded" in done("scripts/cache_latents.py", *settings)
+        assert "latents: those of 1501 images" in done("scripts/cache_latents.py", *settings)
+        assert "latents: those of 1501 images" in done("train.py", *settings, "max_steps=1", f"run.root={tmp_path}")
+        assert "nothing is cached" in done("scripts/cache_latents.py", *DIGITS, code=2)
+        assert "cannot write" in done("scripts/cache_latents.py", *settings, "space.cache=/proc/nowhere", code=2)
+        assert "augmented" in done("scripts/cache_latents.py", *settings, "augment=shift", code=2)
+
     def test_a_place_that_cannot_be_written(self, space, add, caplog):
         space.cache = "/proc/nowhere"
         assert add() is None

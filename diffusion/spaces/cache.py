@@ -30,15 +30,10 @@ FORMAT = 1
 
 def add_moments(space: Latent, images: ImageSet, data: str, flip: bool, augmented: bool) -> ImageSet:
     """The training images with the moments of their latents beside them, as the signal ``space.moments``, for
-    :meth:`diffusion.spaces.latent.Latent.draw`. A file in the cache has them, or gets them.
+    :meth:`diffusion.spaces.latent.Latent.draw`, see :func:`load_moments`.
 
-    The key is the first stage's weights, the images and whether there are mirror images: those of other weights or
-    images are other files.
-
-    :param data: the fingerprint of the images
-    :param flip: keep the moments of the mirror images, too: mirrored latents are not those of mirrored images
     :param augmented: whether the training changes the images otherwise, so that they cannot be encoded before
-    :return: the images as they are, if nothing is to be cached
+    :return: the images as they are, if nothing is to be cached or the place cannot be written
     :raises UserError: for a cache that is asked for and cannot be
     """
     if space.cache is False:
@@ -49,21 +44,36 @@ def add_moments(space: Latent, images: ImageSet, data: str, flip: bool, augmente
             return images
         raise UserError(f"space.cache={space.cache} of images that are augmented otherwise at every step",
                         "augment=none; flip=true is possible", "augment=none, or space.cache=false")
+    try:
+        moments = load_moments(space, images, data, flip)
+    except (OSError, WriteError) as error:
+        reason = error.got if isinstance(error, WriteError) else error
+        log.warning("the latents cannot be kept (%s); they are encoded at every step; space.cache=FOLDER says where "
+                    "else", reason)
+        return images
+    return ImageSet(images.pixels, {**images.signals, "space.moments": moments}, images.rows)
+
+
+def load_moments(space: Latent, images: ImageSet, data: str, flip: bool) -> Tensor:
+    """The moments of all images, (n, m, 2, d, h, w): a file in the cache has them, or gets them.
+
+    The key is the first stage's weights, the images and whether there are mirror images: those of other weights or
+    images are other files.
+
+    :param data: the fingerprint of the images
+    :param flip: keep the moments of the mirror images, too (m = 2): mirrored latents are not those of mirrored images
+    :raises WriteError: if it cannot be written
+    """
     folder = Path(space.cache).expanduser() if isinstance(space.cache, str) else default_cache()
     shape = (len(images), 2 if flip else 1, 2, *space.shape(images.shape[1:]))
     key = hash_plain([FORMAT, hash_weights(space.first_stage), data, list(shape)], 64)
     store = folder / f"latents-{key[:16]}.moments"
     moments = read_moments(store, key, shape)
-    if moments is None:
-        moments = keep_moments(space, images, flip, store, key, shape)
-    if moments is None:
-        return images
-    return ImageSet(images.pixels, {**images.signals, "space.moments": moments}, images.rows)
+    return keep_moments(space, images, flip, store, key, shape) if moments is None else moments
 
 
-def keep_moments(space: Latent, images: ImageSet, flip: bool, store: Path, key: str, shape: tuple[int, ...]
-                 ) -> Tensor | None:
-    """Encode all images into a file, which appears whole or not at all; None if it cannot be written."""
+def keep_moments(space: Latent, images: ImageSet, flip: bool, store: Path, key: str, shape: tuple[int, ...]) -> Tensor:
+    """Encode all images into a file, which appears whole or not at all."""
     digest = hashlib.sha256()
 
     def write(file: IO[bytes]) -> None:
@@ -72,16 +82,10 @@ def keep_moments(space: Latent, images: ImageSet, flip: bool, store: Path, key: 
             digest.update(data)
             file.write(data)
 
-    try:
-        make_folder(store.parent)
-        write_whole(store, write)
-        record = {"key": key, "shape": list(shape), "sum": digest.hexdigest()}
-        write_whole(store.with_suffix(".json"), json.dumps(record))
-    except (OSError, WriteError) as error:
-        reason = error.got if isinstance(error, WriteError) else error
-        log.warning("the latents cannot be kept in %s (%s); they are encoded at every step; space.cache=FOLDER says "
-                    "where else", store.parent, reason)
-        return None
+    make_folder(store.parent)
+    write_whole(store, write)
+    record = {"key": key, "shape": list(shape), "sum": digest.hexdigest()}
+    write_whole(store.with_suffix(".json"), json.dumps(record))
     log.info("latents: %d images encoded into %s", len(images), store)
     return map_moments(store, shape)
 

@@ -109,11 +109,7 @@ def build_training(config: dict[str, Any], data: Data, run: Run, content: Mappin
     images, model = data.split("train"), Model(config, packages)
     config = model.config
     if content is None:
-        entries = config.get("begin") or {}
-        places = [str(place) for entry in entries.values() for place in entry["map"].values()]
-        if not any(place.split(".")[0] == "space" for place in places):
-            model.space.prepare()
-        begin(model, entries, config["origin"])
+        begin(model, config.get("begin") or {}, config["origin"])
     select_trainable(model.weights, config.get("trainable"))
     training = Training(model, images, data.flip, construct(config["optimizer"], packages=packages, role=Rule),
                         fingerprint=data.fingerprint() + model.degradation.fingerprint(), batch=config["batch"],

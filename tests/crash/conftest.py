@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from processes import run
-from writers import TRAIN, Reference, make_photos, read_all
+from writers import TRAIN, TRAIN_STAGE, Reference, make_photos, read_all
 
 SEED = os.environ.setdefault("CRASH_SEED", str(secrets.randbelow(10**6)))
 HEAD = ("fault", "command", "tries", "survived", "most work lost")
@@ -46,8 +46,9 @@ def base(tmp_path_factory):
     place = tmp_path_factory.mktemp("base") / "place"
     place.mkdir()
     make_photos(place / "photos")
-    ended = run([*TRAIN, "callbacks.pictures.count=0"], place)
-    assert ended.code == 0, ended.said
+    for command in ([*TRAIN, "callbacks.pictures.count=0"], TRAIN_STAGE):
+        ended = run(command, place)
+        assert ended.code == 0, ended.said
     return place
 
 

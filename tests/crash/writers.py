@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import DIGITS
+from helpers import DIGITS, NANO
 from PIL import Image
 
 from diffusion.runs import checkpoint
 
 STEPS, EVERY, PICTURES, MEASURED, PHOTOS, SIZE = 8, 2, 12, 20, 24, 16
+DIGITS_TRAIN = 1501
+"""Training images of the bundled digits."""
 RUN = Path("runs/ddpm_digits/x")
+STAGE = Path("runs/autoencoder_digits/x")
 FEW = ["device=cpu", "sampler.num_steps=2"]
 TRAIN = ["train.py", *DIGITS, "run.root=runs", "run.name=x", f"max_steps={STEPS}", "accumulate=2",
          f"callbacks.checkpoint.every={EVERY}", "callbacks.checkpoint.keep=2", "callbacks.pictures.every=4"]
+TRAIN_STAGE = ["train.py", "experiment=autoencoder_digits", *(word for word in NANO if word != "model=nano"),
+               "model.base=8", "run.root=runs", "run.name=x", "max_steps=2", "callbacks.pictures.count=0"]
 HONEST = ("seconds", "seconds/sample", "GB at the peak", "peak_memory_gb")
 """Keys of JSON files whose values are times and such, which no two commands share."""
 
@@ -96,6 +101,12 @@ def lose_archived(place: Path, said: str) -> tuple[int, str]:
     return 0 if (place / "out.zip").exists() else PHOTOS, f"{PHOTOS} images, content"
 
 
+def lose_encoded(place: Path, said: str) -> tuple[int, str]:
+    """All images, if there is no record of their latents."""
+    known = any(place.glob("cache/latents-*.json"))
+    return (0, f"those of {DIGITS_TRAIN} images") if known else (DIGITS_TRAIN, f"{DIGITS_TRAIN} images encoded")
+
+
 def lose_measured(place: Path, said: str) -> tuple[int, str]:
     """All pictures, if the numbers are not there."""
     known = any(place.glob(f"{RUN}/evaluations/*/evaluation.json"))
@@ -121,6 +132,9 @@ WRITERS = [
     Writer("evaluation", ["evaluate.py", f"run={RUN}", f"count={MEASURED}", "metrics=quick", "judge=none",
                           "extractor=random", *FEW], ("runs",), ("features-*.pt", "parts.pt", "evaluation.json"),
            "pictures", MEASURED, lose_measured),
+    Writer("latents", ["scripts/cache_latents.py", "experiment=ldm_digits", *DIGITS[1:], "space.cache=cache",
+                       f"begin.first_stage.run={STAGE}"], ("runs",), ("latents-*.moments", "latents-*.json"), "images",
+           DIGITS_TRAIN, lose_encoded),
     Writer("archive", ["scripts/prepare_data.py", "photos", "out.zip", "--size", "32"], ("photos",), ("out.zip",),
            "images", PHOTOS, lose_archived),
     Writer("reproduction", ["scripts/reproduce.py", "table=digits", "budget=smoke"], (),
