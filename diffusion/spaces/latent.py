@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 class Latent(Space):
     """``x = (z - mean) / std`` for the latent z of an image, with the mean and the standard deviation of each channel
     over the training images, so that every channel has mean 0 and standard deviation 1. (Rombach et al. 2022, arXiv
-    2112.10752, section 3.2, have one scale for all channels; those of a first stage may differ by a factor of 4.)
+    2112.10752, section 3.2, have one scale for all channels.)
 
     ``encode`` gives the mean of the posterior; the training draws from it, ``z = mu + sigma n``.
 
