@@ -45,7 +45,6 @@ def cache(cfg: DictConfig, experiment: str | None = None) -> None:
     if not isinstance(space, Latent) or space.cache is False:
         raise UserError(f"space={type(space).__name__.lower()}, of which nothing is cached", "a latent model",
                         "experiment=ldm_digits begin.first_stage.run=RUN, without space.cache=false")
-    space.cache = space.cache or True
     if model.augment is not None:
         raise UserError("images that are augmented at every step", "none, or mirrored", "augment=none")
     begin(model, model.config.get("begin") or {}, origins)

@@ -6,7 +6,6 @@ versions and one process, they are the same to the last bit. Without ``step=`` i
 
 import json
 import logging
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -57,7 +56,6 @@ def replay(cfg: DictConfig, experiment: str | None = None) -> str | None:
     training = build_training(config, data, run, content, packages)
     watcher = Replay(at)
     settings = OmegaConf.create({"trainer": trainer, "accumulate": config["accumulate"], "max_steps": at})
-    watcher.run = run
     made = lightning_trainer(settings, run, training, [watcher])
     cache_latents(training, data, made.strategy.root_device)
     made.fit(training)
@@ -72,7 +70,7 @@ def find_step(run: Run) -> int:
     :raises UserError: if there is none
     """
     for path in sorted(run.folder.glob("skipped/step-*.json")):
-        return int(json.loads(Path(path).read_text())["step"])
+        return int(json.loads(path.read_text())["step"])
     raise UserError(f"no step of {run.folder} has been left out", "a step", "step=1, or any other")
 
 

@@ -8,9 +8,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from configs import compose
 from diffusion.runs.run import Run
@@ -69,6 +70,20 @@ def done(*arguments: str, code: int = 0) -> str:
     assert ended == code, said
     assert code == 0 or "Traceback" not in said
     return said
+
+
+def equal(a: Any, b: Any, but: Collection[str] = ()) -> bool:
+    """Whether two contents of checkpoints are the same to the last bit.
+
+    :param but: keys whose values may differ
+    """
+    import torch
+
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key], but) for key in a if key not in but)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(one, other, but) for one, other in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @lru_cache

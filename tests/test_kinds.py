@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import DIGITS, NANO, done, installed, train, write_package
+from helpers import DIGITS, NANO, done, equal, installed, train, write_package
 from PIL import Image
 
 from configs import UserError, compose
@@ -198,14 +198,6 @@ def codec(guest, tmp_path_factory):
 
 def content(run, step):
     return checkpoint.read(checkpoint.list_checkpoints(run.checkpoints)[step])
-
-
-def equal(a, b) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 class TestTraining:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from configs import UserError
 from configs.values import read_limit, require_modest
-from diffusion.runs.run import MOST_BYTES, Run
+from diffusion.runs.run import MOST_BYTES, list_configs
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 KIND = "AutoencoderKL"
@@ -46,11 +46,11 @@ def recall(folder: Path, root: Path) -> dict[str, Any] | None:
 
     :param root: the folder of all runs
     """
-    for path in sorted(root.glob("*/*/config.yaml")):
-        with suppress(UserError, KeyError, TypeError):  # a run of another format, or what somebody made of one
-            space = Run(path.parent).config["space"]
+    for config in list_configs(root):
+        with suppress(UserError, KeyError, TypeError):  # what somebody made of one
+            space = config["space"]
             if Path(space["folder"]) == folder:
-                return {"config": check_values(space["first_stage"]["config"], path), "checksum": space["checksum"]}
+                return {"config": check_values(space["first_stage"]["config"], root), "checksum": space["checksum"]}
     return None
 
 

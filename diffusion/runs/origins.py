@@ -6,7 +6,6 @@ the trusted packages. Nothing here imports torch, but for looking up the classes
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from configs import UserError
 from configs.registry import locate, trusted
 from diffusion.runs.diffusers_folder import resolve_first_stage
 from diffusion.runs.identity import IDENTITY, drop_places, replace_runs
-from diffusion.runs.run import Run
+from diffusion.runs.run import Run, list_configs
 
 
 def resolve_part(run: str, key: str, *, _root_: DictConfig) -> Any:
@@ -84,11 +83,10 @@ def find_origin(run: str, step: int | None, root: str, setting: str = "begin.NAM
     :raises UserError: if it is neither there nor remembered
     """
     if not Run.at(run).exists:
-        for path in sorted(Path(root).glob("*/*/config.yaml")):
-            with suppress(UserError):  # a run of another format
-                for origin in (Run(path.parent).config.get("origin") or {}).values():
-                    if origin["run"] == run and step in (None, origin["step"]):
-                        return dict(origin)
+        for config in list_configs(Path(root)):
+            for origin in (config.get("origin") or {}).values():
+                if origin["run"] == run and step in (None, origin["step"]):
+                    return dict(origin)
         try:
             Run.open(run)
         except UserError as error:

@@ -24,7 +24,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -67,6 +67,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError("it holds no mapping")
     config: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     return {str(key): value for key, value in config.items()}
+
+
+def list_configs(root: Path) -> Iterator[dict[str, Any]]:
+    """The configs of the runs below the folder of all runs; one that cannot be read, or is of another format, is passed
+    over."""
+    for path in sorted(root.glob("*/*/config.yaml")):
+        with contextlib.suppress(UserError):
+            yield Run(path.parent).config
 
 
 class Run:

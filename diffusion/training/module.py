@@ -67,6 +67,7 @@ class Training(L.LightningModule):
         self.skips = Skips()
         self.watch: Callable[[int, int], None] | None = None
         self._parts: list[tuple[Tensor, Tensor]] = []
+        self._changing: list[Tensor] = []
         self._before: list[tuple[Tensor, Tensor]] = []
         self._critics: dict[str, torch.optim.Optimizer] = {}
         self._optimizer_states: dict[str, Any] | None = None
@@ -133,6 +134,8 @@ class Training(L.LightningModule):
                        self.trainer.world_size, self.accumulate)
 
     def on_train_start(self) -> None:
+        fitted = {id(value) for part in self.weights.fitted for value in part.buffers()}
+        self._changing = [value for value in self.weights.buffers() if id(value) not in fitted]
         with self._explain(self.step):
             states = self._optimizer_states
             for name, optimizer in () if states is None else self._optimizers().items():
@@ -156,8 +159,7 @@ class Training(L.LightningModule):
             images, condition["augment"] = self.model.augment(images, self.seed, batch.positions)
         condition = encoder.derive(images, condition, rng)
         if not self._parts:
-            fitted = {id(value) for part in self.weights.fitted for value in part.buffers()}
-            self._before = [(value, value.clone()) for value in self.weights.buffers() if id(value) not in fitted]
+            self._before = [(value, value.clone()) for value in self._changing]
         if cached is not None:
             cached = choose_mirrored(cached, torch.from_numpy(batch.mirrored))
         x0 = self.model.space.draw(images, rng, cached)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import train
+from helpers import equal, train
 from networks import randomized
 from poison import poison
 
@@ -42,14 +42,6 @@ def stream(total, rows=None, step=0):
 def ask(criterion, network, x0, rng=None, evaluator=None):
     evaluator = evaluator or criterion.use(network, DEGRADATION, "32")
     return criterion(evaluator, NONE, DEGRADATION, x0, {}, rng or stream(len(x0)))
-
-
-def equal(a, b) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def contents(run):
