@@ -3,6 +3,7 @@
 # make test-faults: wrong settings, damaged and hostile files, full disks, random bytes (3 minutes)
 # make test-crash: processes that are killed and several at once, full disks, damaged files (7 minutes); the moments are
 # drawn by a seed that is printed: CRASH_SEED=N make test-crash repeats them
+# make test-slurm: a SLURM of two nodes on this machine (Debian, as root), sweeps and trainings on it (6 minutes)
 # make test-wheel: build the wheel, install it elsewhere, train a step with it
 # make lint: style, types, import directions
 # TORCH_INDEX=URL takes torch from another index: the CPU-only wheels that pytorch.org/get-started names are 200 MB
@@ -12,7 +13,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test test-faults test-crash test-wheel lint clean
+.PHONY: setup demo test test-faults test-crash test-slurm test-wheel lint clean
 
 setup: $(VENV)/.done
 
@@ -31,13 +32,16 @@ demo: setup
 	@$(BIN)/python scripts/demo.py
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not crash and not faults"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not crash and not faults and not slurm"
 
 test-faults: setup
 	$(BIN)/python -m pytest -n 2 -m faults
 
 test-crash: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m crash tests/crash tests
+
+test-slurm: setup
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 test-wheel: setup
 	@bash scripts/test_wheel.sh $(BIN)/python

@@ -16,18 +16,24 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from configs.cluster import is_main_process, watch_signal
 from configs.errors import UserError, describe_failure, escape
 from configs.overrides import quote_place
 from configs.registry import plugins, searchpath
 
 ROOT = Path(__file__).parents[1]
+SWEEPS = "${oc.select:run.root,runs}/.sweep"
+"""Where a launcher or a sweeper writes: beside the runs, on a disk that all nodes of a cluster see."""
+FAILED: list[str] = []
+"""Of each job of a sweep that failed: what it was, and why."""
 
 
 def command(config: str, task: Callable[[DictConfig, str | None], object],
             prepare: Callable[[list[str]], list[str]] | None = None) -> None:
     """Run ``task(cfg, experiment)`` on the config that the command line composes.
 
-    In a sweep, a job that fails does not keep the others from running; all that failed are reported at the end.
+    In a sweep, a job that fails does not keep the others from running; all that failed are reported at the end. A job
+    that a launcher runs in another process ends that with the code, which is all that a cluster sees.
 
     Exit codes: 0 done, 1 Hydra refused the overrides, 2 a :class:`UserError` or a failed job, 130 interrupted.
 
@@ -38,16 +44,17 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    failed: list[str] = []
+    FAILED.clear()
+    main_process, script = os.getpid(), sys.argv[0]
 
     @hydra.main(version_base="1.3", config_path=".", config_name=config)
     def main(cfg: DictConfig) -> object:
-        sys.argv[1:] = arguments  # as typed: a run records them, and Lightning starts its other processes with them
-        main_process = os.environ.get("LOCAL_RANK", "0") == "0"
-        logging.basicConfig(level=logging.INFO if main_process else logging.WARNING, force=True)
+        sys.argv = [script, *arguments]  # as typed: a run records them, Lightning starts its other processes with them
+        logging.basicConfig(level=logging.INFO if is_main_process() else logging.WARNING, force=True)
         for handler in logging.getLogger().handlers:
             handler.setFormatter(Plain("%(message)s"))
         sweep = job()
+        watch_signal()
         try:
             return task(cfg, HydraConfig.get().runtime.choices.get("experiment"))
         except Exception as error:
@@ -63,8 +70,10 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
             if not isinstance(error, UserError):
                 traceback.print_exc()
             print(f"\n{error}\n", file=sys.stderr)
+            if os.getpid() != main_process:
+                sys.exit(2)
             # The place is the error's note, see Run.__exit__.
-            failed.append("\n".join([" ".join([*sweep, *getattr(error, "__notes__", [])]), str(error)]))
+            FAILED.append("\n".join([" ".join([*sweep, *getattr(error, "__notes__", [])]), str(error)]))
 
     try:
         sys.argv[1:] = map(quote_place, sys.argv[1:])
@@ -76,9 +85,11 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
             return
         arguments = prepare(sys.argv[1:]) if prepare else sys.argv[1:]
         sweeps = {"-m", "--multirun"} & set(arguments)
-        with tempfile.TemporaryDirectory(prefix="thaw-") if sweeps else nullcontext() as scratch:
-            # Hydra notes a sweep in a folder; the run folders say all that it would say.
-            more = [f"hydra.sweep.dir='{scratch}'"] if scratch else []
+        chosen = any(argument.startswith("hydra/") for argument in arguments)
+        with tempfile.TemporaryDirectory(prefix="thaw-") if sweeps and not chosen else nullcontext() as scratch:
+            # Hydra notes a sweep in a folder; the run folders say all that it would say. A launcher and a sweeper of
+            # their own have more to say.
+            more = [f"hydra.sweep.dir='{scratch or SWEEPS}'"] if sweeps else []
             more += [searchpath()] if plugins() else []
             first = next((i for i, a in enumerate(arguments) if "=" in a and a[0] != "-"), len(arguments))
             sys.argv[1:] = [*arguments[:first], *more, *arguments[first:]]
@@ -91,9 +102,9 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
     except KeyboardInterrupt:
         stop("interrupted", 130)
     finally:
-        if failed:
-            print("\n\n".join([f"\njobs of the sweep that failed: {len(failed)}", *failed]), file=sys.stderr)
-    if failed:
+        if FAILED:
+            print("\n\n".join([f"\njobs of the sweep that failed: {len(FAILED)}", *FAILED]), file=sys.stderr)
+    if FAILED:
         sys.exit(2)
 
 

@@ -39,15 +39,7 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
     :param cfg: the composed ``train`` config
     :param experiment: name of the experiment, for the folder
     """
-    require_values(cfg)
-    if not isinstance(cfg.run, DictConfig):
-        raise UserError(f"run={cfg.run} for train.py", "run.root and run.name, the folder of the run: the command that "
-                        "began it resumes it, a file of scripts/export.py cannot be resumed",
-                        f"begin=base begin.base.run={quote(str(cfg.run))}, to begin a run with its weights")
-    settle_paths(cfg, ["data", "degradation"])
-    check_training(cfg)
-    check_recipe(cfg.sampling, Path(cfg.run.root))
-    origins = find_origins(to_plain(cfg))
+    origins = settle_training(cfg)
     with Run.start(cfg, experiment, job(), origins) as run:
         log.info("run folder: %s", run.folder)
         step = run.complete(cfg.max_steps)
@@ -72,6 +64,23 @@ def train(cfg: DictConfig, experiment: str | None) -> Run:
         return run
 
 
+def settle_training(cfg: DictConfig) -> dict[str, Any]:
+    """Check the composed ``train`` config, and make its paths those of any folder.
+
+    :returns: the checkpoints that the run begins with, see :func:`diffusion.runs.origins.find_origins`
+    :raises UserError: naming the first setting that means nothing
+    """
+    require_values(cfg)
+    if not isinstance(cfg.run, DictConfig):
+        raise UserError(f"run={cfg.run} for train.py", "run.root and run.name, the folder of the run: the command that "
+                        "began it resumes it, a file of scripts/export.py cannot be resumed",
+                        f"begin=base begin.base.run={quote(str(cfg.run))}, to begin a run with its weights")
+    settle_paths(cfg, ["data", "degradation"])
+    check_training(cfg)
+    check_recipe(cfg.sampling, Path(cfg.run.root))
+    return find_origins(to_plain(cfg))
+
+
 def check_training(cfg: DictConfig) -> None:
     """Refuse settings of ``train.py`` that mean nothing, before any work.
 
@@ -79,12 +88,13 @@ def check_training(cfg: DictConfig) -> None:
     """
     require_parts(cfg, "data", "space", "degradation", "prior", "condition", "model", "objective", "optimizer")
     require_ints(cfg, batch=1, accumulate=1, max_steps=1, seed=0)
-    require_kinds(cfg, ema=float, precision=str | int, run__root=str, run__name=str | int | float | bool | None,
-                  trainer__accelerator=str, trainer__devices=int | str | list[int], trainer__strategy=str,
+    require_kinds(cfg, ema=float, precision=str | int, score=str | None, run__root=str,
+                  run__name=str | int | float | bool | None, trainer__accelerator=str,
+                  trainer__devices=int | str | list[int], trainer__num_nodes=int, trainer__strategy=str,
                   trainer__threads=int | None, trainer__compile=bool, trainer__gradient_checkpointing=bool,
                   allow=list[str], trainable=list[str] | str | None, callbacks=dict | None, logger=dict | None,
                   begin=dict | None, sampling=list | str)
-    known = ("accelerator", "devices", "strategy", "threads", "compile", "gradient_checkpointing")
+    known = ("accelerator", "devices", "num_nodes", "strategy", "threads", "compile", "gradient_checkpointing")
     for key in cfg.trainer:
         if key not in known:
             raise UserError(f"+trainer.{key}: a setting that there is not", f"one of {', '.join(known)}",
@@ -96,6 +106,8 @@ def check_training(cfg: DictConfig) -> None:
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise UserError(f"trainer.threads={threads}", f"1 to {MOST_THREADS}, or null",
                         f"trainer.threads={min(cores, MOST_THREADS)}")
+    if cfg.trainer.num_nodes < 1:
+        raise UserError(f"trainer.num_nodes={cfg.trainer.num_nodes}", "1 or more machines", "trainer.num_nodes=1")
     count = len(devices) if isinstance(devices, ListConfig) else devices
     if isinstance(count, int) and count != -1 and not 1 <= count <= max(cores, MOST_DEVICES):
         raise UserError(f"trainer.devices={devices}", "at least one device, and no more than there are; -1 is all",

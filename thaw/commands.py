@@ -1,13 +1,15 @@
 """The three commands: ``train.py``, ``sample.py`` and ``evaluate.py``, installed as ``thaw-train`` and so on."""
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from configs import UserError, available, compose
 from configs.cli import command
 from configs.overrides import group_of, quote_place
-from diffusion.runs.defaults import add_run_defaults
+from diffusion.runs.defaults import add_run_defaults, ask_runs
 from diffusion.runs.run import Run
 
 GROUPS = ("data", "degradation", "model", "objective", "space", "begin")
@@ -21,15 +23,29 @@ def train() -> None:
 
 def sample() -> None:
     """``sample.py``: sample from a trained model, or restore images."""
-    command("sample", _sample, add_run_defaults)
+    command("sample", _sample, prepare_arguments)
 
 
 def evaluate() -> None:
     """``evaluate.py``: measure a trained model."""
-    command("evaluate", _evaluate, add_run_defaults)
+    command("evaluate", _evaluate, prepare_arguments)
 
 
-def _train(cfg: DictConfig, experiment: str | None) -> None:
+def prepare_arguments(arguments: list[str]) -> list[str]:
+    """Arguments of ``sample.py`` or ``evaluate.py`` as Hydra gets them: with what the run says about its sampling. In
+    a sweep, each job gets what its own run says, see :func:`complete_job`."""
+    return ask_runs(arguments) if {"-m", "--multirun"} & {*arguments} else add_run_defaults(arguments)
+
+
+def complete_job(config: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides of one job of a sweep, with what its run says about its sampling.
+
+    :param config: ``train``, ``sample`` or ``evaluate``
+    """
+    return list(overrides) if config == "train" else add_run_defaults(list(overrides))
+
+
+def _train(cfg: DictConfig, experiment: str | None) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     typed = {group_of(override.lstrip("+~")) for override in HydraConfig.get().overrides.task}
@@ -39,13 +55,13 @@ def _train(cfg: DictConfig, experiment: str | None) -> None:
 
     from diffusion import commands
 
-    commands.train(cfg, experiment)
+    return commands.train(cfg, experiment).read_score(cfg.score)
 
 
-def _sample(cfg: DictConfig, experiment: str | None) -> None:
+def _sample(cfg: DictConfig, experiment: str | None) -> Path:
     from diffusion import commands
 
-    commands.sample(cfg)
+    return commands.sample(cfg)
 
 
 def _evaluate(cfg: DictConfig, experiment: str | None) -> None:

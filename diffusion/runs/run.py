@@ -17,11 +17,11 @@ Nothing here imports torch: a run is refused before anything slow is loaded.
 """
 
 import contextlib
+import csv
 import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from configs import UserError
+from configs.cluster import is_main_process
 from configs.errors import WriteError
 from configs.values import has_interpolation, list_differences, read_limit, require_plain, to_plain
 from diffusion.runs.environment import describe_environment
@@ -94,6 +95,15 @@ class Run:
         self._made: list[Path] = []
 
     @classmethod
+    def find(cls, cfg: DictConfig, experiment: str | None, job: Sequence[str] | None = None,
+             origins: Mapping[str, Any] | None = None) -> "Run":
+        """The run of this config, whether its folder is there or not. For the parameters see :meth:`start`."""
+        record = {**to_plain(cfg), "origin": dict(origins or {})}
+        parts = [check_name(cfg.run.name), name_job(job or ())]
+        name = ",".join(part for part in parts if part) or hash_identity(extract_identity(record), record["data"])
+        return cls(Path(cfg.run.root) / (experiment or "custom") / name)
+
+    @classmethod
     def start(cls, cfg: DictConfig, experiment: str | None, job: Sequence[str] | None = None,
               origins: Mapping[str, Any] | None = None) -> "Run":
         """The folder of this config, made or found, and locked.
@@ -102,11 +112,7 @@ class Run:
         :param job: the overrides of one job of a sweep, which name its folder; None outside of one
         :raises UserError: if the folder holds a run with another identity, or one that is being trained right now
         """
-        record = {**to_plain(cfg), "origin": dict(origins or {})}
-        mine = extract_identity(record)
-        parts = [check_name(cfg.run.name), name_job(job or ())]
-        name = ",".join(part for part in parts if part) or hash_identity(mine, record["data"])
-        run = cls(Path(cfg.run.root) / (experiment or "custom") / name)
+        run = cls.find(cfg, experiment, job, origins)
         run._made = [folder for folder in (run.folder, *run.folder.parents) if not folder.exists()]
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +128,7 @@ class Run:
             raise UserError(f"{run.checkpoints} is no folder", "the place of the checkpoints",
                             "remove or rename that file")
         if any(run.checkpoints.glob("*.pt")):
-            run._compare(mine)
+            run._compare(extract_identity({**to_plain(cfg), "origin": dict(origins or {})}))
         return run
 
     def record(self, config: dict[str, Any]) -> None:
@@ -188,6 +194,17 @@ class Run:
                             f"that scripts/export.py wrote (*{SUFFIX})",
                             " or ".join(found) or "python train.py experiment=ddpm_digits")
         return run
+
+    def read_score(self, name: str | None) -> float | None:
+        """The last number of a column of ``metrics.csv`` or ``accuracy.csv``; None if there is none."""
+        for path in (self.metrics, self.folder / "accuracy.csv") if name else ():
+            rows = csv.DictReader(path.read_text().splitlines()) if path.is_file() else []
+            values = [row[name] for row in rows if row.get(name)]
+            if values:
+                return float(values[-1])
+        if name:
+            log.warning("score=%s: no such number in metrics.csv or accuracy.csv of %s", name, self.folder)
+        return None
 
     @property
     def root(self) -> Path:
@@ -261,7 +278,7 @@ class Run:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if os.environ.get("LOCAL_RANK", "0") == "0":
+            if is_main_process():
                 raise UserError(f"{self.folder} is being trained by another process", "one process per run",
                                 "wait for it, or give this one another run.name") from None
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from signal import SIGUSR1
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,7 @@ from omegaconf import DictConfig
 
 from configs import UserError, construct, registry
 from configs.cli import job
+from configs.cluster import find_job, requeue
 from configs.overrides import drop_condition_guidance, reserved_names
 from configs.registry import locate
 from configs.values import to_plain
@@ -91,6 +93,8 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
     except SystemExit as end:  # Lightning's answer to a KeyboardInterrupt, once it has ended its other processes
         raise KeyboardInterrupt from end
     asked = next((c.asked for c in callbacks if isinstance(c, Checkpoint) and c.asked is not None), None)
+    if asked == SIGUSR1:  # SLURM announces the time limit or a preemption
+        requeue()
     if asked is not None:
         sys.exit(128 + asked)
     if training.step >= cfg.max_steps:
@@ -171,8 +175,9 @@ def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: 
     quiet()
     try:
         trainer = L.Trainer(
-            accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, strategy=cfg.trainer.strategy,
-            plugins=environment(), max_epochs=-1, max_steps=cfg.max_steps - training.step, callbacks=callbacks,
+            accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, num_nodes=cfg.trainer.num_nodes,
+            strategy=cfg.trainer.strategy, plugins=environment(), max_epochs=-1,
+            max_steps=cfg.max_steps - training.step, callbacks=callbacks,
             accumulate_grad_batches=cfg.accumulate, logger=loggers(cfg, run, training.step),
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run.folder)
@@ -182,7 +187,7 @@ def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: 
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > (os.cpu_count() or 1):
         raise UserError(f"trainer.devices={cfg.trainer.devices} on {os.cpu_count()} cores",
                         "at most one process for each core", f"trainer.devices={os.cpu_count()}")
-    if trainer.world_size > 1 and job() is not None:
+    if trainer.world_size > 1 and job() is not None and find_job() is None:
         # Lightning's further processes repeat the command, which is the whole sweep.
         raise UserError(f"a sweep of runs on {trainer.world_size} devices each", "one device for each run",
                         "trainer.devices=1, or one command for each run")

@@ -1,0 +1,98 @@
+"""Sweeps, several nodes, time limits, preemption and deaths on a real SLURM."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from submissions import TINY, over, read_log, states, submit, sweep, wait_until
+
+from diffusion.runs import checkpoint
+
+pytestmark = pytest.mark.slurm
+
+
+def read_weights(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The newest weights of a run."""
+    content = checkpoint.read_latest(run / "checkpoints")
+    assert content is not None
+    return {key: content[key] for key in ("raw", "ema")}
+
+
+def require_same(a: Path, b: Path, tolerance: float = 0.0) -> None:
+    """The weights of two runs are the same."""
+    for key, weights in read_weights(a).items():
+        for name, value in read_weights(b)[key].items():
+            assert torch.allclose(weights[name].double(), value.double(), rtol=0, atol=tolerance), (key, name)
+
+
+def count_jobs() -> int:
+    """All jobs that the accounting knows."""
+    said = subprocess.run(["sacct", "-X", "-n", "-P", "-S", "1970-01-01", "--format=JobID"], capture_output=True,
+                          text=True, timeout=60, check=True)
+    return len(said.stdout.split())
+
+
+def test_a_sweep_goes_on_over_time_limits_and_is_not_submitted_twice(run):
+    """One of two jobs means nothing, which is said at once; the other is told to save before its time is over, goes
+    back into the queue, and ends with the weights of a run that nobody interrupted. The same again submits nothing."""
+    longer = ["seed=5", "max_steps=90", "callbacks.checkpoint.every=1000"]
+    first = run(*sweep(*longer, "run.root=cut", "optimizer.clip=1,-1", "+callbacks.slow={_target_:submissions.Slow}",
+                       "hydra.launcher.timeout_min=1", "hydra.launcher.signal_s=20"), timeout=300)
+    assert first.returncode == 2, first.stdout + first.stderr
+    assert "optimizer.clip=-1" in first.stderr
+    assert "log: " in first.stderr
+    [folder] = Path("cut/ddpm_digits").glob("*optimizer.clip=1*")
+    number = next(word for line in first.stderr.splitlines() if line.startswith("submitted as job ")
+                  for word in [line.split()[3].rstrip(":")])
+    wait_until(lambda: "COMPLETED" in states(number))
+    assert "REQUEUED" in states(number)
+
+    jobs = count_jobs()
+    again = run(*sweep(*longer, "run.root=cut", "optimizer.clip=1"))
+    assert again.returncode == 0, again.stderr
+    assert "complete" in again.stdout
+    assert count_jobs() == jobs
+    whole = run(sys.executable, "train.py", "-m", *TINY, *longer, "run.root=whole", "optimizer.clip=1")
+    assert whole.returncode == 0, whole.stderr
+    require_same(folder, Path("whole") / folder.relative_to("cut"))
+    assert sorted(path.name for path in Path().iterdir()) == ["cut", "sample.py", "train.py", "whole"]
+
+
+def test_a_job_that_dies_ends_the_sweep_with_an_error(run):
+    start = time.monotonic()
+    died = run(*sweep("max_steps=4", "+callbacks.death={_target_:submissions.Death}"))
+    assert died.returncode == 2
+    assert time.monotonic() - start < 120
+    log = Path(next(line for line in died.stderr.splitlines() if "log: " in line).split("log: ")[1])
+    assert log.is_file()
+    assert "failed" in died.stdout
+
+
+def test_two_nodes_train_as_one_process_does(run):
+    many = submit("train.sbatch", "--nodes=2", "--output=two.log", overrides=[
+        *TINY, "max_steps=20", "run.root=two", "run.name=a", "trainer=ddp", "trainer.accelerator=cpu",
+        "trainer.devices=1", "trainer.num_nodes=2"])
+    one = run(sys.executable, "train.py", *TINY, "max_steps=20", "run.root=one", "run.name=a")
+    assert one.returncode == 0, one.stderr
+    wait_until(lambda: over(many))
+    assert "done: step 20" in read_log(Path("two.log"))
+    assert read_log(Path("two.log")).count("run folder") == 1, "one process speaks"
+    require_same(Path("two/ddpm_digits/a"), Path("one/ddpm_digits/a"), 1e-5)
+
+
+def test_a_preempted_job_goes_on(run):
+    settings = [*TINY, "max_steps=300", "callbacks.checkpoint.every=1000", "callbacks.log.every=5"]
+    low = submit("train.sbatch", "--partition=low", "--nodelist=node2", "--exclusive", "--output=low.log",
+                 "--signal=USR1@30", overrides=[*settings, "run.root=low", "run.name=a"])
+    wait_until(lambda: "step 10/" in read_log(Path("low.log")))
+    subprocess.run(["sbatch", "--partition=high", "--nodelist=node2", "--exclusive", "--output=/dev/null",
+                    "--wrap", "sleep 1"], check=True, capture_output=True, timeout=60)
+    whole = run(sys.executable, "train.py", *settings, "run.root=whole", "run.name=a")
+    assert whole.returncode == 0, whole.stderr
+    wait_until(lambda: over(low))
+    assert "resuming at step" in read_log(Path("low.log"))
+    assert "done: step 300" in read_log(Path("low.log"))
+    require_same(Path("low/ddpm_digits/a"), Path("whole/ddpm_digits/a"))
