@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs.errors import UserError, describe_failure, escape
 from configs.overrides import quote_place
+from configs.processes import main_process
 from configs.registry import plugins, searchpath
 
 ROOT = Path(__file__).parents[1]
@@ -43,8 +44,7 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
     @hydra.main(version_base="1.3", config_path=".", config_name=config)
     def main(cfg: DictConfig) -> object:
         sys.argv[1:] = arguments  # as typed: a run records them, and Lightning starts its other processes with them
-        main_process = os.environ.get("LOCAL_RANK", "0") == "0"
-        logging.basicConfig(level=logging.INFO if main_process else logging.WARNING, force=True)
+        logging.basicConfig(level=logging.INFO if main_process() else logging.WARNING, force=True)
         for handler in logging.getLogger().handlers:
             handler.setFormatter(Plain("%(message)s"))
         sweep = job()
