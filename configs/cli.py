@@ -16,9 +16,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.cluster import is_main_process, watch_signal
+from configs.cluster import watch_signal
 from configs.errors import UserError, describe_failure, escape
 from configs.overrides import quote_place
+from configs.processes import main_process
 from configs.registry import plugins, searchpath
 
 ROOT = Path(__file__).parents[1]
@@ -45,12 +46,12 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
     from hydra.core.hydra_config import HydraConfig
 
     FAILED.clear()
-    main_process, script = os.getpid(), sys.argv[0]
+    parent, script = os.getpid(), sys.argv[0]
 
     @hydra.main(version_base="1.3", config_path=".", config_name=config)
     def main(cfg: DictConfig) -> object:
         sys.argv = [script, *arguments]  # as typed: a run records them, Lightning starts its other processes with them
-        logging.basicConfig(level=logging.INFO if is_main_process() else logging.WARNING, force=True)
+        logging.basicConfig(level=logging.INFO if main_process() else logging.WARNING, force=True)
         for handler in logging.getLogger().handlers:
             handler.setFormatter(Plain("%(message)s"))
         sweep = job()
@@ -70,7 +71,7 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
             if not isinstance(error, UserError):
                 traceback.print_exc()
             print(f"\n{error}\n", file=sys.stderr)
-            if os.getpid() != main_process:
+            if os.getpid() != parent:
                 sys.exit(2)
             # The place is the error's note, see Run.__exit__.
             FAILED.append("\n".join([" ".join([*sweep, *getattr(error, "__notes__", [])]), str(error)]))

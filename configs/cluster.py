@@ -1,4 +1,4 @@
-"""Which of several processes this one is, its SLURM job, and how that is put back into the queue."""
+"""The SLURM job of this process, and how that is put back into the queue."""
 
 import logging
 import os
@@ -8,14 +8,9 @@ import sys
 from collections.abc import Mapping
 from types import FrameType
 
+from configs.processes import main_process
+
 log = logging.getLogger(__name__)
-
-
-def is_main_process(environ: Mapping[str, str] | None = None) -> bool:
-    """Whether this process is the first of those that run one training, as torchrun, srun or Lightning count them."""
-    env = os.environ if environ is None else environ
-    names = ["RANK", "SLURM_PROCID", "LOCAL_RANK"] if "SLURM_STEP_ID" in env else ["RANK", "LOCAL_RANK"]
-    return next((env[name] for name in names if name in env), "0") == "0"
 
 
 def find_job(environ: Mapping[str, str] | None = None) -> str | None:
@@ -32,7 +27,7 @@ def requeue() -> bool:
     :returns: whether it will
     """
     job = find_job()
-    if job is None or not is_main_process():
+    if job is None or not main_process():
         return job is not None
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)

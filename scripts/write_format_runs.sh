@@ -13,4 +13,3 @@ for run in ddpm_digits/hot generate_blur_mnist/cold; do
     python sample.py run="$out/$run" samples=0-3 sampler.num_steps=4 device=cpu out="$out/$run/expected"
     rm "$out/$run/expected/manifest.json" "$out/$run/expected/grid.png"
 done
-find "$out" -name .lock -delete

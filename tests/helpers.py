@@ -122,10 +122,7 @@ def train(root: Path, *overrides: str, experiment: str = "test") -> Run:
     """Train a run in this process."""
     from diffusion import commands
 
-    run = commands.train(compose("train", [f"run.root={root}", *overrides]), experiment)
-    if run._lock:
-        run._lock.close()
-    return run
+    return commands.train(compose("train", [f"run.root={root}", *overrides]), experiment)
 
 
 def command(*arguments: str, cwd: Path = ROOT, timeout: float = 120) -> subprocess.CompletedProcess[str]:

@@ -33,7 +33,7 @@ def content(hot):
 def own(hot, tmp_path):
     """A copy of a run, to be damaged."""
     folder = tmp_path / "runs" / "ddpm_digits" / "own"
-    shutil.copytree(hot.folder, folder, ignore=shutil.ignore_patterns(".lock", "samples", "evaluations"))
+    shutil.copytree(hot.folder, folder, ignore=shutil.ignore_patterns("samples", "evaluations"))
     return Run(folder)
 
 

@@ -48,7 +48,6 @@ def stranger(hot, tmp_path):
     """A copy of a run, into whose files a stranger may write."""
     folder = tmp_path / "runs" / "ddpm_digits" / "stranger"
     shutil.copytree(hot.folder, folder)
-    (folder / ".lock").unlink(missing_ok=True)
     return folder
 
 

@@ -1,6 +1,5 @@
 """What killed processes leave of files goes when the next one writes in the folder; what is being written stays."""
 
-import fcntl
 import os
 import signal
 import time
@@ -10,11 +9,18 @@ from PIL import Image
 
 from diffusion.data.sets.folder import Folder
 from diffusion.runs import checkpoint
-from diffusion.runs.files import make_folder, write_whole
+from diffusion.runs.files import OLD, make_folder, name_partial, read_clock, write_whole
 from diffusion.runs.run import Run
 from scripts.prepare_data import prepare
 
 DEAD = ".{}.0123456789abcdef.partial"
+"""Of another machine, by its first six digits."""
+
+
+def age(path, seconds):
+    """Let nobody have touched a file for so long, by the clock of its file system."""
+    now = read_clock(path.parent)
+    os.utime(path, (now - seconds, now - seconds))
 
 
 def list_names(folder):
@@ -31,7 +37,6 @@ def test_a_process_that_is_at_work_and_then_killed(tmp_path):
     try:
         while not list_names(tmp_path):
             time.sleep(0.01)
-        time.sleep(0.1)  # from the name to the lock
         make_folder(tmp_path)
         [name] = list_names(tmp_path)
         assert name.startswith(".a.")
@@ -56,31 +61,30 @@ def test_a_file_that_is_being_written_stays(tmp_path):
     assert list_names(tmp_path) == ["a"]
 
 
-def test_another_process_removes_it_before_it_is_locked(tmp_path, monkeypatch):
-    lock, names = fcntl.flock, []
-
-    def late(file, operation):
-        if operation == fcntl.LOCK_EX and len(names) < 2:
-            names.append(file.name)
-            make_folder(tmp_path)
-            assert not os.path.exists(file.name)
-        lock(file, operation)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    write_whole(tmp_path / "a", "content")
-    assert len(names) == 2
-    assert (tmp_path / "a").read_text() == "content"
+@pytest.mark.parametrize(("seconds", "left"), [(0, True), (OLD - 60, True), (OLD + 60, False)])
+def test_of_another_machine_only_old_ones_go(tmp_path, monkeypatch, seconds, left):
+    """By the clock of the file system, whatever this machine's says."""
+    file = tmp_path / DEAD.format("a")
+    file.write_text("half of it")
+    age(file, seconds)
+    for wrong in (-3 * OLD, 3 * OLD):
+        monkeypatch.setattr(time, "time", lambda wrong=wrong, clock=time.time: clock() + wrong)
+        make_folder(tmp_path)
+        assert list_names(tmp_path) == [file.name] * left
 
 
-def test_without_locks_files_are_written_and_nothing_is_removed(tmp_path, monkeypatch):
-    def refuse(file, operation):
-        raise OSError("no locks here")
-
-    (tmp_path / DEAD.format("a")).write_text("")
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    write_whole(tmp_path / "a", lambda file: (make_folder(tmp_path), file.write(b"content")))
-    assert (tmp_path / "a").read_text() == "content"
-    assert list_names(tmp_path) == [DEAD.format("a"), "a"]
+def test_of_this_machine_those_of_dead_processes_go(tmp_path):
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    alive = name_partial(tmp_path / "a")
+    alive.write_text("half of it")
+    dead = alive.with_name(alive.name.replace(f"{os.getpid():06x}", f"{child:06x}"))
+    assert dead != alive
+    dead.write_text("half of it")
+    make_folder(tmp_path)
+    assert list_names(tmp_path) == [alive.name]
 
 
 def test_files_of_others_stay(tmp_path):
@@ -103,6 +107,7 @@ def test_every_writer_removes_them(command, tmp_path):
         Image.effect_noise((8, 8), 50 + i).save(source / f"{i}.png")
     out.mkdir()
     (out / DEAD.format("file")).write_text("half of it")
+    age(out / DEAD.format("file"), 2 * OLD)
     command(source, out)
     assert list_names(out)
     assert not list(out.glob(".*.partial"))

@@ -2,7 +2,7 @@
 
 import contextlib
 import errno
-import fcntl
+import hashlib
 import os
 import secrets
 from collections.abc import Callable
@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import IO
 
 from configs.errors import explain_failure
+from configs.processes import find_boot, is_gone
+
+HEX = "[0-9a-f]" * 16
+"""Pattern of 16 hexadecimal digits."""
+OLD = 24 * 3600.0
+"""Seconds after which a file that is being written is taken for a leftover, whoever wrote it."""
 
 
 def write_whole(path: Path, content: str | bytes | Callable[[IO[bytes]], object]) -> None:
@@ -21,7 +27,8 @@ def write_whole(path: Path, content: str | bytes | Callable[[IO[bytes]], object]
     """
     if isinstance(content, str):
         content = content.encode()
-    with explain_failure(path, len(content) if isinstance(content, bytes) else None), _open_partial(path) as file:
+    with explain_failure(path, len(content) if isinstance(content, bytes) else None), \
+            name_partial(path).open("xb") as file:
         partial = Path(file.name)
         try:
             if isinstance(content, bytes):
@@ -30,22 +37,31 @@ def write_whole(path: Path, content: str | bytes | Callable[[IO[bytes]], object]
                 content(file)
             file.flush()
             os.fsync(file.fileno())
-            partial.replace(path)  # before it is closed: without its lock, it would be a leftover
+            partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
 
 
-def _open_partial(path: Path) -> IO[bytes]:
-    """The new file that is to become ``path``, ``.NAME.<16 hexadecimal digits>.partial`` beside it. It is locked as
-    long as it is open, and the system ends the lock with the process, however that ends."""
-    while True:
-        file = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial").open("xb")
-        with contextlib.suppress(OSError):  # a file system without locks, where leftovers stay
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # removed as a leftover before it was locked
+def name_partial(path: Path) -> Path:
+    """A new name beside ``path`` for the file that is to become it, ``.NAME.<16 hexadecimal digits>.partial``: six
+    digits of this machine, six of this process, and four that are drawn."""
+    return path.with_name(f".{path.name}.{hash_machine()}{os.getpid():06x}{secrets.token_hex(2)}.partial")
+
+
+def hash_machine() -> str:
+    """Six digits for this machine since its boot, and for its table of processes."""
+    return hashlib.sha256(f"{os.uname().nodename} {find_boot()}".encode()).hexdigest()[:6]
+
+
+def read_clock(folder: Path) -> float:
+    """Seconds since 1970 by the clock of the file system, which on a network is another than this machine's."""
+    probe = name_partial(folder / "clock")
+    try:
+        with probe.open("xb") as file:
+            return os.fstat(file.fileno()).st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def append_whole(path: Path, text: str) -> None:
@@ -77,8 +93,21 @@ def make_folder(path: Path) -> None:
         if not os.access(path, os.W_OK):
             code = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
             raise OSError(code, os.strerror(code), str(path))
-    for leftover in path.glob(".*." + "[0-9a-f]" * 16 + ".partial"):
-        # An error says that it is being written, or has just got its name, or that nobody can tell.
-        with contextlib.suppress(OSError), leftover.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
+    remove_leftovers(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left of files in a folder."""
+    for partial in folder.glob(f".*.{HEX}.partial"):
+        with contextlib.suppress(OSError):  # somebody else's, or gone by now
+            if is_leftover(partial):
+                partial.unlink()
+
+
+def is_leftover(partial: Path) -> bool:
+    """Whether nobody writes this file any more: its process was one of this machine and is gone, or it is
+    :data:`OLD`, by the clock of its file system."""
+    digits = partial.name.split(".")[-2]
+    if digits.startswith(hash_machine()) and is_gone(int(digits[6:12], 16)):
+        return True
+    return read_clock(partial.parent) - partial.stat().st_mtime > OLD

@@ -18,7 +18,6 @@ Nothing here imports torch: a run is refused before anything slow is loaded.
 
 import contextlib
 import csv
-import fcntl
 import hashlib
 import json
 import logging
@@ -27,19 +26,20 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from configs import UserError
-from configs.cluster import is_main_process
 from configs.errors import WriteError
+from configs.processes import main_process
 from configs.values import has_interpolation, list_differences, read_limit, require_plain, to_plain
 from diffusion.runs.environment import describe_environment
 from diffusion.runs.files import make_folder, write_whole
 from diffusion.runs.identity import check_name, extract_identity, hash_identity, name_job, take_filled
+from diffusion.runs.lock import Lock
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,8 @@ FORMAT = 2
 """Of run folders, checkpoints and exported files. What this version writes, later versions read."""
 SUFFIX = ".safetensors"
 """Of a run in one file, see :mod:`diffusion.runs.exported`."""
-
+LOCK = ".lock"
+"""Of a run folder that is being trained."""
 
 MOST_BYTES = 2**20
 """Bytes of a config file that is read, unless ``THAW_MOST_CONFIG_BYTES`` says more."""
@@ -84,6 +85,7 @@ class Run:
 
     :param folder: where it is
     :ivar place: what ``run=`` names
+    :ivar lock: held by the main process of a training
     """
 
     def __init__(self, folder: Path):
@@ -91,7 +93,7 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         self.pictures = folder / "pictures"
         self.metrics = folder / "metrics.csv"
-        self._lock: IO[str] | None = None
+        self.lock = Lock(folder / LOCK, f"{folder} is being trained", "wait for it, or give this one another run.name")
         self._made: list[Path] = []
 
     @classmethod
@@ -115,20 +117,16 @@ class Run:
         run = cls.find(cfg, experiment, job, origins)
         run._made = [folder for folder in (run.folder, *run.folder.parents) if not folder.exists()]
         try:
-            run.folder.mkdir(parents=True, exist_ok=True)
             run._take()
-        except OSError as error:
-            if run.folder.is_file():
-                raise UserError(f"{run.folder} is a file", "the folder of a run; what scripts/export.py wrote cannot "
-                                "be trained on", "run.name=ANOTHER_NAME, which may begin with it: begin=base "
-                                f"begin.base.run={shlex.quote(str(run.folder))}") from error
-            raise UserError(f"cannot write to {run.folder}: {error.strerror}", "a folder that can be written",
-                            "run.root=FOLDER") from error
-        if run.checkpoints.exists() and not run.checkpoints.is_dir():
-            raise UserError(f"{run.checkpoints} is no folder", "the place of the checkpoints",
-                            "remove or rename that file")
-        if any(run.checkpoints.glob("*.pt")):
-            run._compare(extract_identity({**to_plain(cfg), "origin": dict(origins or {})}))
+            if run.checkpoints.exists() and not run.checkpoints.is_dir():
+                raise UserError(f"{run.checkpoints} is no folder", "the place of the checkpoints",
+                                "remove or rename that file")
+            if any(run.checkpoints.glob("*.pt")):
+                run._compare(extract_identity({**to_plain(cfg), "origin": dict(origins or {})}))
+        except BaseException:
+            run.lock.release()
+            run._remove_made()
+            raise
         return run
 
     def record(self, config: dict[str, Any]) -> None:
@@ -149,18 +147,17 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        there = {path.name for path in self.folder.iterdir()}
-        idle = {".lock", "config.yaml", "environment.json"} if isinstance(error, UserError) else {".lock"}
-        if self._made and there <= idle:
+        there = {path.name for path in self.folder.iterdir()} - {LOCK}
+        idle = {"config.yaml", "environment.json"} if isinstance(error, UserError) else set()
+        unused = bool(self._made) and there <= idle and self.lock.held
+        if unused:
             for name in there:
                 (self.folder / name).unlink()
-            with contextlib.suppress(OSError):  # a parent that holds other runs by now
-                for folder in self._made:
-                    folder.rmdir()
         elif error is not None:
             error.add_note(f"in {self.folder}")
-        if self._lock:
-            self._lock.close()
+        self.lock.release()
+        if unused:
+            self._remove_made()
 
     @classmethod
     def at(cls, place: str | Path) -> "Run":
@@ -273,14 +270,24 @@ class Run:
         write_whole(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({"format": FORMAT, **config})))
 
     def _take(self) -> None:
-        # The lock lives as long as the process, however that ends.
-        self._lock = (self.folder / ".lock").open("w")
+        """Make the folder, and lock it in the process that writes there."""
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if is_main_process():
-                raise UserError(f"{self.folder} is being trained by another process", "one process per run",
-                                "wait for it, or give this one another run.name") from None
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if main_process():
+                self.lock.take()
+        except OSError as error:
+            if self.folder.is_file():
+                raise UserError(f"{self.folder} is a file", "the folder of a run; what scripts/export.py wrote cannot "
+                                "be trained on", "run.name=ANOTHER_NAME, which may begin with it: begin=base "
+                                f"begin.base.run={shlex.quote(str(self.folder))}") from error
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}", "a folder that can be written",
+                            "run.root=FOLDER") from error
+
+    def _remove_made(self) -> None:
+        """Remove the folders that were made for this run, those that are empty."""
+        with contextlib.suppress(OSError):  # the run's own, or a parent that holds other runs by now
+            for folder in self._made:
+                folder.rmdir()
 
     def _compare(self, mine: dict[str, Any]) -> None:
         there = extract_identity(self.config)

@@ -263,10 +263,13 @@ def loggers(cfg: DictConfig, run: Run, step: int) -> list[Any]:
 
 
 def environment() -> list[Any]:
-    """Under SLURM, Lightning's view of the job without its own requeueing: our signal handlers save and stop."""
+    """Under SLURM, Lightning's view of the job without its own requeueing: our signal handlers save and stop. Where
+    torchrun has started the processes of a job, their ranks are torchrun's."""
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if slurm else []
 
 
 def quiet() -> None:

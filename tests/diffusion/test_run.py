@@ -32,8 +32,7 @@ def start(cfg):
     run.record(to_plain(cfg))
     run.checkpoints.mkdir(exist_ok=True)
     (run.checkpoints / "step-00000001.0.pt").touch()
-    if run._lock:
-        run._lock.close()
+    run.lock.release()
     return run.folder
 
 
@@ -74,8 +73,7 @@ def test_one_process_at_a_time(cfg):
     first = Run.start(cfg(), "x")
     with pytest.raises(UserError, match="another process"):
         Run.start(cfg(), "x")
-    assert first._lock
-    first._lock.close()
+    first.lock.release()
     start(cfg())
 
 

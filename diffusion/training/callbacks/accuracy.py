@@ -36,6 +36,7 @@ class Accuracy(StepCallback):
         _ = training.model.classifier  # refuses a restorer
         self._file = self.run.folder / "accuracy.csv"
         if trainer.is_global_zero:
+            self.run.lock.check()
             rewind(self._file, training.step)
 
     def step(self, trainer: "Trainer", training: "Training") -> None:
@@ -43,6 +44,7 @@ class Accuracy(StepCallback):
             return
         with training.averaged() as model:
             share = accuracy(model, self.held_out)
+        self.run.lock.check()
         append(self._file, {"step": training.step, "accuracy": share})
         for logger in trainer.loggers:
             logger.log_metrics({"test/accuracy": share}, step=training.step)

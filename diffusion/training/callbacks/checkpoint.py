@@ -29,7 +29,7 @@ class Checkpoint(StepCallback):
     :param keep: how many of the newest stay; 0 keeps all
     :param milestones: steps whose checkpoints are saved and stay for good
     :raises UserError: for numbers below 0; during the training, instead of saving weights that are not finite, so that
-        the good checkpoints stay
+        the good checkpoints stay, or in a run that another process has taken over
     """
 
     def __init__(self, every: int = 1000, keep: int = 2, milestones: list[int] | None = None):
@@ -53,6 +53,7 @@ class Checkpoint(StepCallback):
             training.review()
             require_finite(training)
             if trainer.is_global_zero:
+                self.run.lock.check()
                 checkpoint.save(self.run.checkpoints, training.step, training.state())
                 checkpoint.prune(self.run.checkpoints, self.keep, self.milestones)
             trainer.strategy.barrier()

@@ -49,6 +49,7 @@ class Log(StepCallback):
         self._begin, self._begin_step = time.perf_counter(), training.step
         if not trainer.is_global_zero:
             return
+        self.run.lock.check()
         rewind(self.run.metrics, training.step)
         console = Console(stderr=True)
         if console.is_terminal:
@@ -92,6 +93,7 @@ class Log(StepCallback):
             row[name] = total / count if count else None
         if not trainer.is_global_zero:
             return
+        self.run.lock.check()
         append(self.run.metrics, row)
         for logger in trainer.loggers:
             given = {f"train/{name}": value for name, value in row.items() if name != "step" and value is not None}

@@ -1,0 +1,58 @@
+"""Which process of a training this is, and whether a process of this machine is still there."""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def main_process() -> bool:
+    """Whether this process has the global rank 0 of its training: the one that holds the run and writes into it.
+
+    The rank is torchrun's ``RANK``, or ``SLURM_PROCID`` where Lightning goes by it (under ``srun``, but for jobs called
+    ``bash`` or ``interactive``), or that of Lightning's own processes: ``NODE_RANK`` (else ``GROUP_RANK``) and
+    ``LOCAL_RANK``. Without any of them there is one process.
+    """
+    known = os.environ
+    if "RANK" in known:
+        name = "RANK"
+    elif "SLURM_NTASKS" in known and known.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        name = "SLURM_PROCID"
+    else:
+        name = "NODE_RANK" if "NODE_RANK" in known else "GROUP_RANK"
+    return known.get(name, "0") == known.get("LOCAL_RANK", "0") == "0"
+
+
+def find_boot() -> str:
+    """Where the number of a process means that process: the boot of this machine, and its table of processes, since a
+    container has one of its own. Empty parts are those that a system does not say."""
+    parts = []
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def find_start(pid: int) -> str | None:
+    """When a process of this machine started, in the kernel's ticks since the boot; empty for one that is dead and
+    still listed, None if the system does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def is_gone(pid: int, start: str | None = None) -> bool:
+    """Whether a process of this machine has ended, as far as the system says.
+
+    :param start: its :func:`find_start`; another process may have got its number since
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # somebody else's
+    now = find_start(pid)
+    return now == "" or (None not in (now, start) and now != start)
