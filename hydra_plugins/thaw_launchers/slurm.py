@@ -195,7 +195,9 @@ class SlurmLauncher(Launcher):
             left = [job for job in left if job.state == "submitted"]
             if left and time.monotonic() - asked > SECONDS_BETWEEN_QUESTIONS:
                 queue, asked = list_queue([job.handle.job_id for job in left]), time.monotonic()
-                for job in left if queue is not None else ():
+                if queue is None:
+                    continue
+                for job in left:
                     self.tell(job, queue.get(job.handle.job_id))
                     job.missed = 0 if job.handle.job_id in queue else job.missed + 1
                     if job.missed >= ENDINGS:
