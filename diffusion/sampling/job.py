@@ -159,3 +159,14 @@ def adapt_recipe(model: Model, recipe: Recipe, cfg: DictConfig) -> Recipe:
     if not (recipe.prior or model.prior).needs_images:
         recipe = replace(recipe, prior=registry.build("prior", "degraded"))
     return replace(recipe, start=cfg.input.t)
+
+
+def require_finite(images: Tensor, some: Sequence[Sample]) -> None:
+    """Refuse images that are not numbers: as a file, they would be black.
+
+    :raises UserError: naming the first
+    """
+    bad = (~images.isfinite()).flatten(1).any(dim=1).nonzero()
+    if len(bad):
+        raise UserError(f"sample {some[int(bad[0])]['index']} has values that are not finite numbers", "a finite image",
+                        "a smaller guidance scale, guidance=clip, or another checkpoint: step=...")

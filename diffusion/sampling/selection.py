@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig
-from torch import Tensor
 
 from configs import UserError
 from configs.values import to_plain
