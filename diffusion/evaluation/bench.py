@@ -1,5 +1,6 @@
 """What is at hand for an evaluation: model, data, metrics, and the networks that look at images."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 from configs import UserError, construct, registry
 from configs.values import to_plain
 from diffusion.data.base import Data, ImageSet
+from diffusion.data.files.arrays import name_rows
 from diffusion.data.files.images import Files, size
 from diffusion.evaluation.report import Numbers
 from diffusion.loading import build_data, load
@@ -250,12 +252,31 @@ def find_images(root: str, option: str = "images") -> tuple[Files, dict[str, Any
     :param option: the override that names ``root``, for messages
     :raises UserError: if there are none
     """
-    folder = Path(str(root)).expanduser()
-    manifest = read_manifest(folder, f"{option}=ANOTHER_FOLDER, or remove manifest.json to measure all images there")
+    place = Path(str(root)).expanduser()
+    manifest = read_manifest_of(place, f"{option}=ANOTHER_FOLDER, or remove manifest.json to measure all images there")
     if manifest is None:
-        return Files(folder, option=option), {}
+        return Files(place, option=option), {}
     samples = manifest["samples"]
-    return Files(folder, [s["file"] for s in samples], [s["condition"] for s in samples], option), manifest
+    if "archive" in manifest:
+        place = place if place.is_file() else place / manifest["archive"]
+    if place.suffix == ".npz":  # whose images have no names
+        samples = [{**s, "file": row} for s, row in zip(samples, name_rows(len(samples)), strict=True)]
+        manifest = manifest | {"samples": samples}
+    return Files(place, [s["file"] for s in samples], [s["condition"] for s in samples], option), manifest
+
+
+def read_manifest_of(place: Path, fix: str) -> dict[str, Any] | None:
+    """The manifest of a folder of samples, or of the archive of one; None if there is none.
+
+    :param fix: for messages
+    :raises UserError: if that of a folder is not as ``sample.py`` writes it
+    """
+    if not place.is_file():
+        return read_manifest(place, fix)
+    with contextlib.suppress(UserError):  # a file of somebody else, which says nothing of the archive
+        manifest = read_manifest(place.parent, fix) or {}
+        return manifest if manifest.get("archive") == place.name else None
+    return None
 
 
 def require_equal_sizes(images: Images, reference: Images, what: str) -> None:

@@ -93,7 +93,7 @@ class Manifest:
             for file in ["manifest.json", *there["pictures"], *files]:
                 (folder / Path(file).name).unlink(missing_ok=True)
             there = {}
-        self.record = {key: there[key] for key in COSTS if key in there} | record
+        self.record = record | {key: there[key] for key in COSTS if key in there}
         self.samples: dict[str, Sample] = {sample["file"]: sample for sample in there.get("samples", ())}
         self.seconds: float = there.get("seconds", 0.0)
         self.pictures: dict[str, Any] = there.get("pictures", {})
