@@ -177,7 +177,11 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]
         raise UserError(f"count={cfg.count}", f"at most {MOST_SAMPLES} samples", f"count={MOST_SAMPLES}")
     check_recipe_settings(cfg)
     require_kinds(cfg, run=str | None, images=str | None, reference=str, against=str | None, judge=str | None,
-                  samplers=list | str | None, metrics=dict | None, extractor=dict | None)
+                  samplers=list | str | None, metrics=dict | None, extractor=dict | None, shard=str)
+    share = find_own_share(cfg)
+    if share.count > 1 and (cfg.against or cfg.images):
+        raise UserError(f"{share} with {'against' if cfg.against else 'images'}=..., where nothing is divided",
+                        "samples of one run", "shard=none, when both runs are measured")
     if cfg.against and not Path(str(cfg.against)).exists():
         raise UserError(f"there is nothing at against={cfg.against}", "a run, or a folder of images", "against=RUN")
     for each in (cfg, other):
@@ -188,4 +192,4 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]
 
     from diffusion.evaluation import command as evaluation
 
-    return evaluation.evaluate(cfg, other)
+    return evaluation.evaluate(cfg, other, share)

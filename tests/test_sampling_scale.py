@@ -1,6 +1,7 @@
 """Many samples: in parts, by several processes, into one file; the result does not depend on how."""
 
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -10,7 +11,9 @@ from test_sample import draw, photo, read, stamps
 from configs import UserError, compose
 from diffusion import commands, load
 from diffusion.data.base import CHUNK
+from diffusion.evaluation import together
 from diffusion.evaluation.bench import find_images
+from diffusion.metrics.extractors.base import Extractor
 from diffusion.sampling import parts
 from diffusion.sampling.parts import FOLDER
 from diffusion.sampling.selection import Conditions
@@ -36,6 +39,11 @@ def content(folder):
     return found, json.dumps(manifest)
 
 
+def copy(run, place):
+    """The run alone, in a folder of runs of its own."""
+    return shutil.copytree(run.folder, place / "x" / "hot", ignore=shutil.ignore_patterns("evaluations", "samples"))
+
+
 def draw_in_parts(run, n, *overrides, out):
     for i in range(n):
         draw(run, *overrides, f"shard={i + 1}/{n}", out=out)
@@ -52,7 +60,7 @@ def whole(hot, cold, tmp_path_factory):
                 for form in ("png", "zip", "npz")}
 
 
-@pytest.mark.parametrize(("form", "n"), [("png", 2), ("png", 7), ("zip", 3), ("npz", 2)])
+@pytest.mark.parametrize(("form", "n"), [("png", 2), ("png", 5), ("zip", 3), ("npz", 2)])
 def test_any_split_is_the_same(hot, whole, tmp_path, form, n):
     assert draw_in_parts(hot, n, "samples=3-12", "batch=2", f"format={form}", out=tmp_path) == content(whole[form])
 
@@ -163,9 +171,9 @@ def test_two_that_end_at_once(hot, whole, tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("form", ["png", "zip"])
 def test_restorations_and_their_film(cold, tmp_path, form):
-    for i in range(5):
+    for i in range(3):
         photo(tmp_path / "photos" / f"{i}.png", seed=i)
-    asked = [f"input={tmp_path / 'photos'}", "batch=2", f"format={form}", "animate=true", "animation.count=3"]
+    asked = [f"input={tmp_path / 'photos'}", "batch=2", f"format={form}", "animate=true", "animation.count=2"]
     whole = draw(cold, *asked, out=tmp_path / "whole")
     png = draw(cold, *asked[:2], *asked[3:], out=tmp_path / "png")
     assert draw_in_parts(cold, 2, *asked, out=tmp_path / "out") == content(whole)
@@ -213,16 +221,48 @@ def test_conditions_are_read_in_chunks(hot):
 
 def test_evaluate_reads_archives(hot, tmp_path):
     """A folder, a zip and an npz of the same samples have the same numbers; the manifest says the classes."""
-    numbers = {}
-    for form in ("png", "zip", "npz"):
+    numbers, run = {}, copy(hot, tmp_path / "runs")
+    for form, place in (("png", "."), ("zip", "samples.zip"), ("npz", "samples.npz")):
         folder = draw(hot, "samples=0-19", f"format={form}", out=tmp_path / form)
-        for place in (folder, *folder.glob("samples.*")):
-            cfg = compose("evaluate", [f"images='{place}'", "reference=data", f"run='{hot.folder}'", "metrics=quick",
-                                       "judge=none", "extractor=random", "device=cpu", "baseline=false"])
-            found = commands.evaluate(cfg)
-            numbers[place.name] = found["rows"]
-    assert len(numbers) == 5
-    assert all(one == numbers["png"] for one in numbers.values())
-    files, manifest = find_images(str(tmp_path / "npz" / "samples.npz"))
-    assert files.labels.tolist() == [i % 10 for i in range(20)]
-    assert manifest["run"] == str(hot.folder)
+        cfg = compose("evaluate", [f"images='{folder / place}'", "reference=data", f"run='{run}'", "metrics=quick",
+                                   "judge=none", "extractor=random", "device=cpu", "baseline=false"])
+        numbers[form] = commands.evaluate(cfg)["rows"]
+        for root in (folder, folder / place):
+            files, manifest = find_images(str(root))
+            assert files.labels.tolist() == [i % 10 for i in range(20)]
+            assert manifest["run"] == str(hot.folder)
+    assert numbers["png"] == numbers["zip"] == numbers["npz"]
+
+
+def test_evaluated_together(hot, tmp_path, monkeypatch, caplog):
+    """Each process draws and looks at its part, the last one measures: the very numbers of one process."""
+    monkeypatch.setattr(Extractor, "chunk", 4)
+    monkeypatch.setattr(together, "PIECE", 4)
+    found = []
+    for seed, shares in ((3, ["none"]), (3, ["none"]), (4, ["none"]), (4, ["1/3", "3/3", "2/3", "2/3"])):
+        run = copy(hot, tmp_path / str(len(found)))
+        for share in shares:
+            cfg = compose("evaluate", [f"run='{run}'", "count=30", "batch=4", "metrics=quick", "judge=none", "step=12",
+                                       f"seed={seed}", "extractor=random", "device=cpu", "baseline=false",
+                                       "sampler.num_steps=2", f"shard={share}"])
+            with caplog.at_level("INFO"):
+                result = commands.evaluate(cfg)
+            assert bool(result) == (share != "1/3" and share != "3/3")
+        found.append(result["rows"])
+        (folder,) = (run / "evaluations").iterdir()
+        assert sorted(path.name for path in folder.iterdir()) == ["evaluation.json", "parts.pt"]
+    assert found[0] == found[1]
+    assert found[0] != found[2] == found[3]
+    assert caplog.text.count("the others are not done yet; whoever is last measures") == 2
+    assert "measured before" in caplog.text
+
+
+def test_what_is_not_divided(hot, cold, tmp_path):
+    for more, words in ((["metrics=quick", f"run='{cold.folder}'"], "restorations"),
+                        (["images=x", f"run='{hot.folder}'"], "images="),
+                        ([f"against='{cold.folder}'", f"run='{hot.folder}'"], "against="),
+                        (["overwrite=true", f"run='{hot.folder}'"], "overwrite=true")):
+        before = {*cold.folder.rglob("*"), *hot.folder.rglob("*")}
+        with pytest.raises(UserError, match=words):
+            commands.evaluate(compose("evaluate", [*more, "shard=1/2", "judge=none", "device=cpu"]))
+        assert {*cold.folder.rglob("*"), *hot.folder.rglob("*")} == before

@@ -18,6 +18,7 @@ from diffusion.data.base import Data, ImageSet
 from diffusion.data.files.arrays import name_rows
 from diffusion.data.files.images import Files, size
 from diffusion.evaluation.report import Numbers
+from diffusion.evaluation.together import Together
 from diffusion.loading import build_data, load
 from diffusion.metrics.base import Features, Images, Metric, MetricInput, PairMetric
 from diffusion.metrics.extractors import classifier
@@ -36,17 +37,19 @@ log = logging.getLogger(__name__)
 class EvaluationContext:
     """The parts that the ``evaluate`` config names, built.
 
+    :param gpu: that of this process, where several share a machine
     :ivar metrics: by their keys in the config
     :ivar files: the images that are measured, for ``images=FOLDER``
     :ivar manifest: that of ``files``, if ``sample.py`` has made them
     :ivar run: the run, if one is known
+    :ivar together: the features of the samples, where several processes have extracted them
     :raises UserError: for settings that mean nothing, or parts that are not there
     """
 
-    def __init__(self, cfg: DictConfig):
+    def __init__(self, cfg: DictConfig, gpu: str | None = None):
         check(cfg)
         self.cfg, self.packages = cfg, (*registry.trusted(), *cfg.allow)
-        self.device: str = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device: str = cfg.device or gpu or ("cuda" if torch.cuda.is_available() else "cpu")
         self.metrics: dict[str, Metric | PairMetric] = {
             key: construct(node, role=(Metric, PairMetric)) for key, node in to_plain(cfg.metrics).items() if node}
         self.files, self.manifest = find_images(cfg.images) if cfg.images else (None, {})
@@ -54,8 +57,10 @@ class EvaluationContext:
         self.run = Run.open(known) if known and (cfg.run or Run.at(known).exists) else None
         self._model: Model | None = None
         self._data: Data | None = None
+        self.together: Together | None = None
         if self.run is not None:
-            self._model = load(self.run.place, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
+            self._model = load(self.run.place, weights=cfg.weights, step=cfg.step, device=cfg.device or gpu,
+                               allow=cfg.allow)
             self._data = build_data(self._model.config, cfg.data.root, self.packages)
         elif cfg.reference == "data":
             raise UserError("reference=data without a run, whose data it would be", "a run, or a folder of images",
@@ -140,20 +145,24 @@ class EvaluationContext:
                 "pixels": "uint8, round((x + 1) 127.5)"}
 
     def sets(self, images: Images, what: str, reference: Features, like: Images | None = None,
-             **more: Any) -> MetricInput:
+             together: Together | None = None, **more: Any) -> MetricInput:
         """A set of images as metrics see it.
 
         :param what: the images in words
         :param like: images of which these have the conditions; None takes their own
+        :param together: has the features, if several processes have extracted them
         :param more: ``train`` and ``held_out``
         """
-        found = features(images, self.extractor, what)
+        def look(extractor: Extractor) -> Features:
+            return features(images, extractor, what) if together is None else together.collect(extractor)
+
+        found = look(self.extractor)
         labels, conditions = (like or images).labels, (like or images).conditions
         predictions = agreeing = None
         of_classes = self.judge is None or self.judge.attributes is None
         asked = labels if of_classes else self._find_attributes(like or images)
         if self.judge is not None and asked is not None:
-            seen = found if self.judge is self.extractor else features(images, self.judge, what)
+            seen = found if self.judge is self.extractor else look(self.judge)
             if of_classes:
                 predictions = classifier.take_predictions(seen)
             else:

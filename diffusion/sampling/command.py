@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -48,10 +47,8 @@ def sample(cfg: DictConfig, share: Share = ALONE) -> Path:
     settings: dict[str, Any] = {key: value for key, value in to_plain(cfg).items() if key not in left_out}
     settings |= {"step": model.step}
     stamp = {"step": model.step, "checksum": steps[model.step]}
-    environment = describe_environment()
-    environment["command"] = re.sub(r" shard=\S+", "", environment["command"])
     record = {"run": str(cfg.run), "checkpoint": stamp, **job.describe(), "settings": settings,
-              "environment": environment}
+              "environment": describe_environment()}
     if cfg.format in ARCHIVES:
         record["archive"] = ARCHIVES[cfg.format].file
     words = {name: reader.words for name, reader in model.readers().items()
