@@ -1,5 +1,6 @@
 """What the commands do. Heavy imports come after the config has been checked."""
 
+import contextlib
 import logging
 import os
 import shlex
@@ -23,6 +24,7 @@ from configs.values import (
 )
 from diffusion.runs.origins import find_origins
 from diffusion.runs.run import Run
+from diffusion.runs.share import Share, find_launcher, find_share
 
 log = logging.getLogger(__name__)
 
@@ -142,14 +144,35 @@ def sample(cfg: DictConfig) -> Path:
     require_ints(cfg, batch=1, seed=0)
     check_recipe_settings(cfg)
     require_kinds(cfg, run=str, out=str | None, overwrite=bool, animate=bool, animation=dict, input=dict,
-                  input__root=str | None, input__t=float)
+                  input__root=str | None, input__t=float, format=Literal["png", "zip", "npz"], shard=str)
+    share = find_own_share(cfg)
     if not 0 < cfg.input.t <= 1:
         raise UserError(f"input.t={cfg.input.t}", "a time in (0, 1]", "input.t=0.5, or start=0.5")
     Run.open(cfg.run)
 
     from diffusion.sampling import command as sampling
 
-    return sampling.sample(cfg)
+    return sampling.sample(cfg, share)
+
+
+def find_own_share(cfg: DictConfig) -> Share:
+    """Which of several processes this one is, by ``shard`` and the environment.
+
+    :raises UserError: if that cannot be told, or they would throw away each other's work
+    """
+    share = find_share(cfg.shard, os.environ, sweep=job() is not None)
+    if share.count > 1:
+        log.info("%s", share)
+        if cfg.overwrite:
+            raise UserError(f"overwrite=true with {share}, which would throw away what the others draw",
+                            "one process that throws something away", "another out=FOLDER, or remove the folder first")
+    elif cfg.shard == "none":
+        with contextlib.suppress(UserError):
+            started = find_launcher(os.environ)
+            if started is not None and started.count > 1:
+                log.info("%d processes (%s), each of which does all of the work: shard=auto divides it", started.count,
+                         started.source)
+    return share
 
 
 def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]:
@@ -166,7 +189,11 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]
         raise UserError(f"count={cfg.count}", f"at most {MOST_SAMPLES} samples", f"count={MOST_SAMPLES}")
     check_recipe_settings(cfg)
     require_kinds(cfg, run=str | None, images=str | None, reference=str, against=str | None, judge=str | None,
-                  samplers=list | str | None, metrics=dict | None, extractor=dict | None)
+                  samplers=list | str | None, metrics=dict | None, extractor=dict | None, shard=str)
+    share = find_own_share(cfg)
+    if share.count > 1 and (cfg.against or cfg.images):
+        raise UserError(f"{share} with {'against' if cfg.against else 'images'}=..., where nothing is divided",
+                        "samples of one run", "shard=none, when both runs are measured")
     if cfg.against and not Path(str(cfg.against)).exists():
         raise UserError(f"there is nothing at against={cfg.against}", "a run, or a folder of images", "against=RUN")
     for each in (cfg, other):
@@ -177,4 +204,4 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]
 
     from diffusion.evaluation import command as evaluation
 
-    return evaluation.evaluate(cfg, other)
+    return evaluation.evaluate(cfg, other, share)

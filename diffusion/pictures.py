@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -110,7 +111,11 @@ def save_each(images: Float[Tensor, "n c h w"], folder: Path, names: Sequence[st
     :param names: of the files
     """
     make_folder(folder)
-    for image, name in zip(to_uint8(images), names, strict=True):
-        array = image.permute(1, 2, 0).numpy()
-        picture = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    for image, name in zip(to_uint8(images).numpy(), names, strict=True):
+        picture = to_picture(image)
         write_whole(folder / name, lambda file, picture=picture: picture.save(file, "PNG"))
+
+
+def to_picture(image: UInt8[np.ndarray, "c h w"]) -> Image.Image:
+    """Pixels, 1 (grey) or 3 (RGB) channels, as Pillow's image."""
+    return Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))

@@ -98,18 +98,26 @@ def read_condition(readers: Mapping[str, Reader], indices: Sequence[int], asked:
         if value is None:
             raw = reader.usual(indices)
         elif not isinstance(value, Tensor) and not is_none(value):
-            single = reader.is_single(value)
-            if not single and len(value) != len(indices):
-                raise UserError(f"{len(value)} values of {name} for {len(indices)} samples",
-                                "one for each, or one for all",
-                                f"samples=0-{max(0, len(value) - 1)}, or {name}={value[0] if value else 0}")
-            raw = reader.read([value] * len(indices) if single else value)
+            raw = reader.read(list(value) if is_for_each(reader, value, len(indices)) else [value] * len(indices))
         if isinstance(raw, Tensor):
             if len(raw) != len(indices):
                 raise UserError(f"{len(raw)} rows of {name} for {len(indices)} samples", "one for each",
                                 f"{name}=... with {len(indices)} rows")
             condition[name] = raw.cpu()
     return condition
+
+
+def is_for_each(reader: Reader, value: Any, n: int) -> bool:
+    """Whether what was asked is a list with a value for each of n samples, and not one value for all.
+
+    :raises UserError: for a list of another length
+    """
+    if value is None or isinstance(value, Tensor) or is_none(value) or reader.is_single(value):
+        return False
+    if len(value) != n:
+        raise UserError(f"{len(value)} values of {reader.name} for {n} samples", "one for each, or one for all",
+                        f"samples=0-{max(0, len(value) - 1)}, or {reader.name}={value[0] if value else 0}")
+    return True
 
 
 def ask_again(readers: Mapping[str, Reader], condition: Condition, rows: slice | list[int]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -27,17 +28,25 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from configs import UserError, available, build
+from configs import UserError, available, build, compose, registry
 from configs.registry import closest
+from configs.values import to_plain
 from degradations.base import Degradation, State
 from degradations.blur import Blur
 from degradations.randomness import BatchStream, Draws
 from diffusion.data.base import ImageSet
 from diffusion.metrics.base import Features, MetricInput
 from diffusion.metrics.intervals import assign_groups
+from diffusion.model import Model
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import V
 from diffusion.runs.files import make_folder, write_whole
+from diffusion.runs.memory import peak
+from diffusion.runs.share import ALONE
+from diffusion.sampling.archives import ARCHIVES
+from diffusion.sampling.job import SamplingJob
+from diffusion.sampling.manifest import Manifest
+from diffusion.sampling.parts import draw_parts
 from diffusion.spaces.latent import Latent
 from models.attention import AttentionCall
 from models.conditioning import ConditionEncoder, LabelSignal
@@ -313,13 +322,49 @@ def latent(device: str, quick: bool) -> Iterator[Case]:
         }, "pixels", cuda_time if device == "cuda" else cpu_time)
 
 
+class Halving(torch.nn.Module):
+    """A network that costs nothing."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, ctx: Context, attn: object = None) -> torch.Tensor:
+        return x / 2
+
+
+def draw_many(model: Model, n: int, form: str) -> None:
+    """What ``sample.py samples=0-N format=FORM`` does, in a step, into a folder that is removed afterwards."""
+    cfg = compose("sample", ["run=none", f"samples=0-{n - 1}", f"format={form}", "sampler.num_steps=1", "batch=500"])
+    record: dict[str, Any] = {"checkpoint": {}, "settings": to_plain(cfg)}
+    if form in ARCHIVES:
+        record["archive"] = ARCHIVES[form].file
+    with tempfile.TemporaryDirectory() as folder:
+        draw_parts(SamplingJob.plan(cfg, model), Manifest(Path(folder), record), ALONE)
+
+
+def samples(device: str, quick: bool) -> Iterator[Case]:
+    """All that is done for a sample but for the network: noise, a step, PNG, and the files."""
+    cfg = compose("train", ["experiment=ddpm_digits", "model.base=8", "condition.signals.label.num_classes=10"])
+    model = Model(to_plain(cfg), registry.trusted()).to(device)
+    model.evaluator = NetworkRestorer(Halving(), model.degradation, V())
+    few, many = (100, 300) if quick else (1000, 50_000)
+    tops = []
+    for n in (few, few, many):  # what the first needs once is not counted
+        with peak(torch.device("cpu")) as memory:
+            draw_many(model, n, "zip")
+        tops.append(f"{(memory.bytes or 0) / 1e6:,.0f} MB for {n:,}")
+    more = f"zip, {many:,} samples (x {few / many:g})"
+    yield Case(f"16 px, {few:,} samples without a network (the most memory of a process: {', '.join(tops[1:])})", {
+        "zip": partial(draw_many, model, few, "zip"), "npz": partial(draw_many, model, few, "npz"),
+        "png": partial(draw_many, model, few, "png"), more: partial(draw_many, model, many, "zip"),
+    }, "zip", scale={more: few / many})
+
+
 def unmixed(call: AttentionCall) -> torch.Tensor | None:
     """The perturbation of PAG by hand."""
     return call.v if call.site.name.startswith("mid") else None
 
 
 SUBJECTS: dict[str, Callable[[str, bool], Iterator[Case]]] = {"degradations": degradations, "guidance": guidance,
-                                                              "latent": latent, "metrics": metrics, "startup": startup}
+                                                              "latent": latent, "metrics": metrics, "samples": samples,
+                                                              "startup": startup}
 
 
 def run(names: Sequence[str], rounds: int, device: str, quick: bool) -> dict:

@@ -1,5 +1,6 @@
 """What is at hand for an evaluation: model, data, metrics, and the networks that look at images."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -14,8 +15,10 @@ from torch import Tensor
 from configs import UserError, construct, registry
 from configs.values import to_plain
 from diffusion.data.base import Data, ImageSet
+from diffusion.data.files.arrays import name_rows
 from diffusion.data.files.images import Files, size
 from diffusion.evaluation.report import Numbers
+from diffusion.evaluation.together import Together
 from diffusion.loading import build_data, load
 from diffusion.metrics.base import Features, Images, Metric, MetricInput, PairMetric
 from diffusion.metrics.extractors import classifier
@@ -34,17 +37,19 @@ log = logging.getLogger(__name__)
 class EvaluationContext:
     """The parts that the ``evaluate`` config names, built.
 
+    :param gpu: that of this process, where several share a machine
     :ivar metrics: by their keys in the config
     :ivar files: the images that are measured, for ``images=FOLDER``
     :ivar manifest: that of ``files``, if ``sample.py`` has made them
     :ivar run: the run, if one is known
+    :ivar together: the features of the samples, where several processes have extracted them
     :raises UserError: for settings that mean nothing, or parts that are not there
     """
 
-    def __init__(self, cfg: DictConfig):
+    def __init__(self, cfg: DictConfig, gpu: str | None = None):
         check(cfg)
         self.cfg, self.packages = cfg, (*registry.trusted(), *cfg.allow)
-        self.device: str = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device: str = cfg.device or gpu or ("cuda" if torch.cuda.is_available() else "cpu")
         self.metrics: dict[str, Metric | PairMetric] = {
             key: construct(node, role=(Metric, PairMetric)) for key, node in to_plain(cfg.metrics).items() if node}
         self.files, self.manifest = find_images(cfg.images) if cfg.images else (None, {})
@@ -52,8 +57,10 @@ class EvaluationContext:
         self.run = Run.open(known) if known and (cfg.run or Run.at(known).exists) else None
         self._model: Model | None = None
         self._data: Data | None = None
+        self.together: Together | None = None
         if self.run is not None:
-            self._model = load(self.run.place, weights=cfg.weights, step=cfg.step, device=cfg.device, allow=cfg.allow)
+            self._model = load(self.run.place, weights=cfg.weights, step=cfg.step, device=cfg.device or gpu,
+                               allow=cfg.allow)
             self._data = build_data(self._model.config, cfg.data.root, self.packages)
         elif cfg.reference == "data":
             raise UserError("reference=data without a run, whose data it would be", "a run, or a folder of images",
@@ -138,20 +145,24 @@ class EvaluationContext:
                 "pixels": "uint8, round((x + 1) 127.5)"}
 
     def sets(self, images: Images, what: str, reference: Features, like: Images | None = None,
-             **more: Any) -> MetricInput:
+             together: Together | None = None, **more: Any) -> MetricInput:
         """A set of images as metrics see it.
 
         :param what: the images in words
         :param like: images of which these have the conditions; None takes their own
+        :param together: has the features, if several processes have extracted them
         :param more: ``train`` and ``held_out``
         """
-        found = features(images, self.extractor, what)
+        def look(extractor: Extractor) -> Features:
+            return features(images, extractor, what) if together is None else together.collect(extractor)
+
+        found = look(self.extractor)
         labels, conditions = (like or images).labels, (like or images).conditions
         predictions = agreeing = None
         of_classes = self.judge is None or self.judge.attributes is None
         asked = labels if of_classes else self._find_attributes(like or images)
         if self.judge is not None and asked is not None:
-            seen = found if self.judge is self.extractor else features(images, self.judge, what)
+            seen = found if self.judge is self.extractor else look(self.judge)
             if of_classes:
                 predictions = classifier.take_predictions(seen)
             else:
@@ -250,12 +261,31 @@ def find_images(root: str, option: str = "images") -> tuple[Files, dict[str, Any
     :param option: the override that names ``root``, for messages
     :raises UserError: if there are none
     """
-    folder = Path(str(root)).expanduser()
-    manifest = read_manifest(folder, f"{option}=ANOTHER_FOLDER, or remove manifest.json to measure all images there")
+    place = Path(str(root)).expanduser()
+    manifest = read_manifest_of(place, f"{option}=ANOTHER_FOLDER, or remove manifest.json to measure all images there")
     if manifest is None:
-        return Files(folder, option=option), {}
+        return Files(place, option=option), {}
     samples = manifest["samples"]
-    return Files(folder, [s["file"] for s in samples], [s["condition"] for s in samples], option), manifest
+    if "archive" in manifest:
+        place = place if place.is_file() else place / manifest["archive"]
+    if place.suffix == ".npz":  # whose images have no names
+        samples = [{**s, "file": row} for s, row in zip(samples, name_rows(len(samples)), strict=True)]
+        manifest = manifest | {"samples": samples}
+    return Files(place, [s["file"] for s in samples], [s["condition"] for s in samples], option), manifest
+
+
+def read_manifest_of(place: Path, fix: str) -> dict[str, Any] | None:
+    """The manifest of a folder of samples, or of the archive of one; None if there is none.
+
+    :param fix: for messages
+    :raises UserError: if that of a folder is not as ``sample.py`` writes it
+    """
+    if not place.is_file():
+        return read_manifest(place, fix)
+    with contextlib.suppress(UserError):  # a file of somebody else, which says nothing of the archive
+        manifest = read_manifest(place.parent, fix) or {}
+        return manifest if manifest.get("archive") == place.name else None
+    return None
 
 
 def require_equal_sizes(images: Images, reference: Images, what: str) -> None:

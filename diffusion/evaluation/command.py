@@ -2,34 +2,44 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from configs import registry
+from configs import UserError, registry
 from diffusion.evaluation.bench import EvaluationContext
 from diffusion.evaluation.report import Report, compare, folder_name, show_comparison
 from diffusion.evaluation.subjects import ImagesSubject, PairsSubject, Subject
+from diffusion.evaluation.together import PARTS
 from diffusion.runs.files import make_folder, write_whole
+from diffusion.runs.lock import Lock
+from diffusion.runs.share import ALONE, Share
+from diffusion.sampling.command import choose_gpu
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]:
+def evaluate(cfg: DictConfig, other: DictConfig | None = None, share: Share = ALONE) -> dict[str, Any]:
     """Measure, print a table, and write ``evaluation.json``; gives its content. What has been measured under the very
     same protocol is not measured again.
 
     :param cfg: the composed ``evaluate`` config
     :param other: that of ``against``; the comparison is printed too, and written to ``comparison.json``
+    :param share: which of several processes this one is; it gives nothing if others have to do something yet, and that
+        which finds everything there measures
     """
-    report, folder = measure_subject(cfg)
+    report, folder = measure_subject(cfg, share)
+    if report is None:
+        return {}
     title = str(cfg.images or cfg.run)
     report.show(title)
     log.info("written: %s", folder / "evaluation.json")
     result = report.plain()
     if other is not None:
         second, _ = measure_subject(other)
+        assert second is not None
         rows = compare(report, second)
         show_comparison(rows, title, str(cfg.against))
         make_folder(folder)
@@ -38,10 +48,14 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]
     return result
 
 
-def measure_subject(cfg: DictConfig) -> tuple[Report, Path]:
-    """The report of what the config asks for, and its folder: in that of the run, else in ``runs``."""
-    bench = EvaluationContext(cfg)
+def measure_subject(cfg: DictConfig, share: Share = ALONE) -> tuple[Report | None, Path]:
+    """The report of what the config asks for, None as long as other processes are at it, and its folder: in that of the
+    run, else in ``runs``."""
+    bench = EvaluationContext(cfg, choose_gpu(share))
     asked = choose_subject(bench)
+    if share.count > 1 and not asked.divisible:
+        raise UserError(f"{share} of {asked.protocol['what']}, which one process makes and measures",
+                        "samples of a run, which several processes can draw", "shard=none")
     home = bench.run.folder if bench.run is not None else Path("runs")
     folder = home / "evaluations" / folder_name(asked.protocol)
     report = None if cfg.overwrite else Report.read(folder, asked.protocol)
@@ -50,9 +64,30 @@ def measure_subject(cfg: DictConfig) -> tuple[Report, Path]:
         (folder / "evaluation.json").touch()  # the newest is the one that was asked for last
         return report, folder
     make_folder(folder)  # before the work: a run may lie on a disk that cannot be written
+    if share.count == 1:
+        return measure(asked, folder), folder
+    if not asked.share(folder, share):
+        log.info("the others are not done yet; whoever is last measures")
+        return None, folder
+    lock = Lock(folder / "lock", f"{folder} is being measured")
+    try:
+        lock.take()
+    except UserError:
+        log.info("all features are there; another process measures")
+        return None, folder
+    try:
+        report = Report.read(folder, asked.protocol)  # another process may have measured in the meantime
+        return report or measure(asked, folder), folder
+    finally:
+        lock.release()
+
+
+def measure(asked: Subject, folder: Path) -> Report:
+    """Measure, and write down the numbers."""
     report = asked.measure(folder)
     report.save(folder)
-    return report, folder
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    return report
 
 
 def choose_subject(bench: EvaluationContext) -> Subject:

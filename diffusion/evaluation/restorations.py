@@ -25,7 +25,7 @@ from diffusion.runs.memory import peak
 from diffusion.sampling.inputs import Inputs
 from diffusion.sampling.job import restore
 from diffusion.sampling.manifest import describe_part
-from diffusion.sampling.selection import read_condition
+from diffusion.sampling.selection import Conditions
 from diffusion.sampling.watchers import evaluations
 from models.context import Condition
 from models.readers import ask_again
@@ -107,8 +107,8 @@ class RestorationsSubject(HeldOutSubject):
 
     def make(self, originals: ImageSet, outcome: Mapping[str, PairScores], report: Report) -> None:
         bench = self.bench
-        condition = read_condition(bench.model, bench.recipe, self.chosen.tolist(), to_plain(bench.cfg.condition),
-                                   Inputs(self.images), lambda: bench.data)
+        condition = Conditions(bench.model, bench.recipe, self.chosen.tolist(), to_plain(bench.cfg.condition),
+                               Inputs(self.images), lambda: bench.data).whole()
         for name in bench.cfg.samplers:
             log.info("restoring %d held-out images with %s ...", len(originals), name)
             sampler = registry.build("sampler", name, num_steps=bench.cfg.sampler.num_steps)

@@ -5,7 +5,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int64
@@ -21,12 +21,14 @@ from diffusion.evaluation.bench import EvaluationContext, find_images, require_e
 from diffusion.evaluation.cost import count_sample_flops
 from diffusion.evaluation.pair_scores import PairScores
 from diffusion.evaluation.report import Report
+from diffusion.evaluation.together import PARTS, Together
 from diffusion.metrics.base import Features, MetricInput
 from diffusion.metrics.features import features, fingerprint
 from diffusion.metrics.intervals import mean, share
 from diffusion.pictures import save_grid
+from diffusion.runs.share import ALONE, Share
 from diffusion.sampling.command import sample
-from diffusion.sampling.manifest import describe_part
+from diffusion.sampling.manifest import describe_part, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +43,20 @@ class Subject(ABC):
     """Something to be measured.
 
     :ivar protocol: all on which the numbers depend
+    :cvar divisible: whether several processes can share the work before the measuring, see :meth:`share`
     """
 
+    divisible: ClassVar[bool] = False
+
     protocol: dict[str, Any]
+
+    def share(self, folder: Path, share: Share) -> bool:
+        """Do what is this process's part of the work; whether everything is there to be measured then.
+
+        :param folder: where it may be left
+        :param share: which of several processes this one is
+        """
+        return True
 
     @abstractmethod
     def measure(self, folder: Path) -> Report:
@@ -76,7 +89,7 @@ class ImagesSubject(Subject):
         require_equal_sizes(images, self.reference, self.what)
         reference = features(self.reference, bench.extractor, "the reference", self.protocol["reference"]["hash"])
         more = self._real(reference) if bench.run is not None else {}
-        sets = bench.sets(images, self.what, reference, None, **more)
+        sets = bench.sets(images, self.what, reference, None, bench.together, **more)
         report = Report(self.protocol, [self.what], cost=cost)
         report.sets[self.what] = bench.numbers(sets, self.what, report.skipped)
         if sets.train is not None:
@@ -116,18 +129,32 @@ class SamplesSubject(ImagesSubject):
     """Samples of a run, drawn by ``sample.py`` into its folder, where they stay: what is there is not drawn again."""
 
     what = "samples"
+    divisible = True
 
     def stated(self) -> tuple[int, dict[str, Any]]:
         bench = self.bench
         return bench.cfg.count, state_sampling(bench.cfg, bench.cfg.sampler) | {"checkpoint": bench.checkpoint}
 
-    def found(self) -> tuple[Files, dict[str, dict[str, Any]]]:
+    def share(self, folder: Path, share: Share) -> bool:
         bench = self.bench
+        samples = self._draw(share)
+        bench.together = Together(folder / PARTS, samples, [f"{i:06d}.png" for i in range(bench.cfg.count)])
+        looking = [bench.extractor, *([bench.judge] if bench.judge not in (None, bench.extractor) else [])]
+        there = bench.together.extract(looking, share)
+        manifest = read_manifest(samples, "overwrite=true") or {"samples": []}
+        return there and {*bench.together.names} <= {entry["file"] for entry in manifest["samples"]}
+
+    def _draw(self, share: Share = ALONE) -> Path:
+        """Draw the samples, or this process's part of them; gives their folder."""
         wanted: Any = compose("sample", ["run=none"])
         for key in SHARED:
-            wanted[key] = bench.cfg[key]
-        wanted.samples = f"0-{bench.cfg.count - 1}"
-        folder = sample(wanted)
+            wanted[key] = self.bench.cfg[key]
+        wanted.samples = f"0-{self.bench.cfg.count - 1}"
+        return sample(wanted, share)
+
+    def found(self) -> tuple[Files, dict[str, dict[str, Any]]]:
+        bench = self.bench
+        folder = self._draw()
         _, manifest = find_images(str(folder))
         entries = [s for s in manifest["samples"] if s["index"] < bench.cfg.count]
         count = len(manifest["samples"])

@@ -44,10 +44,10 @@ def features(images: Images, extractor: Extractor, what: str, known: str | None 
     if known is not None:
         stamp = hashlib.sha256(f"{known} {extractor.name} {extractor.identity} {extractor.resizing}".encode())
         path = (cache or default_cache()) / f"features-{stamp.hexdigest()[:24]}.pt"
-        found = _load(path, images.shape[0])
+        found = read_features(path, images.shape[0])
         if found is not None:
             return found
-    result = _extract(images, extractor, what)
+    result = extract(images, extractor, what)
     if path is not None:
         with contextlib.suppress(OSError, WriteError):  # a cache that cannot be written costs time only
             make_folder(path.parent)
@@ -55,7 +55,8 @@ def features(images: Images, extractor: Extractor, what: str, known: str | None 
     return result
 
 
-def _extract(images: Images, extractor: Extractor, what: str) -> Features:
+def extract(images: Images, extractor: Extractor, what: str) -> Features:
+    """The features of a set, extracted some images at a time; arguments as for :func:`features`."""
     n = images.shape[0]
     found: dict[str, Tensor] = {}
     parts = torch.arange(n).split(extractor.chunk)
@@ -72,7 +73,8 @@ def _extract(images: Images, extractor: Extractor, what: str) -> Features:
     return Features(**found)
 
 
-def _load(path: Path, n: int) -> Features | None:
+def read_features(path: Path, n: int) -> Features | None:
+    """The features of n images in a file; None if they are not there, or not all of them."""
     try:
         content = torch.load(path, mmap=True, weights_only=True)
         found = Features(content["values"], content["logits"], content.get("attributes"))

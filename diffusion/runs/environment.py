@@ -25,8 +25,10 @@ def describe_environment() -> dict[str, Any]:
         except PackageNotFoundError:
             return None
 
+    # Which part of the work a process has done says nothing about the result.
+    typed = [word for word in sys.argv[1:] if not word.startswith("shard=")]
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *typed]),
         "git": git("rev-parse", "HEAD"),
         "changed": bool(git("status", "--porcelain")),
         "python": platform.python_version(),

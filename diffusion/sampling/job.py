@@ -21,15 +21,13 @@ from diffusion.recipe import Recipe
 from diffusion.sampling.inputs import Inputs, find_inputs
 from diffusion.sampling.manifest import Sample, describe_part
 from diffusion.sampling.selection import (
+    Conditions,
     caption_conditions,
     choose_indices,
     list_samples,
-    read_condition,
     spread_over_twins,
-    write_condition,
 )
 from diffusion.sampling.watchers import First, evaluations
-from models.context import Condition
 from models.readers import ask_again
 from samplers.protocol import Callback
 
@@ -80,12 +78,12 @@ class Job(ABC):
 class SamplingJob(Job):
     """Samples or restorations by a sampler.
 
-    :ivar condition: the raw signals of all samples, by their names
-    :ivar rows: the row of the condition of each file
+    :ivar conditions: the raw signals of all samples
+    :ivar rows: the row of each file among these
     """
 
     recipe: Recipe
-    condition: Condition
+    conditions: Conditions
     rows: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -102,11 +100,11 @@ class SamplingJob(Job):
         model.start(recipe)
         indices = choose_indices(cfg, inputs)
         known = spread_over_twins(to_plain(cfg.condition), cfg.twins, len(indices))
-        condition = read_condition(model, recipe, indices, known, inputs,
-                                   lambda: build_data(model.config, cfg.data.root, packages))
-        asked = list_samples(indices, cfg, inputs, write_condition(model, recipe, condition, len(indices)))
+        conditions = Conditions(model, recipe, indices, known, inputs,
+                                lambda: build_data(model.config, cfg.data.root, packages))
+        asked = list_samples(indices, cfg, inputs, conditions.write())
         rows = {entry["file"]: row for row, entry in enumerate(asked)}
-        return cls(cfg, model, asked, inputs, recipe, condition, rows)
+        return cls(cfg, model, asked, inputs, recipe, conditions, rows)
 
     @property
     def title(self) -> str:
@@ -120,7 +118,7 @@ class SamplingJob(Job):
     def batch(self, some: Sequence[Sample], callbacks: Sequence[Callback]) -> dict[str, Tensor]:
         cfg, model, indices = self.cfg, self.model, [entry["index"] for entry in some]
         rows = [self.rows[entry["file"]] for entry in some]
-        asked = ask_again(model.readers(self.recipe), self.condition, rows)
+        asked = ask_again(model.readers(self.recipe), self.conditions.take(rows), slice(None))
         if self.inputs is None:
             return {self.title: model.sample(indices, seed=cfg.seed, recipe=self.recipe, batch=len(some),
                                              callbacks=callbacks, **asked)}
@@ -161,3 +159,14 @@ def adapt_recipe(model: Model, recipe: Recipe, cfg: DictConfig) -> Recipe:
     if not (recipe.prior or model.prior).needs_images:
         recipe = replace(recipe, prior=registry.build("prior", "degraded"))
     return replace(recipe, start=cfg.input.t)
+
+
+def require_finite(images: Tensor, some: Sequence[Sample]) -> None:
+    """Refuse images that are not numbers: as a file, they would be black.
+
+    :raises UserError: naming the first
+    """
+    bad = (~images.isfinite()).flatten(1).any(dim=1).nonzero()
+    if len(bad):
+        raise UserError(f"sample {some[int(bad[0])]['index']} has values that are not finite numbers", "a finite image",
+                        "a smaller guidance scale, guidance=clip, or another checkpoint: step=...")

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ from configs import UserError
 from configs.values import hash_plain, list_differences
 from diffusion.runs.files import write_whole
 
-FREE = ("run", "out", "batch", "device", "data", "samples", "condition", "allow", "overwrite", "animate", "animation")
+FREE = ("run", "out", "batch", "device", "data", "samples", "condition", "allow", "overwrite", "animate", "animation",
+        "shard")
 """Settings of ``sample.py`` in which samples of one folder may differ: they say which ones, or where, or how fast."""
+OF_ARCHIVES = ("samples", "condition")
+"""Those of them in which the samples of one archive may not: nothing is added to one."""
 COSTS = ("evaluations_per_sample", "evaluations_of_other_runs", "peak_memory_gb")
 """What a record says of the drawing; a command that draws nothing leaves it as it is."""
 SECONDS_BETWEEN_WRITES = 10.0
@@ -24,8 +27,24 @@ name, and ``pixels``, a hash of what was restored."""
 
 def drop_free(settings: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for all samples of a folder: settings without the free ones and the input's place."""
-    kept = {key: value for key, value in settings.items() if key not in FREE}
-    return kept | {"input": {key: value for key, value in kept["input"].items() if key != "root"}}
+    archive = settings.get("format", "png") != "png"
+    kept = {key: value for key, value in settings.items() if key not in FREE or (archive and key in OF_ARCHIVES)}
+    return kept | {"input": {key: value for key, value in kept["input"].items() if archive or key != "root"}}
+
+
+def require_same(folder: Path, there: dict[str, Any], mine: dict[str, Any], overwrite: bool) -> bool:
+    """Whether samples were made as others are to be made, by the ``checkpoint`` and the ``settings`` of their records.
+
+    :param overwrite: they may be thrown away otherwise
+    :raises UserError: with the differences
+    """
+    before, now = ({"checkpoint": one["checkpoint"], **drop_free(one["settings"])} for one in (there, mine))
+    lines = [f"{key}: {old!r} there, {new!r} here" for key, old, new in list_differences(before, now)]
+    if lines and not overwrite:
+        raise UserError(f"{folder} holds other samples:\n    " + "\n    ".join(lines),
+                        "the same settings, to add to them",
+                        "another out=FOLDER, or overwrite=true to replace them")
+    return not lines
 
 
 def folder_name(title: str, settings: dict[str, Any], checkpoint: dict[str, Any]) -> str:
@@ -69,17 +88,12 @@ class Manifest:
         self.path = folder / "manifest.json"
         there = self._read()
         there = there if there.get("samples") else {}
-        made, mine = ({"checkpoint": r["checkpoint"], **drop_free(r["settings"])} for r in (there or record, record))
-        lines = [f"{key}: {before!r} there, {now!r} here" for key, before, now in list_differences(made, mine)]
-        if lines and not overwrite:
-            raise UserError(f"{folder} holds other samples:\n    " + "\n    ".join(lines),
-                            "the same settings, to add to them",
-                            "another out=FOLDER, or overwrite=true to replace them")
-        if lines:
-            for file in ["manifest.json", *there["pictures"], *(sample["file"] for sample in there["samples"])]:
+        if not require_same(folder, there or record, record, overwrite):
+            files = [there["archive"]] if "archive" in there else [sample["file"] for sample in there["samples"]]
+            for file in ["manifest.json", *there["pictures"], *files]:
                 (folder / Path(file).name).unlink(missing_ok=True)
             there = {}
-        self.record = {key: there[key] for key in COSTS if key in there} | record
+        self.record = record | {key: there[key] for key in COSTS if key in there}
         self.samples: dict[str, Sample] = {sample["file"]: sample for sample in there.get("samples", ())}
         self.seconds: float = there.get("seconds", 0.0)
         self.pictures: dict[str, Any] = there.get("pictures", {})
@@ -88,11 +102,24 @@ class Manifest:
 
     def has(self, sample: Sample) -> bool:
         """Whether this very sample is there, and its file."""
-        return self.samples.get(sample["file"]) == sample and (self.folder / sample["file"]).is_file()
+        file = self.record.get("archive", sample["file"])
+        return self.samples.get(sample["file"]) == sample and (self.folder / file).is_file()
 
     def shows(self, pictures: dict[str, Any]) -> bool:
         """Whether these pictures are there, and their files."""
         return pictures.items() <= self.pictures.items() and all((self.folder / name).is_file() for name in pictures)
+
+    def record_costs(self, costs: Mapping[str, float], n: int) -> None:
+        """What the drawing of n samples has cost.
+
+        :param costs: the evaluations ``own`` and ``others`` of all of them (see
+            :func:`diffusion.sampling.watchers.evaluations`), the most ``bytes`` in memory, and the ``seconds``
+        """
+        if costs.get("own") or costs.get("others"):
+            self.record["evaluations_per_sample"] = round(costs.get("own", 0) / n, 2)
+            self.record["evaluations_of_other_runs"] = round(costs.get("others", 0) / n, 2)
+        self.record["peak_memory_gb"] = round(costs["bytes"] / 1e9, 2) if costs.get("bytes") else None
+        self.seconds += costs.get("seconds", 0.0)
 
     def add(self, samples: Sequence[Sample]) -> None:
         """Samples whose files have been written; the manifest itself is only now and then."""
@@ -147,6 +174,8 @@ def find_fault(manifest: Any) -> str | None:
     if not isinstance(manifest["settings"].get("input", {}), dict) or \
             not isinstance(manifest.get("run", ""), str) or not isinstance(manifest.get("seconds", 0.0), int | float):
         return "settings, run or seconds of another type"
+    if not is_file_name(manifest.get("archive", "none")):
+        return f"the archive {str(manifest['archive'])[:100]}"
     for sample in manifest["samples"]:
         if not isinstance(sample, dict) or not is_file_name(sample.get("file")) \
                 or type(sample.get("index")) is not int or not isinstance(sample.get("condition"), dict) \

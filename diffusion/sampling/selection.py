@@ -1,13 +1,14 @@
 """Which samples, and under which condition: ``samples=``, ``label=`` and other signals of ``sample.py``."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig
-from torch import Tensor
 
 from configs import UserError
 from configs.values import to_plain
@@ -19,7 +20,7 @@ from diffusion.recipe import Recipe
 from diffusion.sampling.inputs import Inputs, read_photos
 from diffusion.sampling.manifest import Sample
 from models.context import Condition
-from models.readers import Reader, is_none
+from models.readers import Reader, is_for_each, is_none
 
 log = logging.getLogger(__name__)
 
@@ -76,40 +77,80 @@ def list_samples(indices: Sequence[int], cfg: DictConfig, inputs: Inputs | None,
     return entries
 
 
-def read_condition(model: Model, recipe: Recipe, indices: Sequence[int], asked: Mapping[str, Any],
-                   inputs: Inputs | None, data: Callable[[], Data]) -> Condition:
+class Conditions:
     """The raw signals of samples: what was asked for; else those of the image to restore; else what is usual, such as
-    all classes in turn; else those of the held-out images in turn.
+    all classes in turn; else those of the held-out images in turn. They are read a chunk at a time: signals that are
+    images may be more than fit into memory.
 
+    :param indices: of all samples
     :param asked: by name, see :meth:`diffusion.model.Model.condition`; of a signal that is an image, a folder of
         images, or ``{"of": FOLDER}``, photos of which the run's source makes it
     :param data: gives the run's data; only asked where there is no other way
     :raises UserError: if a signal is unknown, cannot be read, or is missing and has to be given
     """
-    readers, known = model.readers(recipe), dict(asked)
-    for name, reader in readers.items():
-        if isinstance(known.get(name), Mapping):
-            known[name] = _derive(model, name, known[name], indices)
-        elif reader.picture is not None and isinstance(known.get(name), str) and not is_none(known[name]):
-            channels, side = reader.picture
-            known[name] = _images(known[name], name, side, channels, indices)
-    missing = [name for name, reader in readers.items() if known.get(name) is None
-               and (inputs is not None or reader.usual(indices) is None)]
-    if missing and inputs is not None:
-        own = derive_signals(model, inputs, indices)
-        known |= {name: own.get(name, "none") for name in missing}
-    elif missing:
-        try:
-            held_out = Inputs(data().split("test"))
-            own = derive_signals(model, held_out, [i % len(held_out) for i in indices])
-            log.info("%s: of the held-out images, in turn", ", ".join(missing))
-        except UserError as error:
-            log.info("%s: not given, and the run's data are not there (%s)", ", ".join(missing), error.got)
-            own = {}
-        known |= {name: own.get(name, "none") for name in missing}
-    condition = model.condition(indices, known, recipe)
-    model.weights.encoder({name: raw[:1].to(model.device) for name, raw in condition.items()}, n=1)  # all are there
-    return condition
+
+    def __init__(self, model: Model, recipe: Recipe, indices: Sequence[int], asked: Mapping[str, Any],
+                 inputs: Inputs | None, data: Callable[[], Data]):
+        self.model, self.recipe, self.indices, self.asked = model, recipe, indices, dict(asked)
+        readers = model.readers(recipe)
+        self._photos: dict[str, Inputs] = {}
+        self._each = []
+        for name, reader in readers.items():
+            value = self.asked.get(name)
+            if isinstance(value, Mapping):
+                self._photos[name] = _find_photos(model, name, value)
+            elif reader.picture is not None and isinstance(value, str) and not is_none(value):
+                self._photos[name] = _find_pictures(value, name, *reader.picture)
+            elif is_for_each(reader, value, len(indices)):
+                self._each.append(name)
+        self._missing = [name for name, reader in readers.items() if self.asked.get(name) is None
+                         and (inputs is not None or reader.usual(indices) is None)]
+        self._images = inputs
+        if self._missing and inputs is None:
+            try:
+                self._images = Inputs(data().split("test"))
+                log.info("%s: of the held-out images, in turn", ", ".join(self._missing))
+            except UserError as error:
+                log.info("%s: not given, and the run's data are not there (%s)", ", ".join(self._missing), error.got)
+        self._read = lru_cache(maxsize=2)(self._read_chunk)
+
+    def take(self, rows: Sequence[int]) -> Condition:
+        """The raw signals of the samples in these rows, on the CPU."""
+        parts = [{name: raw[[row % CHUNK for row in some]] for name, raw in self._read(chunk).items()}
+                 for chunk, some in groupby(rows, lambda row: row // CHUNK)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def write(self) -> list[dict[str, Any]]:
+        """The condition of each sample in words, for manifests."""
+        written = []
+        for rows in self._chunks():
+            written += write_condition(self.model, self.recipe, self._read(rows.start // CHUNK), len(rows))
+        return written
+
+    def whole(self) -> Condition:
+        """The raw signals of all samples, where these are few."""
+        return self.take(range(len(self.indices)))
+
+    def _chunks(self) -> Iterator[range]:
+        n = len(self.indices)
+        return (range(first, min(first + CHUNK, n)) for first in range(0, n, CHUNK))
+
+    def _read_chunk(self, chunk: int) -> Condition:
+        model, rows = self.model, slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+        indices = list(self.indices[rows])
+        known = self.asked | {name: self.asked[name][rows] for name in self._each}
+        for name, photos in self._photos.items():
+            places = [i % len(photos) for i in indices]
+            known[name] = derive_signals(model, photos, places)[name] if isinstance(self.asked[name], Mapping) \
+                else to_float(photos.images.batch(torch.tensor(places))[0])
+        if self._missing:
+            own: Condition = {}
+            if self._images is not None:
+                own = derive_signals(model, self._images, [i % len(self._images) for i in indices])
+            known |= {name: own.get(name, "none") for name in self._missing}
+        condition = model.condition(indices, known, self.recipe)
+        model.weights.encoder({name: raw[:1].to(model.device) for name, raw in condition.items()}, n=1)  # all are there
+        return condition
 
 
 def derive_signals(model: Model, images: Inputs, indices: Sequence[int]) -> Condition:
@@ -140,22 +181,20 @@ def caption_conditions(readers: Mapping[str, Reader], written: Sequence[dict[str
     return captions if all(captions) else []
 
 
-def _derive(model: Model, name: str, asked: Mapping[str, Any], indices: Sequence[int]) -> Tensor:
+def _find_photos(model: Model, name: str, asked: Mapping[str, Any]) -> Inputs:
     sources = model.weights.encoder.sources
     if name not in sources or set(asked) != {"of"}:
         raise UserError(f"{name}.{'/'.join(map(str, asked))}", f"{name}=VALUE, or {name}.of=PHOTOS for a signal that a "
                         f"source makes of photos; sources: {', '.join(sources) or 'none'}", f"{name}=...")
     channels, side, _ = model.image_shape
-    found = read_photos(Path(str(asked["of"])).expanduser(), side, channels)
-    return derive_signals(model, Inputs(found.images), [i % len(found) for i in indices])[name]
+    return read_photos(Path(str(asked["of"])).expanduser(), side, channels)
 
 
-def _images(folder: str, name: str, side: int, channels: int, indices: Sequence[int]) -> Tensor:
+def _find_pictures(folder: str, name: str, channels: int, side: int) -> Inputs:
     try:
-        found = read_photos(Path(folder).expanduser(), side, channels)
+        return read_photos(Path(folder).expanduser(), side, channels)
     except UserError as error:
         raise UserError(error.got, error.wanted, error.fix.replace("input=", f"{name}=")) from error
-    return to_float(found.images.batch(torch.tensor([i % len(found) for i in indices]))[0])
 
 
 def parse(samples: Any) -> Sequence[int]:

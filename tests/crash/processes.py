@@ -24,6 +24,8 @@ CONTEXT.set_forkserver_preload(["diffusion.commands", "diffusion.training.fit", 
                                 "hydra", "sklearn.datasets", "sklearn.mixture", "rich.table"])
 PATIENCE = 240
 """Seconds after which a command is given up."""
+PART = 4
+"""Samples of a part of an archive."""
 
 
 @dataclass
@@ -101,8 +103,10 @@ def _run(arguments: list[str], place: Path, log: Path, trace: Path, fault: Fault
         os.dup2(said, number)
     os.close(said)
     import configs.cli
+    import diffusion.sampling.parts
 
     configs.cli.subprocess = Forking  # type: ignore[attr-defined]
+    diffusion.sampling.parts.MOST = PART
     watch(trace, fault, atomic)
     _run_script(arguments)
 

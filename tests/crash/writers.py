@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from helpers import DIGITS, NANO
 from PIL import Image
+from processes import PART
 
 from diffusion.runs import checkpoint
 
@@ -88,6 +89,14 @@ def lose_pictures(place: Path, said: str) -> tuple[int, str]:
     return len(list((place / "out").glob("0*.png"))) - known, f"samples to draw: {PICTURES - known} of {PICTURES}"
 
 
+def lose_part(place: Path, said: str) -> tuple[int, str]:
+    """The part under way, of samples that go into an archive."""
+    parts = list((place / "out" / ".parts").glob("*.part"))
+    complete = (place / "out" / "manifest.json").exists()
+    left = 0 if complete else PICTURES - PART * len(parts)
+    return min(PART, left), f"samples to draw: {left} of {PICTURES}"
+
+
 def lose_decoded(place: Path, said: str) -> tuple[int, str]:
     """Images that were decoded into a file that has no index."""
     known = any(place.glob("cache/photos-*.json"))
@@ -129,6 +138,9 @@ WRITERS = [
     Writer("sampling", ["sample.py", f"run={RUN}", f"samples=0-{PICTURES - 1}", "batch=4", "out=out", "animate=true",
                         "animation.frames=2", *FEW], ("runs",),
            ("0*.png", "manifest.json", "grid.png", "trajectory.webp"), "pictures", PICTURES, lose_pictures),
+    Writer("samples in an archive", ["sample.py", f"run={RUN}", f"samples=0-{PICTURES - 1}", "batch=2", "out=out",
+                                     "format=zip", *FEW], ("runs",),
+           ("*.part", "record.json", "samples.zip", "grid.png", "manifest.json"), "pictures", PART, lose_part),
     Writer("evaluation", ["evaluate.py", f"run={RUN}", f"count={MEASURED}", "metrics=quick", "judge=none",
                           "extractor=random", *FEW], ("runs",), ("features-*.pt", "parts.pt", "evaluation.json"),
            "pictures", MEASURED, lose_measured),

@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from configs.errors import UserError
 from configs.values import read_limit
+from diffusion.data.files.arrays import ARRAY, encode_pixels, map_images, name_rows
 from diffusion.data.files.layout import choose_splits
 
 SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo", ".bmp", ".dib", ".gif", ".webp",
@@ -124,6 +125,23 @@ class _Zip:
         return self.file.read(name)
 
 
+class _Array:
+    """The images of an npz, as if each were a file that is called by its row."""
+
+    def __init__(self, path: Path):
+        with zipfile.ZipFile(path) as file:
+            self.stamp = file.getinfo(ARRAY).CRC
+            self.others = Counter(_ending(name) for name in file.namelist() if name != ARRAY)
+        self.images = map_images(path, read_limit("MOST_BYTES", MOST_BYTES))
+        self.rows = {name: row for row, name in enumerate(name_rows(len(self.images)))}
+
+    def entries(self) -> list[Entry]:
+        return [Entry(name, self.images[0].nbytes, self.stamp) for name in self.rows]
+
+    def read(self, name: str) -> bytes:
+        return encode_pixels(self.images[self.rows[name]])
+
+
 class _Splits:
     """The archives of a folder that are splits by their names, such as ``train.zip`` and ``test.zip``, as if unpacked
     into folders of these names."""
@@ -145,15 +163,16 @@ class _Splits:
 
 @contextmanager
 def open_archive(root: Path) -> Iterator[Archive]:
-    """The folder or zip file at ``root``, read in place; zips are closed when the context ends. A folder whose zips are
-    splits by their names, such as ``train.zip`` and ``test.zip``, is read as if they were unpacked.
+    """The folder, zip or npz file at ``root``, read in place; zips are closed when the context ends. A folder whose
+    zips are splits by their names, such as ``train.zip`` and ``test.zip``, is read as if they were unpacked.
 
     :raises UserError: it is neither (as ``check_root``), or a zip is damaged
     """
     check_root(root)
     with ExitStack() as stack:
         if root.is_file():
-            yield stack.enter_context(_zip(root))
+            archive = stack.enter_context(_zip(root))
+            yield _Array(root) if ARRAY in archive.file.namelist() else archive
             return
         zips = {path.stem: path for path in sorted(root.glob("*.[zZ][iI][pP]")) if path.is_file()}
         if choose_splits(zips) is not None:
