@@ -1,9 +1,9 @@
 """Images for training and evaluation: whole data sets, decoded once to uint8, in memory or in a mapped file, or decoded
 whenever they are asked for.
 
-A data set (``Digits``, ``MNIST``, ``CIFAR10``, ``CelebA``, ``Folder``, ``Shards``, or anyone's ``Data``) gives two fixed
-splits of type ``ImageSet``. ``Batches`` walks over one of them in an order that depends on nothing but the seed and the
-position. Pixels become floats in ``diffusion.data.pixels`` and nowhere else.
+A data set (``Digits``, ``MNIST``, ``CIFAR10``, ``CelebA``, ``Folder``, ``Shards``, or anyone's ``Data``) gives two
+fixed splits of type ``ImageSet``. ``Batches`` walks over one of them in an order that depends on nothing but the seed
+and the position. Pixels become floats in ``diffusion.data.pixels`` and nowhere else.
 
 The names are imported on first use, so that importing this package costs nothing.
 """

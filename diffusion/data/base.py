@@ -90,8 +90,9 @@ class ImageSet:
     @property
     def images(self) -> UInt8[Tensor, "n c h w"]:
         """All images in memory, for sets that are known to be small; else there are ``batch`` and ``chunks``."""
-        whole = isinstance(self.pixels, Tensor) and self.rows is None
-        return self.pixels if whole else self.batch(torch.arange(len(self)))[0]
+        if isinstance(self.pixels, Tensor) and self.rows is None:
+            return self.pixels
+        return self.batch(torch.arange(len(self)))[0]
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """The same set on ``device``, from where ``batch`` then serves without any copying; or this set, if its images

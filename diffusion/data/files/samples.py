@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -67,14 +67,15 @@ class Scan:
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        found = {name: np.frombuffer(values, np.int64) for name, values in self._numbers.items()}
+        found: dict[str, np.ndarray] = {}
+        found |= {name: np.frombuffer(values, np.int64) for name, values in self._numbers.items()}
         found |= {"hash": np.frombuffer(self._hashes, np.uint64), "keys": np.frombuffer(self._keys, np.uint8)}
         for name, values in self._values.items():
             shape = (len(self._hashes), *([self._widths[name]] if self._widths[name] else []))
             found[f"signal.{name}"] = np.frombuffer(values, np.float32).reshape(shape)
         return found
 
-    def _add(self, file: BinaryIO, key: bytes, parts: dict[str, list[Member]]) -> int:
+    def _add(self, file: IO[bytes], key: bytes, parts: dict[str, list[Member]]) -> int:
         """Take in one sample; gives the number of its files."""
         double = next((ending for ending, members in parts.items() if len(members) > 1), None)
         if double is not None:
@@ -117,8 +118,10 @@ class Scan:
         taken = []
         for name in self.signals:
             value = found.get(name) if isinstance(found, dict) else None
-            words = sorted(value) if isinstance(value, dict) else None
+            words = list(value) if isinstance(value, dict) else None
             if isinstance(value, dict):
+                known = self.fields.get(name) or list(value)
+                words = known if set(known) == set(value) else words
                 value = [value[word] for word in words or ()]
             numbers = value if isinstance(value, list) else [value]
             width = len(value) if isinstance(value, list) else 0
@@ -132,7 +135,7 @@ class Scan:
             self._values[name].extend(taken[-1])
         return b"".join(each.tobytes() for each in taken)
 
-    def _read(self, file: BinaryIO, key: bytes, member: Member) -> bytes:
+    def _read(self, file: IO[bytes], key: bytes, member: Member) -> bytes:
         if member.size > MOST_TEXT:
             raise self._refuse(key, f"with a text of {member.size} bytes, more than {MOST_TEXT}")
         file.seek(member.offset)
@@ -150,7 +153,7 @@ class Scan:
                          "python scripts/prepare_data.py SOURCE FOLDER --shards 1GB")
 
 
-def list_samples(file: BinaryIO) -> Iterator[tuple[bytes, dict[str, list[Member]]]]:
+def list_samples(file: IO[bytes]) -> Iterator[tuple[bytes, dict[str, list[Member]]]]:
     """The files of each key that lie side by side, by their endings. The key is the path up to the first dot in the
     file's name, the ending what follows it, in lower case. Hidden files are passed over.
 

@@ -80,13 +80,14 @@ class Shard:
         :raises UserError: it is not the file any more that was indexed
         """
         try:
-            found = os.pread(_open(self.path, self.stamp).number, size, offset)
+            number = _open(self.path, self.stamp).number
+            stamp, found = Stamp.of(os.fstat(number)), os.pread(number, size, offset)
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror})", "the shards, as long as they are used",
                             "put it back, and give the same command again") from error
-        if len(found) < size:
-            raise UserError(f"{self.path} has become shorter", "shards that do not change while they are used",
-                            "put the whole file back, and give the same command again")
+        if stamp != self.stamp:
+            raise UserError(f"{self.path} has changed since it was indexed", "shards that do not change while they are "
+                            "used", "give the same command again")
         return found
 
 
@@ -94,9 +95,6 @@ class _File:
     # Closed when nobody refers to it any more, so that a thread never loses the file that it reads.
     def __init__(self, path: Path, stamp: Stamp):
         self.number = os.open(path, os.O_RDONLY)
-        if Stamp.of(os.fstat(self.number)) != stamp:
-            raise UserError(f"{path} has changed since it was indexed", "shards that do not change while they are used",
-                            "give the same command again")
 
     def __del__(self):
         if hasattr(self, "number"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO
 
 BLOCK = 512
 RECORD = 20 * BLOCK
@@ -26,7 +26,7 @@ class Member:
     size: int
 
 
-def list_members(file: BinaryIO, total: int) -> Iterator[Member]:
+def list_members(file: IO[bytes], total: int) -> Iterator[Member]:
     """The regular files in an archive, in its order; folders are passed over. The formats are POSIX's ustar and pax and
     GNU's, as ``tar`` and Python write them. The one who iterates may move the position of the file.
 
