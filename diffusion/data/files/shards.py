@@ -80,8 +80,8 @@ class Shard:
         :raises UserError: it is not the file any more that was indexed
         """
         try:
-            number = _open(self.path, self.stamp).number
-            stamp, found = Stamp.of(os.fstat(number)), os.pread(number, size, offset)
+            file = _open(self.path, self.stamp)
+            stamp, found = Stamp.of(os.fstat(file.number)), os.pread(file.number, size, offset)
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror})", "the shards, as long as they are used",
                             "put it back, and give the same command again") from error
@@ -92,7 +92,7 @@ class Shard:
 
 
 class _File:
-    # Closed when nobody refers to it any more, so that a thread never loses the file that it reads.
+    # Closed when nobody refers to it any more: a thread that refers to it does not lose the file that it reads.
     def __init__(self, path: Path, stamp: Stamp):
         self.number = os.open(path, os.O_RDONLY)
 
