@@ -11,7 +11,7 @@ from pictures import fill, png, samples, write_tar, zipped
 from PIL import Image
 
 from configs.errors import UserError
-from diffusion.data import Digits, Folder, Shards
+from diffusion.data import Folder, Shards
 from diffusion.data.files.pack import read_size
 from scripts import prepare_data
 
@@ -60,12 +60,15 @@ def test_splits_become_names(tmp_path, monkeypatch):
 
 
 def test_a_data_set_keeps_its_pixels(tmp_path, monkeypatch):
-    assert pack(monkeypatch, "data=digits data.size=8", tmp_path / "out", "--shards", "1MB") == 0
+    root = fill(tmp_path / "images", FILES)
+    source = f"data=folder data.root={root} data.size=8 data.channels=1 data.held_out=0.3"
+    assert pack(monkeypatch, source, tmp_path / "out", "--shards", "5kB") == 0
     shards = Shards(tmp_path / "out" / "train-*.tar", size=8, channels=1, test="test-*.tar")
-    digits = Digits(8)
+    folder = Folder(root, size=8, channels=1, held_out=0.3)
+    assert len(folder.split("test")) == 4
     for name in ("train", "test"):
-        assert torch.equal(shards.split(name).images, digits.split(name).images)
-        assert torch.equal(shards.split(name).labels, digits.split(name).labels)
+        assert torch.equal(shards.split(name).images, folder.split(name).images)
+        assert torch.equal(shards.split(name).labels, folder.split(name).labels)
 
 
 def test_shards_as_shards_without_what_is_broken(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -112,6 +113,14 @@ def test_without_a_place_for_the_index(shards, tmp_path, caplog):
     (tmp_path / "file").touch()
     assert Shards(shards, size=8, cache=tmp_path / "file" / "x").fingerprint() == Shards(shards, size=8).fingerprint()
     assert "cannot be kept" in caplog.text
+
+
+def test_more_shards_than_are_kept_open(shards, monkeypatch):
+    images = Shards(shards, size=8, held_out=0).split("train")
+    expected = images.images
+    monkeypatch.setattr(indexing, "_open", lru_cache(maxsize=1)(indexing._File))
+    rows = torch.arange(600) * 23 % 60  # from one shard to the next all the time
+    assert torch.equal(images.batch(rows)[0], expected[rows])
 
 
 @pytest.mark.parametrize(("words", "names", "labels"), [
