@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, nargs=2, metavar=("SET", "CACHE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
-        print(json.dumps(measure(*given.measure, given.batches)))
+        print(json.dumps(measure(given.measure[0], given.measure[1], given.batches)))
         return
     for count in given.count:
         shards, cache = given.folder / f"{count}", given.folder / f"{count}-cache"

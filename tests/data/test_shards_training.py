@@ -59,3 +59,11 @@ def test_a_classifier(root, tmp_path):
                 f"data.root=[{root}/0.tar,{root}/1.tar]", "max_steps=1", "run.name=judge")
     assert checkpoint.read_latest(run.checkpoints)["config"]["model"]["classes"] == 2
     done("evaluate.py", f"run={run.folder}", "count=4")
+
+
+def test_an_image_that_cannot_be_read_ends_the_training_in_words(root, tmp_path):
+    write_tar(root / "2.tar", {"bad.png": b"x" * 900, "bad.cls": b"a"})
+    said = done("train.py", *FEW, f"data.root={root}/2.tar", "data.test=0.tar", "max_steps=1", f"run.root={tmp_path}",
+                "run.name=x", code=2)
+    assert "the image of bad in" in said
+    assert "Traceback" not in said

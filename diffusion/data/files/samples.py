@@ -21,6 +21,8 @@ IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
 MOST_TEXT = 2**20
 """Bytes of a ``.cls``, ``.txt`` or ``.json`` file."""
 MOST_CLASSES = 2**16
+COLUMNS = {"offset": "q", "size": "I", "text": "q", "text_size": "I", "label": "i", "end": "I"}
+"""Numbers that are kept of each sample, and their types."""
 TAIL = 512
 """Bytes at the end of each image that the hash of a shard sees, beside the image's key and size."""
 
@@ -44,11 +46,12 @@ class Scan:
         self.words: dict[str, int] = {}
         self.fields: dict[str, list[str] | None] = {}
         self.others: Counter[str] = Counter()
-        self._numbers = {name: array("q") for name in ("offset", "size", "text", "text_size", "label", "end")}
+        self._numbers = {name: array(kind) for name, kind in COLUMNS.items()}
         self._hashes, self._keys = array("Q"), bytearray()
         self._values: dict[str, array[float]] = {name: array("f") for name in self.signals}
         self._widths: dict[str, int] = {}
-        self._whole, self._most = hashlib.blake2b(digest_size=32), read_limit("MOST_BYTES", MOST_BYTES)
+        self._whole = hashlib.blake2b(digest_size=32)
+        self._most = min(2**32 - 1, read_limit("MOST_BYTES", MOST_BYTES))
         try:
             with path.open("rb", buffering=2**14) as file:
                 self.members = sum(self._add(file, key, parts) for key, parts in list_samples(file))
@@ -68,7 +71,7 @@ class Scan:
     @property
     def columns(self) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
-        found |= {name: np.frombuffer(values, np.int64) for name, values in self._numbers.items()}
+        found |= {name: np.frombuffer(values, values.typecode) for name, values in self._numbers.items()}
         found |= {"hash": np.frombuffer(self._hashes, np.uint64), "keys": np.frombuffer(self._keys, np.uint8)}
         for name, values in self._values.items():
             shape = (len(self._hashes), *([self._widths[name]] if self._widths[name] else []))

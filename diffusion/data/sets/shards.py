@@ -123,7 +123,7 @@ class Shards(Data):
         chosen = np.arange(images.shape[0]) if rows is None else rows
         signals = {}
         if self.classes is not None:
-            signals["label"] = self._gather_labels(images.shards)[chosen]
+            signals["label"] = self._gather_labels(images, chosen)
         for field in self.signals:
             column = [shard.columns[f"signal.{field}"] for shard in images.shards]
             signals[field] = np.concatenate(column)[chosen] if column else np.zeros(0, np.float32)
@@ -159,11 +159,14 @@ class Shards(Data):
             held[np.argmin(hashes)], held[np.argmax(hashes)] = True, False
         return held
 
-    def _gather_labels(self, shards: Sequence[Shard]) -> Int64[np.ndarray, " n"]:
+    def _gather_labels(self, images: ShardImages, rows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         assert self.classes is not None
-        numbers = [np.array([self.classes[1][word] for word in shard.words], np.int64)[shard.columns["label"]]
-                   for shard in shards]
-        return np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
+        labels = np.empty(len(rows), np.int64)
+        places = np.searchsorted(rows, images.starts)
+        for shard, start, a, b in zip(images.shards, images.starts, places, places[1:]):
+            numbers = np.array([self.classes[1][word] for word in shard.words], np.int64)
+            labels[a:b] = numbers[shard.columns["label"][rows[a:b] - start]]
+        return labels
 
     def _digests(self, name: Split) -> bytes:
         # Of what the shards hold, not of the pixels: a terabyte is not read for it. Where they lie does not matter.
