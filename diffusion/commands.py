@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import shlex
+from glob import glob
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,9 +124,10 @@ def check_recipe_settings(cfg: DictConfig) -> None:
     """
     require_parts(cfg, "sampler")
     require_kinds(cfg, start=float, weights=Literal["ema", "raw"], step=int | None, device=str | None, allow=list[str],
-                  condition=dict, data=dict, data__root=str | None, guidance=dict | None, edit=dict | None,
+                  condition=dict, data=dict, data__root=str | list[str] | None, guidance=dict | None, edit=dict | None,
                   prior=dict | None)
-    if cfg.data.root is not None and not Path(str(cfg.data.root)).exists():
+    places = cfg.data.root if isinstance(cfg.data.root, ListConfig) else [cfg.data.root]
+    if not all(place is None or Path(place).exists() or glob(place, recursive=True) for place in places):
         raise UserError(f"there is nothing at data.root={cfg.data.root}", "where the run's data lies now",
                         "data.root=WHERE, or without it where it lay")
     for name in cfg.allow:

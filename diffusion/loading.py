@@ -140,7 +140,7 @@ def fill_weights(model: Model, state: Mapping[str, Tensor], place: str) -> None:
                             "another run or file")
 
 
-def build_data(config: Mapping[str, Any], root: str | None, packages: Sequence[str]) -> Data:
+def build_data(config: Mapping[str, Any], root: str | Sequence[str] | None, packages: Sequence[str]) -> Data:
     """The data set of a run.
 
     :param config: of the run
@@ -148,4 +148,5 @@ def build_data(config: Mapping[str, Any], root: str | None, packages: Sequence[s
     :param packages: whose classes the run's config may name
     """
     node = drop_places(config["data"], "data")
-    return construct(node | ({"root": root} if root else {}), packages=packages, role=Data)
+    place = root if root is None or isinstance(root, str) else list(root)
+    return construct(node | ({"root": place} if place else {}), packages=packages, role=Data)

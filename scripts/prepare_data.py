@@ -1,46 +1,43 @@
-"""One zip archive of a folder (or zip) of images, with an index of what is in it.
+"""One zip archive of a folder (or zip) of images, with an index of what is in it; or shards, tar files of some size.
 
 ``python scripts/prepare_data.py SOURCE OUT.zip [--size N] [--count N] [--skip-broken]``, then ``data=folder
 data.root=OUT.zip``; ``python scripts/prepare_data.py --check OUT.zip`` compares an archive with its index.
+``python scripts/prepare_data.py SOURCE FOLDER --shards 1GB``, then ``data=shards data.root=FOLDER``.
 
-The same images give the same bytes: files in the order of their names, stored as they are, dated 1980. ``index.json``
-in the archive has the name, width, height (upright), class (as ``data=folder`` sees it) and SHA-256 of each file, and
-``content``, the SHA-256 of a line ``<SHA-256>  <name>`` per file, as ``sha256sum`` prints them.
+The same images give the same bytes: files in the order of their names, stored as they are, of one date. ``index.json``
+in the zip has the name, width, height (upright), class (as ``data=folder`` sees it) and SHA-256 of each file, and
+``content``, the SHA-256 of a line ``<SHA-256>  <name>`` per file, as ``sha256sum`` prints them. Shards have the class
+as ``.cls`` beside each image; splits that the folders name become ``train-*.tar`` and ``test-*.tar``.
 """
 
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 import zipfile
 import zlib
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Iterable, Iterator
+from glob import has_magic
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import Image
-
+from configs import compose, construct
 from configs.errors import UserError, escape
+from diffusion.data.base import SPLITS, Data
 from diffusion.data.files.archive import describe_others, open_archive
-from diffusion.data.files.decode import DEEP_GREY, explain, read_upright, to_eight_bit
+from diffusion.data.files.decode import explain
 from diffusion.data.files.layout import layout
+from diffusion.data.files.pack import Sample, read_size, take_archive, take_data, take_shards, write_shards
+from diffusion.data.files.places import find_shards
+from diffusion.data.files.prepare import Prepared, prepared, rename
 from diffusion.data.files.progress import progress
+from diffusion.data.files.shards import index_shards
 from diffusion.data.files.threads import in_order
 from diffusion.runs.files import make_folder, write_whole
 
 INDEX = "index.json"
 SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A file of the archive to be: its name, content, and width and height, upright."""
-
-    name: str
-    data: bytes
-    width: int
-    height: int
 
 
 def prepare(source: Path, out: Path, size: int | None = None, count: int | None = None,
@@ -66,7 +63,7 @@ def _write(source: Path, file: IO[bytes], size: int | None, count: int | None, s
     broken: dict[str, Exception] = {}
     records: list[dict[str, Any]] = []
     with open_archive(source) as archive, zipfile.ZipFile(file, "w") as target:
-        names = sorted((entry.name for entry in archive.entries()), key=lambda name: _renamed(name, size))
+        names = sorted((entry.name for entry in archive.entries()), key=lambda name: rename(name, size))
         if others := describe_others(archive.others):
             print(f"not read in {source}: {escape(others)}", file=sys.stderr)
         if not skip_broken:
@@ -97,32 +94,6 @@ def _write(source: Path, file: IO[bytes], size: int | None, count: int | None, s
         index = {"content": _content(files), "count": len(files), "size": size, "files": files}
         _add(target, INDEX, json.dumps(index, indent=1).encode())
     return index
-
-
-def prepared(name: str, data: bytes, size: int | None) -> Prepared:
-    """A file as it goes into the archive: as it is, or, with ``size`` and a longer shorter side, resized with Pillow's
-    bilinear filter, 8 bits, upright and without transparency, as ``data=folder`` would see it. Then JPEG stays JPEG
-    (quality 95) and everything else becomes PNG.
-
-    :raises Exception: of any type, when the file cannot be read
-    """
-    name.encode()  # A file name need not be valid text, but a name in an archive has to be.
-    with read_upright(data) as image:
-        pixels = to_eight_bit(image, 1 if image.mode in ("1", "L", *DEEP_GREY) else 3)
-    shorter, new = min(pixels.size), _renamed(name, size)
-    if size is None or (shorter <= size and new == name):
-        return Prepared(name, data, *pixels.size)
-    if shorter > size:
-        width, height = (round(side * size / shorter) for side in pixels.size)
-        pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
-    file = BytesIO()
-    pixels.save(file, "PNG" if new.lower().endswith(".png") else "JPEG", quality=95)
-    return Prepared(new, file.getvalue(), *pixels.size)
-
-
-def _renamed(name: str, size: int | None) -> str:
-    """The name in the archive: with ``size``, ``.png`` is appended to that of a file that becomes one."""
-    return name if size is None or name.lower().endswith((".png", ".jpg", ".jpeg")) else name + ".png"
 
 
 def _add(target: zipfile.ZipFile, name: str, data: bytes) -> None:
@@ -201,20 +172,76 @@ def check(path: Path) -> dict[str, Any]:
     return index
 
 
+def pack(source: str, out: Path, most: int, size: int | None, count: int | None, skip_broken: bool) -> int:
+    """Writes shards, all or none, and gives the number of their images.
+
+    :param source: a folder or zip, shards, or the settings of a data set, ``data=NAME ...``
+    :param most: bytes of a shard
+    :raises UserError: as :func:`prepare`
+    """
+    if size is not None and size < 1:
+        raise UserError(f"--size {size}", "at least one pixel", "--size 64")
+    broken: dict[str, Exception] = {}
+    found = 0
+
+    def sound(samples: Iterable[Sample]) -> Iterator[Sample]:
+        nonlocal found
+        for sample in samples:
+            if sample.error is not None:
+                broken[sample.key] = sample.error
+                continue
+            found += 1
+            yield sample
+        if broken:
+            _report(broken, skip_broken)
+        _compare(found, count)
+        if not found:
+            raise UserError(f"no images in {source}", "at least one", "another SOURCE")
+
+    def write(samples: Iterable[Sample], total: int) -> None:
+        write_shards(sound(progress(samples, total, "packing")), out, most)
+
+    if source.startswith("data="):
+        data = construct(compose("train", shlex.split(source)).data, role=Data)
+        write(take_data(data), sum(len(data.split(name)) for name in SPLITS if name == "train" or data.holds_out))
+    elif _are_shards(source):
+        paths = find_shards(source)
+        write(take_shards(paths, size), sum(map(len, index_shards(paths, (), None))))
+    else:
+        with open_archive(Path(source)) as archive:
+            write(take_archive(archive, size), len(archive.entries()))
+    return found
+
+
+def _are_shards(source: str) -> bool:
+    """Whether this is a tar file, a pattern, or a folder of tar files."""
+    path = Path(source)
+    return path.suffix.lower() == ".tar" or has_magic(source) or any(path.glob("*.tar"))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", nargs="?", type=Path, metavar="SOURCE", help="folder or zip of images")
-    parser.add_argument("out", nargs="?", type=Path, metavar="OUT.zip", help="the archive to write")
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help="folder or zip of images; with --shards also "
+                        "shards, or the settings of a data set in quotes: 'data=cifar10 data.root=data'")
+    parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="the archive, or the folder of shards, to "
+                        "write")
     parser.add_argument("--size", type=int, help="shrink larger images to so many pixels on the shorter side")
+    parser.add_argument("--shards", metavar="SIZE", help="write tar files of at most 100MB, 1GB, ... for data=shards")
     parser.add_argument("--count", type=int, help="refuse unless there are exactly so many images")
     parser.add_argument("--skip-broken", action="store_true", help="leave out files that cannot be read")
     parser.add_argument("--check", type=Path, metavar="OUT.zip", help="compare an archive with its index instead")
     given = parser.parse_args()
     if (given.check is None) == (given.out is None):
-        parser.error("give SOURCE and OUT.zip, or --check OUT.zip")
+        parser.error("give SOURCE and OUT, or --check OUT.zip")
     try:
-        index = (check(given.check) if given.check
-                 else prepare(given.source, given.out, given.size, given.count, given.skip_broken))
+        if given.check:
+            index = check(given.check)
+        elif given.shards is None:
+            index = prepare(Path(given.source), given.out, given.size, given.count, given.skip_broken)
+        else:
+            found = pack(given.source, given.out, read_size(given.shards), given.size, given.count, given.skip_broken)
+            print(f"{given.out}: {found} images in {len(list(given.out.glob('*.tar')))} shards")
+            return 0
     except UserError as error:
         print(str(error).replace("data.root=", ""), file=sys.stderr)
         return 2

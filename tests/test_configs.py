@@ -3,6 +3,7 @@
 import struct
 import subprocess
 import sys
+import tarfile
 from itertools import product
 from pathlib import Path
 
@@ -97,7 +98,11 @@ def roots(tmp_path_factory) -> dict[str, Path]:
     for split, name in product(("train", "test"), CLASSES):
         (cifar10 / split / name).mkdir(parents=True)
         Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(cifar10 / split / name / "0.png")
-    return {"Folder": photos, "CelebA": photos, "MNIST": mnist, "CIFAR10": cifar10}
+    shards = tmp_path_factory.mktemp("shards")
+    with tarfile.open(shards / "0.tar", "w") as tar:
+        for photo in sorted(photos.glob("*.png")):
+            tar.add(photo, photo.name)
+    return {"Folder": photos, "CelebA": photos, "MNIST": mnist, "CIFAR10": cifar10, "Shards": shards}
 
 
 def placed(overrides: list[str], roots: dict[str, Path]) -> list[str]:

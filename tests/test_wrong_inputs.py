@@ -36,6 +36,8 @@ optimizer.weight_decay=-1 | optimizer=banana | optimizer.lrr=1 | batch=0 | batch
 accumulate=0 | accumulate=a | accumulate=9 | max_steps=0 | max_steps=-1 | max_steps=1.5 | max_steps=a | max_steps=null
 data=banana | data.size=0 | data.size=-1 | data.size=a | data.size=99999 | data.size=1.5 | data.channels=2
 data.channels=a | data.flip=5 | data=folder | data=folder data.root= | data=folder data.root=null
+data=shards | data=shards data.root=[] | data=shards data.root=/nope/*.tar | data=shards data.root=5
+data=shards data.root=https://example.org/a.tar | data=shards data.root=x.tar.gz | data=shards data.root=x data.test=
 data=folder data.root=/nope/nope | data=mnist data.root=/nope/nope | degradation=banana | degradation/schedule=banana
 degradation.schedule=banana | degradation.levels=0 | degradation.levels=a | degradation.levels=-1 | objective=banana
 objective/times=banana | objective/weighting=banana | objective/parameterization=banana | condition=banana
@@ -73,6 +75,8 @@ OTHERS = [
     ["sample.py", "run=COLD", "prior=noise"], ["evaluate.py", "run=COLD", "samplers=cold1"],
     ["evaluate.py", "run=COLD", "samplers=[banana]"], ["evaluate.py", "run=COLD", "samplers=[]"],
     ["scripts/sweep_table.py", "/nope"], ["scripts/plot_metrics.py", "/nope"], ["scripts/plot_sweep.py", "/nope"],
+    ["scripts/prepare_data.py", "/nope", "out", "--shards", "1GB"],
+    ["scripts/prepare_data.py", "/nope", "out", "--shards", "1"],
     ["scripts/prepare_data.py", "/nope", "out.zip"], ["scripts/prepare_data.py", "--check", "/nope"],
     ["scripts/fit_prior.py", "run=/nope"], ["scripts/fit_prior.py", "run=RUN", "prior=banana"],
     ["scripts/export.py", "run=/nope", "to=x.safetensors"], ["scripts/export.py", "run=RUN", "to=x.png"],

@@ -1,8 +1,9 @@
-"""Images for training and evaluation: whole data sets, decoded once to uint8, in memory or in a mapped file.
+"""Images for training and evaluation: whole data sets, decoded once to uint8, in memory or in a mapped file, or decoded
+whenever they are asked for.
 
-A data set (``Digits``, ``MNIST``, ``CIFAR10``, ``CelebA``, ``Folder``, or anyone's ``Data``) gives two fixed splits of
-type ``ImageSet``. ``Batches`` walks over one of them in an order that depends on nothing but the seed and the position.
-Pixels become floats in ``diffusion.data.pixels`` and nowhere else.
+A data set (``Digits``, ``MNIST``, ``CIFAR10``, ``CelebA``, ``Folder``, ``Shards``, or anyone's ``Data``) gives two
+fixed splits of type ``ImageSet``. ``Batches`` walks over one of them in an order that depends on nothing but the seed
+and the position. Pixels become floats in ``diffusion.data.pixels`` and nowhere else.
 
 The names are imported on first use, so that importing this package costs nothing.
 """
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from diffusion.data.sets.digits import Digits
     from diffusion.data.sets.folder import Folder
     from diffusion.data.sets.mnist import MNIST
+    from diffusion.data.sets.shards import Shards
 
-__all__ = ["CIFAR10", "MNIST", "Batch", "Batches", "CelebA", "Data", "Digits", "Folder", "ImageSet", "to_float",
-           "to_uint8"]
+__all__ = ["CIFAR10", "MNIST", "Batch", "Batches", "CelebA", "Data", "Digits", "Folder", "ImageSet", "Shards",
+           "to_float", "to_uint8"]
 
 _HOMES = {
     "Batch": "loader",
@@ -33,6 +35,7 @@ _HOMES = {
     "Folder": "sets.folder",
     "ImageSet": "base",
     "MNIST": "sets.mnist",
+    "Shards": "sets.shards",
     "to_float": "pixels",
     "to_uint8": "pixels",
 }

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,9 +30,24 @@ CHUNK = 512
 """Images that are handled at a time where all of a set are gone through."""
 
 
+@runtime_checkable
+class PixelReader(Protocol):
+    """Images that are decoded whenever they are asked for, in the place of a tensor of their pixels.
+
+    :ivar shape: ``(m, c, h, w)`` of all images
+    """
+
+    shape: tuple[int, int, int, int]
+
+    def read(self, rows: Int[Tensor, " b"]) -> UInt8[Tensor, "b c h w"]:
+        """The pixels of these rows, on the CPU."""
+        ...
+
+
 @dataclass(frozen=True)
 class ImageSet:
-    """One split: the images are chosen rows of pixels that lie in memory, or in a file that is mapped into it.
+    """One split: the images are chosen rows of pixels that lie in memory, or in a file that is mapped into it, or that
+    a ``PixelReader`` decodes.
 
     :ivar pixels: uint8 in 0..255, read only
     :ivar signals: what is known about the images, by the name of the signal, a row for each image: ``label (n,)`` of
@@ -40,12 +55,17 @@ class ImageSet:
     :ivar rows: which rows of ``pixels`` the images are, int64, or None for all of them
     """
 
-    pixels: UInt8[Tensor, "m c h w"]
+    pixels: UInt8[Tensor, "m c h w"] | PixelReader
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     rows: Int[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
-        return len(self.pixels if self.rows is None else self.rows)
+        return self.pixels.shape[0] if self.rows is None else len(self.rows)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        return self.pixels.device if isinstance(self.pixels, Tensor) else torch.device("cpu")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -70,15 +90,18 @@ class ImageSet:
     @property
     def images(self) -> UInt8[Tensor, "n c h w"]:
         """All images in memory, for sets that are known to be small; else there are ``batch`` and ``chunks``."""
-        return self.pixels if self.rows is None else self.batch(torch.arange(len(self)))[0]
+        if isinstance(self.pixels, Tensor) and self.rows is None:
+            return self.pixels
+        return self.batch(torch.arange(len(self)))[0]
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """The same set on ``device``, from where ``batch`` then serves without any copying; or this set, if its images
-        and signals are more than ``RESIDENT`` bytes or half of the GPU's free memory."""
+        and signals are more than ``RESIDENT`` bytes or half of the GPU's free memory, or a ``PixelReader`` decodes
+        them."""
         device = torch.device(device)
         size = math.prod(self.shape) + sum(raw.numel() * raw.element_size() for raw in self.signals.values())
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
-        if device == self.pixels.device or size > min(RESIDENT, free / 2):
+        if device == self.device or size > min(RESIDENT, free / 2) or not isinstance(self.pixels, Tensor):
             return self
         pixels = torch.empty(self.shape, dtype=torch.uint8, device=device)
         for place, (images, _) in zip(pixels.split(CHUNK), self.chunks(), strict=True):
@@ -93,9 +116,11 @@ class ImageSet:
     def batch(self, indices: Int[np.ndarray, " b"] | Int[Tensor, " b"]
               ) -> tuple[UInt8[Tensor, "b c h w"], dict[str, Tensor]]:
         """A copy of the images at ``indices``, and their signals, on the device of the set."""
-        chosen = torch.as_tensor(indices, device=self.pixels.device)
+        chosen = torch.as_tensor(indices, device=self.device)
         signals = {name: raw.index_select(0, chosen) for name, raw in self.signals.items()}
         rows = chosen if self.rows is None else self.rows.index_select(0, chosen)
+        if not isinstance(self.pixels, Tensor):
+            return self.pixels.read(rows), signals
         # On the CPU, choosing rows of a matrix is forty times faster than choosing rows of four axes.
         images = self.pixels.flatten(1).index_select(0, rows).unflatten(1, self.pixels.shape[1:])
         return images, signals

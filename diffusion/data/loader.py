@@ -7,6 +7,7 @@ seed and on p alone: not on the batch size, the number of processes, or where a 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from configs.errors import UserError
 from degradations.randomness import bits, key
 from diffusion.data.base import ImageSet
+from diffusion.data.files.threads import one_ahead
 
 
 def order(seed: int, positions: Int64[np.ndarray, " b"], n: int) -> Int64[np.ndarray, " b"]:
@@ -100,11 +102,8 @@ class Batches:
         self.start, self.rank, self.world, self.accumulate = start, rank, world, accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        step = self.start
-        while True:
-            for micro in range(self.accumulate):
-                yield self._batch(step, micro)
-            step += 1
+        batches = (self._batch(step, micro) for step in count(self.start) for micro in range(self.accumulate))
+        return batches if isinstance(self.images.pixels, Tensor) else one_ahead(batches)
 
     def _batch(self, step: int, micro: int) -> Batch:
         share = self.batch // (self.accumulate * self.world)

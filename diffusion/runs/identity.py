@@ -14,7 +14,7 @@ IDENTITY = ("data", "space", "model", "condition", "degradation", "prior", "obje
 """The fields in which two runs must agree to be the same run; everything else may change on the way."""
 FILLED = {"model": ("classes", "in_channels"), "objective": ("words",)}
 """Arguments of the network and the objective that are taken from the data and the space where they are null."""
-PATHS = ("root", "cache", "download")
+PATHS = ("root", "test", "cache", "download")
 """Arguments of a data set that say where it lies, not what it is."""
 
 
@@ -139,6 +139,11 @@ def hash_identity(mine: dict[str, Any], data: dict[str, Any]) -> str:
 
 
 def list_roots(data: Mapping[str, Any]) -> list[str]:
-    """The last part of the path of a data set, and of those inside it."""
+    """The last part of the path of a data set, or of its paths, and of those inside it."""
     inside = [name for value in data.values() if isinstance(value, Mapping) for name in list_roots(value)]
-    return [Path(data.get("root") or "").name, *filter(None, inside)]
+    held_out = _name_places(data["test"]) if data.get("test") else []
+    return [*_name_places(data.get("root")), *held_out, *filter(None, inside)]
+
+
+def _name_places(places: Any) -> list[str]:
+    return [Path(place or "").name for place in (places if isinstance(places, list) else [places])]

@@ -17,6 +17,7 @@ from diffusion.data.base import Data, ImageSet
 from diffusion.data.files.archive import open_archive
 from diffusion.data.files.decode import Decoder, explain, open_image, read_upright
 from diffusion.data.sets.folder import Folder
+from diffusion.data.sets.shards import Shards
 from diffusion.loading import build_data
 from diffusion.model import Model
 
@@ -45,7 +46,7 @@ class Inputs:
 
 def take_held_out(data: Data) -> Inputs:
     """The test split of a data set."""
-    return Inputs(data.split("test"), data.files("test") if isinstance(data, Folder) else None)
+    return Inputs(data.split("test"), data.files("test") if isinstance(data, Folder | Shards) else None)
 
 
 def read_photos(root: Path, size: int, channels: int) -> Inputs:

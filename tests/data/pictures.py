@@ -1,5 +1,7 @@
 """Small images with known content, written as files of every kind."""
 
+import io
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -27,3 +29,27 @@ def zipped(folder: Path, target: Path) -> Path:
         for path in sorted(folder.rglob("*"), reverse=True):
             file.write(path, path.relative_to(folder))
     return target
+
+
+def png(seed: int, width: int = 12, height: int = 12) -> bytes:
+    """``picture(seed)`` as a PNG file."""
+    file = io.BytesIO()
+    picture(seed, width, height).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_tar(path: Path, files: dict[str, bytes] | list[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT) -> Path:
+    """A tar file by Python's own module."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, content in files.items() if isinstance(files, dict) else files:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def samples(first: int, last: int, **more) -> dict[str, bytes]:
+    """Images named by their seeds, and files beside them, made of these seeds."""
+    return {f"{seed:04d}.{ending}": make(seed) for seed in range(first, last)
+            for ending, make in {"png": png, **more}.items()}

@@ -28,3 +28,13 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items of an endless iterator, each made by a thread while the one before it is worked with."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items)
+        while True:
+            item = coming.result()
+            coming = pool.submit(next, items)
+            yield item
