@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from configs import UserError, construct, registry
 from configs.cli import job
@@ -176,7 +176,7 @@ def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: 
     try:
         trainer = L.Trainer(
             accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, num_nodes=cfg.trainer.num_nodes,
-            strategy=cfg.trainer.strategy, plugins=environment(), max_epochs=-1,
+            strategy=choose_strategy(cfg, training), plugins=environment(), max_epochs=-1,
             max_steps=cfg.max_steps - training.step, callbacks=callbacks,
             accumulate_grad_batches=cfg.accumulate, logger=loggers(cfg, run, training.step),
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -192,6 +192,25 @@ def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: 
         raise UserError(f"a sweep of runs on {trainer.world_size} devices each", "one device for each run",
                         "trainer.devices=1, or one command for each run")
     return trainer
+
+
+def choose_strategy(cfg: DictConfig, training: Training) -> Any:
+    """Lightning's strategy; of ``fsdp`` the object, with a shard for each process.
+
+    :raises UserError: for a training that has more to shard than a network that restores
+    """
+    if cfg.trainer.strategy != "fsdp":
+        return cfg.trainer.strategy
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    if training.model.evaluator.task != "restore":
+        raise UserError("trainer.strategy=fsdp for what is not a restorer", "a model that restores, such as "
+                        "experiment=ddpm_cifar10", "trainer=ddp")
+    devices = cfg.trainer.devices
+    count = len(devices) if isinstance(devices, ListConfig) else devices
+    count = count if isinstance(count, int) and count > 0 else torch.cuda.device_count()
+    return ModelParallelStrategy(data_parallel_size=max(1, count) * cfg.trainer.num_nodes, tensor_parallel_size=1,
+                                 save_distributed_checkpoint=False)
 
 
 def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

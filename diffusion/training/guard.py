@@ -58,8 +58,10 @@ def clip_gradients(optimizer: torch.optim.Optimizer, limit: float | None) -> Flo
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if limit is not None:
-        return nn.utils.clip_grad_norm_(parameters, limit)
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
+    else:
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return getattr(norm, "full_tensor", lambda: norm)()  # of shards, on all processes
 
 
 def hold(optimizers: Iterable[torch.optim.Optimizer], bad: Bool[Tensor, ""]) -> None:

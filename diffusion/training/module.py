@@ -1,12 +1,13 @@
 """The training loop as Lightning sees it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning as L
 import torch
 from jaxtyping import Bool, Float, Float64
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from configs import UserError
@@ -71,11 +72,13 @@ class Training(L.LightningModule):
         self._before: list[tuple[Tensor, Tensor]] = []
         self._critics: dict[str, torch.optim.Optimizer] = {}
         self._optimizer_states: dict[str, Any] | None = None
+        self.sharding: Any = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         optimizers = {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()}
-        return {**self.weights.split(self.ema.model.state_dict()), "optimizers": optimizers,
+        held = {**self.weights.split(self.ema.model.state_dict()), "optimizers": optimizers}
+        return {**(self.sharding.gather(held) if self.sharding else held),
                 "config": self.model.config, "data": self.fingerprint, "logged": list(self.logged),
                 "tally": self.tally, "skips": self.skips.since}
 
@@ -109,8 +112,17 @@ class Training(L.LightningModule):
 
     @contextmanager
     def averaged(self) -> Iterator[Model]:
-        """The model with the average of its weights, not in training; what was there comes back afterwards."""
+        """The model with the average of its weights, not in training; what was there comes back afterwards.
+
+        Of a sharded training it is another model, for which all processes give their shards: all of them have to ask.
+        """
         weights = self.weights
+        if self.sharding:
+            state = self.sharding.gather(self.ema.model.state_dict())
+            model = Model(self.model.config).to(self.device)
+            model.weights.load_state_dict(state)
+            yield model
+            return
         current = {name: value.clone() for name, value in weights.state_dict().items()}
         weights.load_state_dict(self.ema.model.state_dict())
         weights.eval()
@@ -119,6 +131,14 @@ class Training(L.LightningModule):
         finally:
             weights.load_state_dict(current)
             weights.train()
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.sharding is None:
+            from diffusion.training import sharding
+
+            self.sharding = sharding
+            sharding.shard_network(self.weights.net, self.trainer.strategy.device_mesh["data_parallel"])
+            sharding.shard_average(self.ema.model, self.weights)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         networks, taken = self.model.objective.networks, set()
@@ -139,7 +159,9 @@ class Training(L.LightningModule):
         with self._explain(self.step):
             states = self._optimizer_states
             for name, optimizer in () if states is None else self._optimizers().items():
-                optimizer.load_state_dict((states or {})[name])
+                state = (states or {})[name]
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                optimizer.load_state_dict(self.sharding.place_states(state, parameters) if self.sharding else state)
                 for parameter, state in optimizer.state.items():
                     odd = [key for key, value in state.items() if isinstance(value, Tensor) and value.dim()
                            and value.shape != parameter.shape]
@@ -183,6 +205,11 @@ class Training(L.LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any,
                        optimizer_closure: Callable[[], Any] | None = None) -> None:
+        # Numbers that all processes have, such as the flag of a step to leave out, meet sharded ones.
+        with self.sharding.implicit_replication() if self.sharding else nullcontext():
+            self._step(optimizer, optimizer_closure)
+
+    def _step(self, optimizer: Any, optimizer_closure: Callable[[], Any] | None) -> None:
         for name, each in self._optimizers().items():
             for group in each.param_groups:
                 group["lr"] = self._rules[name].rate(self.step, self.max_steps)
@@ -209,6 +236,8 @@ class Training(L.LightningModule):
     def _judge(self) -> Bool[Tensor, ""]:
         """After the backward pass: whether the step has to be left out; counts it, or its losses."""
         optimizers = self._optimizers()
+        if self.sharding:
+            self.sharding.average_gradients(self.weights.parameters())
         norms = [clip_gradients(each, self._rules[name].clip) for name, each in optimizers.items()]
         ours = torch.stack([part for part, _ in self._parts]).sum(0)
         # Over the ranks at every step, so that the one that saves knows the whole. Gathering does not wait for the GPU.

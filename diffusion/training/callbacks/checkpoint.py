@@ -52,9 +52,10 @@ class Checkpoint(StepCallback):
         if wanted or asked:
             training.review()
             require_finite(training)
+            content = training.state()  # on all ranks: each may have a shard of it
             if trainer.is_global_zero:
                 self.run.lock.check()
-                checkpoint.save(self.run.checkpoints, training.step, training.state())
+                checkpoint.save(self.run.checkpoints, training.step, content)
                 checkpoint.prune(self.run.checkpoints, self.keep, self.milestones)
             trainer.strategy.barrier()
         if asked:

@@ -36,9 +36,12 @@ class Pictures(StepCallback):
         self.every, self.count, self.times = every, count, list(times or [0.2, 0.4, 0.6, 0.8, 1.0])
 
     def step(self, trainer: "Trainer", training: "Training") -> None:
-        if not due(training.step, self.every, training.max_steps) or not trainer.is_global_zero or not self.count:
+        wanted = self.count and due(training.step, self.every, training.max_steps)
+        if not wanted or not (trainer.is_global_zero or training.sharding):
             return
         task = registry.build("task", training.model.evaluator.task)
         with training.averaged() as model, torch.no_grad():
+            if not trainer.is_global_zero:
+                return
             for name, picture in task.show(model, self.held_out, self.count, self.times, self.sampling).items():
                 picture.save(self.run.pictures / f"{name}-{training.step:08d}.png")
