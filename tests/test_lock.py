@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from dataclasses import asdict, replace
 
 import pytest
 from helpers import DIGITS, ROOT, train
+from locks import fork, take_at_once, write
 from omegaconf import OmegaConf
 
 from configs import UserError, compose
@@ -23,7 +23,6 @@ from diffusion.runs.lock import SILENCE, Holder, Lock
 from diffusion.runs.run import Run
 from diffusion.training.module import Training
 
-FORK = multiprocessing.get_context("fork")
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_NAME")
 JOBS = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
 
@@ -39,33 +38,6 @@ def lock(tmp_path):
     made = Lock(tmp_path / "x.lock", "x is being made")
     yield made
     made.release()
-
-
-def write(path, silent=0.0, **changed):
-    """The lock of another process, of which nothing has been heard for so many seconds."""
-    other = {**asdict(Holder.describe_self()), "host": "elsewhere", "pid": 77, **changed}
-    path.write_text(json.dumps(other))
-    now = read_clock(path.parent)
-    os.utime(path, (now - silent, now - silent))
-    return path.read_bytes()
-
-
-def fork(task, *arguments, wait=True):
-    """Run a function in a process of its own, which ends without a word; gives its number and how it ended."""
-    child = os.fork()
-    if not child:
-        with contextlib.suppress(BaseException):
-            task(*arguments)
-            os._exit(0)
-        os._exit(1)
-    return child, os.waitpid(child, 0)[1] if wait else None
-
-
-def take_at_once(lock):
-    lock.take()
-    assert lock.held
-    lock.release()
-    assert list(lock.path.parent.iterdir()) == []
 
 
 def test_one_at_a_time(lock, tmp_path):
@@ -125,7 +97,7 @@ def test_others_are_waited_for(lock, changed, silent, left, monkeypatch):
     assert lock.path.read_bytes() == other
     assert ("nothing was heard" in error.value.got) == (left is not None)
     seconds = [int(word) for word in error.value.fix.split() if word.isdigit()]
-    assert not seconds if left is None else left - 2 <= seconds[0] <= left
+    assert not seconds if left is None else left - 30 <= seconds[0] <= left
     assert len(list(lock.path.parent.iterdir())) == 1
 
 
@@ -166,145 +138,6 @@ def test_a_file_that_names_nobody_is_waited_for(lock, content):
     take_at_once(lock)
 
 
-class TestTakingOver:
-    def test_of_ten_that_find_one_dead_lock_one_wins(self, tmp_path):
-        rounds, count = 20, 10
-        folders = [tmp_path / str(i) for i in range(rounds)]
-        for i, folder in enumerate(folders):
-            folder.mkdir()
-            write(folder / "lock", silent=SILENCE + 1, job=str(i))
-        gate = FORK.Barrier(count)
-
-        def contend(number):
-            put = os.replace
-            os.replace = lambda *names: (time.sleep(number % 3 / 500), put(*names))
-            for folder in folders:
-                mine = Lock(folder / "lock", "x")
-                gate.wait(60)
-                with contextlib.suppress(UserError):
-                    mine.take()
-                    (folder / f"won-{number}").touch()
-                    gate.wait(60)
-                    mine.check()
-                    continue
-                gate.wait(60)
-
-        children = [FORK.Process(target=contend, args=(number,)) for number in range(count)]
-        for child in children:
-            child.start()
-        for child in children:
-            child.join(60)
-        assert [child.exitcode for child in children] == [0] * count
-        assert [len(list(folder.glob("won-*"))) for folder in folders] == [1] * rounds
-        assert [len(list(folder.iterdir())) for folder in folders] == [2] * rounds
-
-    def test_never_two_inside_while_holders_die_and_release(self, tmp_path):
-        def work(number):
-            mine = Lock(tmp_path / "lock", "x")
-            while True:
-                with contextlib.suppress(UserError):
-                    mine.take()
-                    break
-                time.sleep(0.002)
-            (tmp_path / "inside").touch(exist_ok=False)
-            time.sleep(0.002)
-            (tmp_path / "inside").unlink()
-            if number % 2:
-                mine.release()
-
-        children = [fork(work, number, wait=False)[0] for number in range(16)]
-        assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
-        take_at_once(Lock(tmp_path / "lock", "x"))
-
-    @pytest.mark.parametrize("gone", [False, True], ids=["holds", "has-released"])
-    def test_another_was_faster(self, lock, gone, monkeypatch):
-        """It has judged the lock dead, and another one takes it over before it moves on."""
-        write(lock.path, silent=SILENCE + 1)
-        faster, late = Lock(lock.path, "x is being made"), []
-
-        def overtake(folder):
-            if not late:
-                late.append(True)
-                faster.take()
-                if gone:
-                    faster.release()
-            return read_clock(folder)
-
-        monkeypatch.setattr(module, "read_clock", overtake)
-        with contextlib.nullcontext() if gone else pytest.raises(UserError, match=f"pid {os.getpid()}"):
-            lock.take()
-        assert (lock.held, faster.held) == (gone, not gone)
-        faster.release()
-
-    def test_meanwhile_others_are_refused(self, lock, monkeypatch):
-        write(lock.path, silent=SILENCE + 1)
-        put, refused = os.replace, []
-
-        def meanwhile(*names):
-            with pytest.raises(UserError, match=f"x is being made by another process \\(pid {os.getpid()}"):
-                Lock(lock.path, "x is being made").take()
-            refused.append(put(*names))
-
-        monkeypatch.setattr(os, "replace", meanwhile)
-        lock.take()
-        assert lock.held
-        assert len(refused) == 1
-
-    def test_the_holder_comes_back(self, lock, monkeypatch):
-        """Between the judgement and the succession it releases, and a third one takes the lock."""
-        dead, third = Lock(lock.path, "x is being made"), Lock(lock.path, "x is being made")
-        dead.take()
-        os.utime(lock.path, (1, 1))
-        judge = Lock._require_dead
-
-        def meanwhile(self, *judged):
-            judge(self, *judged)
-            if self is lock and not third.held:
-                dead.release()
-                third.take()
-
-        monkeypatch.setattr(Lock, "_require_dead", meanwhile)
-        with pytest.raises(UserError, match="x is being made"):
-            lock.take()
-        assert third.held
-        third.release()
-
-    @pytest.mark.parametrize("before", ["free", "dead", "dead with a dead succession"])
-    def test_killed_at_any_moment(self, before, tmp_path):
-        """Before each thing that it does to files, while it takes a lock and gives it back."""
-        at, killed = 0, True
-        while killed:
-            at += 1
-            folder = tmp_path / str(at)
-            folder.mkdir()
-            lock = Lock(folder / "lock", "x")
-            if before != "free":
-                fork(lock.take)
-            if before == "dead with a dead succession":
-                fork(_take_killed, lock, "os.rename", 1)
-                assert len(list(folder.glob("lock.*"))) == 1
-            killed = fork(_take_killed, lock, "", at)[1] == signal.SIGKILL
-            take_at_once(lock)
-        assert at > 5
-
-
-def _take_killed(lock, kind, number):
-    """Take a lock and give it back, or be killed at an event of the interpreter about files of this kind."""
-    count = 0
-
-    def die(event, arguments):
-        nonlocal count
-        if event in ("open", "os.link", "os.rename", "os.remove") and kind in event \
-                and str(lock.path.parent) in str(arguments[0]):
-            count += 1
-            if count == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(die)
-    lock.take()
-    lock.release()
-
-
 class TestWhileItIsHeld:
     def test_lost(self, lock):
         lock.take()
@@ -322,20 +155,20 @@ class TestWhileItIsHeld:
         with pytest.raises(UserError, match="has been removed"):
             lock.check()
 
-    def test_it_beats_until_it_is_lost_or_released(self, lock, monkeypatch):
+    def test_it_beats_until_it_is_lost(self, lock, monkeypatch):
         monkeypatch.setattr(module, "BEAT", 0.01)
 
-        def beats():
+        def beats(patience):
             os.utime(lock.path, (1, 1))
-            until = time.monotonic() + 0.3
+            until = time.monotonic() + patience
             while time.monotonic() < until and lock.path.stat().st_mtime == 1:
                 time.sleep(0.01)
             return lock.path.stat().st_mtime > 1
 
         lock.take()
-        assert beats()
+        assert beats(60)
         write(lock.path)
-        assert not beats()
+        assert not beats(0.3)
 
     def test_a_fork_does_not_release_it(self, lock):
         lock.take()

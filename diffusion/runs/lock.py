@@ -109,8 +109,9 @@ class Lock:
         :raises UserError: if another process holds it; :class:`configs.errors.WriteError` if it cannot be written
         """
         self._acquire()
-        for succession in self.path.parent.glob(f"{glob.escape(self.path.name)}.{HEX}*"):  # to locks that are no more
-            succession.unlink(missing_ok=True)
+        for succession in self.path.parent.glob(f"{glob.escape(self.path.name)}.{HEX}*"):
+            with contextlib.suppress(OSError):  # to a lock that is no more: nobody needs it, and it may be another's
+                succession.unlink()
         remove_leftovers(self.path.parent)
         self._end = threading.Event()
         threading.Thread(target=self._beat, args=(self._end,), daemon=True).start()
