@@ -195,6 +195,25 @@ def test_by_an_array(hot, tmp_path, monkeypatch, caplog):
         assert archive.namelist() == ["000003.png", "000004.png", "000005.png", "costs.json"]
 
 
+def test_damaged_parts(hot, tmp_path):
+    """They are named, and drawn again when they have been removed."""
+    asked = ["samples=0-5", "format=zip"]
+    draw(hot, *asked, "shard=1/2", out=tmp_path)
+    (part,) = (tmp_path / FOLDER).glob("*.part")
+    whole = part.read_bytes()
+    for damaged in (whole[:-30], b"", whole.replace(b"costs.json", b"other.json")):
+        part.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{part.name} is damaged"):
+            draw(hot, *asked, out=tmp_path)
+    part.unlink()
+    (tmp_path / FOLDER / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="overwrite=true, or remove"):
+        draw(hot, *asked, out=tmp_path)
+    (tmp_path / FOLDER / "manifest.json").unlink()
+    draw(hot, *asked, out=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.png", "manifest.json", "samples.zip"]
+
+
 def test_twins_stay_together(hot, tmp_path):
     asked = ["samples=[7,2]", "twins=4", "label=[1,2,3,4]", "batch=2", "format=zip"]
     whole = draw(hot, *asked, out=tmp_path / "whole")

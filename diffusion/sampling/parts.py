@@ -5,6 +5,7 @@ While parts are missing, those that are there lie in the folder ``.parts``. The 
 is, and how they are made, so that nothing else has to be written down.
 """
 
+import contextlib
 import json
 import logging
 import shutil
@@ -26,7 +27,7 @@ from diffusion.runs.share import Share
 from diffusion.sampling.archives import ARCHIVES, Archive, write_members
 from diffusion.sampling.inputs import find_root, log_changes
 from diffusion.sampling.job import Job, require_finite
-from diffusion.sampling.manifest import Manifest, Sample, drop_free, require_same
+from diffusion.sampling.manifest import Manifest, Sample, drop_free, read_manifest, require_same
 from diffusion.sampling.showing import Shown, describe_captions
 from diffusion.sampling.watchers import Bar
 
@@ -63,13 +64,13 @@ class Parts:
         :param overwrite: throw away what is there
         :raises UserError: if parts are there that are made otherwise
         """
-        path = self.place / "record.json"
         if overwrite:
             self.remove()
-        if path.is_file():
-            require_same(self.folder, json.loads(path.read_bytes()), record, overwrite)
+        there = read_manifest(self.place, f"overwrite=true, or remove {self.place}")
+        if there:
+            require_same(self.folder, there, record, overwrite)
         make_folder(self.place)
-        write_whole(path, json.dumps({key: record[key] for key in ("checkpoint", "settings")}, indent=2))
+        write_whole(self.place / "manifest.json", json.dumps(record | {"samples": [], "pictures": {}}, indent=2))
 
     def has(self, k: int) -> bool:
         """Whether a part is there."""
@@ -92,7 +93,7 @@ class Parts:
     def read(self) -> Iterator[tuple[str, bytes]]:
         """The names and bytes of all samples, in order."""
         for path, block in zip(self.paths, self.blocks, strict=True):
-            with zipfile.ZipFile(path) as part:
+            with open_part(path) as part:
                 for entry in block:
                     yield entry["file"], part.read(entry["file"])
 
@@ -100,7 +101,7 @@ class Parts:
         """What all parts have cost together; of the memory, the most."""
         costs: dict[str, float] = {}
         for path in self.paths:
-            with zipfile.ZipFile(path) as part:
+            with open_part(path) as part:
                 for name, value in json.loads(part.read(COSTS)).items():
                     costs[name] = max(costs.get(name, 0), value) if name == "bytes" else costs.get(name, 0) + value
         return costs
@@ -179,6 +180,9 @@ def join_once(job: Job, manifest: Manifest, parts: Parts, shown: Shown, batches:
     except UserError:
         log.info("all parts are there; another process joins them")
         return
+    except FileNotFoundError:  # with the folder of the parts
+        log.info("another process has joined the parts")
+        return
     try:
         if parts.list_missing():
             log.info("another process has joined the parts")
@@ -212,6 +216,20 @@ def join(job: Job, manifest: Manifest, parts: Parts, shown: Shown, batches: Iter
     manifest.pictures |= shown.record
     manifest.add(order)
     manifest.write()
+
+
+@contextlib.contextmanager
+def open_part(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A part for reading.
+
+    :raises UserError: if it is damaged
+    """
+    try:
+        with zipfile.ZipFile(path) as part:
+            yield part
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}", "a part as sample.py wrote it",
+                        "remove the file, and give the same command again") from error
 
 
 def split(order: Sequence[Sample], size: int) -> list[Sequence[Sample]]:

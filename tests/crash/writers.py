@@ -140,7 +140,7 @@ WRITERS = [
            ("0*.png", "manifest.json", "grid.png", "trajectory.webp"), "pictures", PICTURES, lose_pictures),
     Writer("samples in an archive", ["sample.py", f"run={RUN}", f"samples=0-{PICTURES - 1}", "batch=2", "out=out",
                                      "format=zip", *FEW], ("runs",),
-           ("*.part", "record.json", "samples.zip", "grid.png", "manifest.json"), "pictures", PART, lose_part),
+           ("*.part", "samples.zip", "grid.png", "manifest.json"), "pictures", PART, lose_part),
     Writer("evaluation", ["evaluate.py", f"run={RUN}", f"count={MEASURED}", "metrics=quick", "judge=none",
                           "extractor=random", *FEW], ("runs",), ("features-*.pt", "parts.pt", "evaluation.json"),
            "pictures", MEASURED, lose_measured),

@@ -5,12 +5,14 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from configs import UserError
 from diffusion.data.files.archive import open_archive
 from diffusion.data.files.arrays import name_rows
 from diffusion.data.files.decode import open_image
 from diffusion.data.files.images import Files
+from diffusion.data.sets.folder import Folder
 
 
 def noise(*shape, kind=np.uint8):
@@ -28,6 +30,9 @@ def test_rows_are_images(tmp_path, channels, save):
         for name, image in zip(names, images, strict=True):
             with open_image(io.BytesIO(archive.read(name))) as read:
                 assert (np.array(read).reshape(image.shape) == image).all()
+    data = Folder(tmp_path / "x.npz", 4, channels, held_out=0.0, cache=False)
+    assert data.files("train") == names
+    assert torch.equal(data.split("train").images, torch.from_numpy(images[:, :, 1:5].transpose(0, 3, 1, 2)))
     files = Files(tmp_path / "x.npz")
     assert files.shape == (5, channels, 4, 6)
     assert (np.concatenate([batch.numpy() for batch, _ in files.chunks()]) == images.transpose(0, 3, 1, 2)).all()
