@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import pytest
@@ -19,7 +21,7 @@ from configs import UserError, compose
 from configs.processes import main_process
 from diffusion.runs import lock as module
 from diffusion.runs.files import read_clock
-from diffusion.runs.lock import SILENCE, Holder, Lock
+from diffusion.runs.lock import SILENCE, Holder, Lock, make_once
 from diffusion.runs.run import Run
 from diffusion.training.module import Training
 
@@ -261,3 +263,30 @@ def test_who_it_is_says_itself_again():
     assert Holder.parse(json.dumps(asdict(me)).encode()) == me
     assert me != Holder.describe_self()
     assert not me.is_dead(replace(me, token="another"))
+
+
+class TestMakeOnce:
+    def test_the_first_makes_it_and_the_others_wait(self, tmp_path):
+        store, made, begun = tmp_path / "cache" / "thing.bin", [], threading.Event()
+
+        def load() -> str | None:
+            return store.read_text() if store.exists() else None
+
+        def make() -> str:
+            made.append(1)
+            begun.set()
+            time.sleep(0.2)
+            store.write_text("whole")
+            return "whole"
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: make_once(store, load, make, "it is being made"), range(4)))
+        assert found == ["whole"] * 4
+        assert made == [1]
+        assert [path.name for path in store.parent.iterdir()] == ["thing.bin"]
+
+    def test_who_fails_leaves_it_to_the_next(self, tmp_path):
+        store = tmp_path / "thing.bin"
+        with pytest.raises(ZeroDivisionError):
+            make_once(store, lambda: None, lambda: 1 / 0, "it is being made")
+        assert make_once(store, lambda: None, lambda: 5, "it is being made") == 5

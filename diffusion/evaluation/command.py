@@ -14,7 +14,7 @@ from diffusion.evaluation.report import Report, compare, folder_name, show_compa
 from diffusion.evaluation.subjects import ImagesSubject, PairsSubject, Subject
 from diffusion.evaluation.together import PARTS
 from diffusion.runs.files import make_folder, write_whole
-from diffusion.runs.lock import Lock
+from diffusion.runs.lock import Held, Lock
 from diffusion.runs.share import ALONE, Share
 from diffusion.sampling.command import choose_gpu
 
@@ -72,7 +72,7 @@ def measure_subject(cfg: DictConfig, share: Share = ALONE) -> tuple[Report | Non
     lock = Lock(folder / "lock", f"{folder} is being measured")
     try:
         lock.take()
-    except UserError:
+    except Held:
         log.info("all features are there; another process measures")
         return None, folder
     try:

@@ -6,14 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from configs import UserError
 from diffusion.data.files.images import Files
 from diffusion.metrics.base import Features
 from diffusion.metrics.extractors.base import Extractor
 from diffusion.metrics.features import extract, read_features
 from diffusion.runs import checkpoint
 from diffusion.runs.files import make_folder, write_whole
-from diffusion.runs.lock import Lock
+from diffusion.runs.lock import Held, Lock
 from diffusion.runs.share import Share
 
 PARTS = ".parts"
@@ -49,7 +48,7 @@ class Together:
             lock = Lock(path.with_suffix(".lock"), f"{path.name} is being made")
             try:
                 lock.take()
-            except UserError:
+            except Held:
                 continue  # another process is at it
             try:
                 if not path.is_file():

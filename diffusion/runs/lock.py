@@ -22,16 +22,23 @@ import errno
 import glob
 import hashlib
 import json
+import logging
 import os
 import secrets
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from configs import UserError
 from configs.errors import explain_failure
 from configs.processes import find_boot, find_start, is_gone
-from diffusion.runs.files import HEX, name_partial, read_clock, remove_leftovers
+from diffusion.runs.files import HEX, make_folder, name_partial, read_clock, remove_leftovers
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 BEAT = 20.0
 """Seconds between two touches."""
@@ -88,6 +95,10 @@ class Holder:
         return (self.host, self.boot) == (here.host, here.boot) and is_gone(self.pid, self.start)
 
 
+class Held(UserError):
+    """A lock that another process holds."""
+
+
 class Lock:
     """A lock that one process holds, for as long as it lives.
 
@@ -106,7 +117,7 @@ class Lock:
     def take(self) -> None:
         """Take it, or take it over from a process that is dead.
 
-        :raises UserError: if another process holds it; :class:`configs.errors.WriteError` if it cannot be written
+        :raises Held: if another process holds it; :class:`configs.errors.WriteError` if it cannot be written
         """
         self._acquire()
         for succession in self.path.parent.glob(f"{glob.escape(self.path.name)}.{HEX}*"):
@@ -115,6 +126,21 @@ class Lock:
         remove_leftovers(self.path.parent)
         self._end = threading.Event()
         threading.Thread(target=self._beat, args=(self._end,), daemon=True).start()
+
+    def wait(self) -> None:
+        """Take it as soon as no other process holds it.
+
+        :raises WriteError: if it cannot be written
+        """
+        told = False
+        while True:
+            try:
+                return self.take()
+            except Held as held:
+                if not told:
+                    log.info("%s; waiting for it", held.got)
+                told = True
+                time.sleep(1)
 
     def check(self) -> None:
         """See that it has not been taken over: to be called before something is written. It reads a small file. Of a
@@ -189,7 +215,7 @@ class Lock:
         if age > 2 * BEAT:
             silent = f", of which nothing was heard for {age:.0f} s"
             fix = f"the same command in {self.silence - age:.0f} s, which takes over then; or {fix}"
-        raise UserError(f"{self.what} by {describe(holder)}{silent}", "one process at a time", fix)
+        raise Held(f"{self.what} by {describe(holder)}{silent}", "one process at a time", fix)
 
     def _succeed(self, own: Path, dead: bytes) -> None:
         """Put the file in the place of a dead lock, unless that has got a successor, or its holder has come back.
@@ -235,3 +261,24 @@ class Lock:
 def describe(holder: Holder | None) -> str:
     """``another process (pid 7 on b)``."""
     return f"another process ({f'pid {holder.pid} on {holder.host}' if holder else 'it does not say which'})"
+
+
+def make_once(store: Path, load: Callable[[], T | None], make: Callable[[], T], what: str) -> T:
+    """What a file of a cache holds: of several processes that want it the first makes it, and the others wait.
+
+    :param load: gives it; None if it is not there
+    :param make: makes and gives it
+    :param what: is done, for the message of those that wait
+    :raises WriteError: if nothing can be written there
+    """
+    found = load()
+    if found is not None:
+        return found
+    make_folder(store.parent)
+    lock = Lock(store.with_suffix(".lock"), what)
+    lock.wait()
+    try:
+        found = load()
+        return make() if found is None else found
+    finally:
+        lock.release()

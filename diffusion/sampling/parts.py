@@ -21,7 +21,7 @@ from configs.values import hash_plain
 from diffusion.data.pixels import to_uint8
 from diffusion.pictures import save_each
 from diffusion.runs.files import make_folder, write_whole
-from diffusion.runs.lock import Lock
+from diffusion.runs.lock import Held, Lock
 from diffusion.runs.memory import peak
 from diffusion.runs.share import Share
 from diffusion.sampling.archives import ARCHIVES, Archive, write_members
@@ -177,7 +177,7 @@ def join_once(job: Job, manifest: Manifest, parts: Parts, shown: Shown, batches:
     lock = Lock(parts.place / "lock", f"the parts of {manifest.folder} are being joined")
     try:
         lock.take()
-    except UserError:
+    except Held:
         log.info("all parts are there; another process joins them")
         return
     except FileNotFoundError:  # with the folder of the parts

@@ -18,7 +18,8 @@ from diffusion.data.base import ImageSet
 from diffusion.data.files.index import default_cache
 from diffusion.data.files.progress import progress
 from diffusion.data.pixels import to_float
-from diffusion.runs.files import make_folder, write_whole
+from diffusion.runs.files import write_whole
+from diffusion.runs.lock import make_once
 from diffusion.spaces.latent import Latent
 
 log = logging.getLogger(__name__)
@@ -68,8 +69,8 @@ def load_moments(space: Latent, images: ImageSet, data: str, flip: bool) -> Tens
     shape = (len(images), 2 if flip else 1, 2, *space.shape(images.shape[1:]))
     key = hash_plain([FORMAT, hash_weights(space.first_stage), data, list(shape)], 64)
     store = folder / f"latents-{key[:16]}.moments"
-    moments = read_moments(store, key, shape)
-    return keep_moments(space, images, flip, store, key, shape) if moments is None else moments
+    return make_once(store, lambda: read_moments(store, key, shape),
+                     lambda: keep_moments(space, images, flip, store, key, shape), "the images are being encoded")
 
 
 def keep_moments(space: Latent, images: ImageSet, flip: bool, store: Path, key: str, shape: tuple[int, ...]) -> Tensor:
@@ -82,7 +83,6 @@ def keep_moments(space: Latent, images: ImageSet, flip: bool, store: Path, key: 
             digest.update(data)
             file.write(data)
 
-    make_folder(store.parent)
     write_whole(store, write)
     record = {"key": key, "shape": list(shape), "sum": digest.hexdigest()}
     write_whole(store.with_suffix(".json"), json.dumps(record))

@@ -24,7 +24,8 @@ from diffusion.data.files.archive import SUFFIXES, Archive, Entry, describe_othe
 from diffusion.data.files.decode import Decoder, explain
 from diffusion.data.files.progress import progress
 from diffusion.data.files.threads import in_order
-from diffusion.runs.files import make_folder, write_whole
+from diffusion.runs.files import write_whole
+from diffusion.runs.lock import make_once
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,14 @@ class _Decoding:
         place = f"{self.root.resolve()} {astuple(self.decoder)} {FORMAT}"
         store = cache / f"{self.root.stem}-{_hash([place])[:16]}.pixels"
         key = _hash(chain([place], (f"{entry.name} {entry.bytes} {entry.stamp}" for entry in self.entries)))
-        return _load(store, key, self.shape) or self._store(store, key)
+        try:
+            return make_once(store, lambda: _load(store, key, self.shape), lambda: self._store(store, key),
+                             f"{self.root} is being decoded")
+        except (OSError, WriteError) as error:
+            reason = error.got if isinstance(error, WriteError) else error
+            logger.warning("the decoded images cannot be kept in %s (%s); they stay in memory and will be decoded "
+                           "again the next time; data.cache=/a/folder/that/can/be/written avoids that", cache, reason)
+            return None
 
     def in_memory(self) -> Index:
         pixels = np.empty((len(self.entries), *self.shape), np.uint8)
@@ -159,7 +167,7 @@ class _Decoding:
                 results.append(error)
         return results
 
-    def _store(self, store: Path, key: str) -> Index | None:
+    def _store(self, store: Path, key: str) -> Index:
         record: dict[str, Any] = {}
 
         def write(file: IO[bytes]) -> None:
@@ -168,19 +176,11 @@ class _Decoding:
             record.update({"key": key if lasting else None} | found)
             record["sum"] = hash_plain(record, 16)
 
-        try:
-            make_folder(store.parent)
-            if shutil.disk_usage(store.parent).free < len(self.entries) * math.prod(self.shape):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            write_whole(store, write)
-            write_whole(store.with_suffix(".json"), lambda file: file.write(json.dumps(record).encode()))
-            return _index(record, _mapped(store, len(record["names"]), self.shape))
-        except (OSError, WriteError) as error:
-            reason = error.got if isinstance(error, WriteError) else error
-            logger.warning("the decoded images cannot be kept in %s (%s); they stay in memory and will be decoded "
-                           "again the next time; data.cache=/a/folder/that/can/be/written avoids that", store.parent,
-                           reason)
-            return None
+        if shutil.disk_usage(store.parent).free < len(self.entries) * math.prod(self.shape):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_whole(store, write)
+        write_whole(store.with_suffix(".json"), lambda file: file.write(json.dumps(record).encode()))
+        return _index(record, _mapped(store, len(record["names"]), self.shape))
 
 
 def _is_of_the_system(error: Exception) -> bool:

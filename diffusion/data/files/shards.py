@@ -21,7 +21,8 @@ from diffusion.data.files.decode import Decoder, explain
 from diffusion.data.files.progress import progress
 from diffusion.data.files.samples import Scan, show_key
 from diffusion.data.files.threads import in_order
-from diffusion.runs.files import make_folder, write_whole
+from diffusion.runs.files import write_whole
+from diffusion.runs.lock import make_once
 
 logger = logging.getLogger(__name__)
 
@@ -128,19 +129,19 @@ def _index(path: Path, signals: Sequence[str], cache: Path | None) -> Shard:
         raise UserError(f"{path} cannot be read ({error.strerror})", "a readable file", "copy it again") from error
     name = hash_plain([str(path.resolve()), list(signals), FORMAT], 16)
     store = None if cache is None else cache / f"{path.stem[:100]}-{name}.shard"
-    found = store and _load(store, path, stamp)
-    if found:
-        return found
-    content = _pack(Scan(path, signals), stamp)
+
+    def make(place: Path) -> Shard:
+        write_whole(place, _pack(Scan(path, signals), stamp))
+        return _unpack(_map(place), path)
+
     try:
-        if store:
-            make_folder(store.parent)
-            write_whole(store, content)
-            return _unpack(_map(store), path)
+        if store is not None:
+            return make_once(store, lambda: _load(store, path, stamp), lambda: make(store),
+                             f"the index of {path.name} is being made")
     except (OSError, WriteError) as error:
         logger.warning("the index of %s cannot be kept (%s); data.cache=/a/folder/that/can/be/written avoids that",
                        path, error.got if isinstance(error, WriteError) else error)
-    return _unpack(np.frombuffer(content, np.uint8), path)
+    return _unpack(np.frombuffer(_pack(Scan(path, signals), stamp), np.uint8), path)
 
 
 def _pack(scan: Scan, stamp: Stamp) -> bytes:
