@@ -32,7 +32,7 @@ class Death(Callback):
 def sweep(*overrides: str) -> list[str]:
     """The command of a sweep of small trainings on SLURM."""
     return [sys.executable, "train.py", "-m", *TINY, "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1",
-            *overrides]
+            "hydra.launcher.timeout_min=10", *overrides]
 
 
 def submit(script: str, *options: str, overrides: list[str]) -> str:

@@ -1,5 +1,6 @@
 """Sweeps, several nodes, time limits, preemption and deaths on a real SLURM."""
 
+import json
 import subprocess
 import sys
 import time
@@ -96,3 +97,21 @@ def test_a_preempted_job_goes_on(run):
     assert "resuming at step" in read_log(Path("low.log"))
     assert "done: step 300" in read_log(Path("low.log"))
     require_same(Path("low/ddpm_digits/a"), Path("whole/ddpm_digits/a"))
+
+
+def test_an_array_draws_what_one_process_draws(run):
+    settings = [*TINY, "max_steps=2", "run.root=runs", "run.name=a"]
+    assert run(sys.executable, "train.py", *settings).returncode == 0
+    asked = ["run=runs/ddpm_digits/a", "samples=0-11", "batch=4", "sampler.num_steps=3", "device=cpu"]
+    number = submit("sample_array.sbatch", "--array=3-7:2", "--output=array-%a.log",
+                    overrides=[*asked, "out=parts"])
+    one = run(sys.executable, "sample.py", *asked, "out=whole")
+    assert one.returncode == 0, one.stderr
+    wait_until(lambda: over(number))
+    for place, part in ((3, 1), (5, 2), (7, 3)):
+        assert f"part {part} of 3 (SLURM array" in read_log(Path(f"array-{place}.log"))
+    files = {path.name: path.read_bytes() for path in Path("whole").iterdir() if path.suffix == ".png"}
+    assert len(files) == 13
+    assert {path.name: path.read_bytes() for path in Path("parts").iterdir() if path.suffix == ".png"} == files
+    drawn = [json.loads(Path(name, "manifest.json").read_text())["samples"] for name in ("whole", "parts")]
+    assert drawn[0] == drawn[1]
