@@ -11,7 +11,7 @@ from configs import UserError, cluster, compose
 from configs.cluster import find_job, requeue
 from diffusion.runs.defaults import ask_runs, list_places
 from diffusion.runs.run import Run
-from hydra_plugins.thaw_launchers.slurm import SlurmLauncher
+from hydra_plugins.thaw_launchers import slurm
 from thaw.commands import complete_job, prepare_arguments
 
 OPTIONS = {"timeout_min": 30, "signal_s": 60, "more": {}}
@@ -127,17 +127,17 @@ class TestScore:
 class TestLauncher:
     def test_a_signal_before_the_start_is_refused(self):
         with pytest.raises(UserError, match="signal_s=60"):
-            SlurmLauncher(**{**OPTIONS, "timeout_min": 1})
+            slurm.SlurmLauncher(**{**OPTIONS, "timeout_min": 1})
 
     def test_without_submitit_it_says_what_to_install(self, monkeypatch):
-        monkeypatch.setattr("hydra_plugins.thaw_launchers.slurm.find_spec", lambda name: None)
+        monkeypatch.setattr(slurm, "find_spec", lambda name: None)
         with pytest.raises(UserError, match="without submitit"):
-            SlurmLauncher(**OPTIONS)
+            slurm.SlurmLauncher(**OPTIONS)
 
     def test_sbatch_is_told_to_signal_and_to_requeue(self):
         from submitit.slurm.slurm import _make_sbatch_string
 
-        launcher = SlurmLauncher(**OPTIONS, partition="gpu")
+        launcher = slurm.SlurmLauncher(**OPTIONS, partition="gpu")
         text = _make_sbatch_string("work", "logs", partition=launcher.options["partition"],
                                    additional_parameters=launcher.more)
         assert "#SBATCH --signal=USR1@60" in text

@@ -116,9 +116,9 @@ def test_flags_stay_in_front(hot):
     assert arguments[-2:] == [f"run={hot.folder}", "seed=0,1"]
 
 
-def test_a_sweep_over_runs():
-    with pytest.raises(UserError, match="one command for each run"):
-        add_run_defaults(["-m", "run=runs/a,runs/b"])
+def test_several_runs_without_a_sweep():
+    with pytest.raises(UserError, match="-m for several"):
+        add_run_defaults(["run=runs/a,runs/b"])
 
 
 def test_a_prior_that_does_not_fit(cold):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import DIGITS, ROOT, command, train
+from helpers import DIGITS, ROOT, command, small, train
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
@@ -260,3 +260,21 @@ def test_two_processes_train_as_one(tmp_path):
     assert OmegaConf.load(runs["two"].folder / "config.yaml").batch == 8
     recorded = json.loads((runs["two"].folder / "environment.json").read_text())
     assert "ddp_process" not in recorded["command"], "the first process writes the record"
+
+
+@pytest.mark.crash
+def test_two_processes_move_a_codebook_as_one(tmp_path):
+    """Uses of the codes are counted, and dead ones revived, over all processes."""
+    settings = [*small("autoencoder_digits_vq"), "model.codes=64", "max_steps=3", "callbacks.checkpoint.every=0",
+                "callbacks.pictures.count=0", f"run.root={tmp_path}"]
+    result = command("train.py", *settings, "run.name=two", "trainer=ddp", "trainer.accelerator=cpu",
+                     "trainer.devices=2", timeout=300)
+    assert result.returncode == 0, result.stderr
+    one = checkpoint.read_latest(train(tmp_path, *settings, "run.name=one").checkpoints)
+    two = checkpoint.read_latest(tmp_path / "autoencoder_digits_vq" / "two" / "checkpoints")
+    assert one is not None
+    assert two is not None
+    [name] = [key for key in one["raw"] if key.endswith("codebook")]
+    assert one["raw"][name].shape[0] == 64
+    for key, value in one["raw"].items():
+        np.testing.assert_allclose(two["raw"][key], value, rtol=1e-3, atol=1e-4, err_msg=key)

@@ -116,8 +116,10 @@ class Conditions:
 
     def take(self, rows: Sequence[int]) -> Condition:
         """The raw signals of the samples in these rows, on the CPU."""
-        parts = [{name: raw[[row % CHUNK for row in some]] for name, raw in self._read(chunk).items()}
-                 for chunk, some in groupby(rows, lambda row: row // CHUNK)]
+        parts = []
+        for chunk, some in groupby(rows, lambda row: row // CHUNK):
+            places = [row % CHUNK for row in some]
+            parts.append({name: raw[places] for name, raw in self._read(chunk).items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def write(self) -> list[dict[str, Any]]:
