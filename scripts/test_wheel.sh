@@ -17,6 +17,7 @@ mkdir "$place/elsewhere"
 cd "$place/elsewhere"
 small=(debug=fast model=nano max_steps=1 trainer.threads=1 trainer.accelerator=cpu callbacks.pictures.count=0)
 "$place/venv/bin/thaw-train" experiment=ddpm_digits run.name=wheel run.root=runs "${small[@]}"
+"$place/venv/bin/thaw-train" -m experiment=ddpm_digits run.name=wheel run.root=runs seed=1,2 "${small[@]}"
 "$place/venv/bin/thaw-sample" run=runs/ddpm_digits/wheel samples=0-1 sampler.num_steps=2 device=cpu
 "$place/venv/bin/python" - "$place" <<'PY'
 import sys
