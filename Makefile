@@ -1,7 +1,8 @@
 # make demo: set up, train, sample, restore, evaluate (3 minutes on two cores after the install)
-# make test: set up, run the tests (5 to 8 minutes after the install)
-# make test-faults: wrong settings, damaged and hostile files, full disks, random bytes (3 minutes)
-# make test-crash: processes that are killed and several at once, full disks, damaged files (7 minutes); the moments are
+# make test: set up, run the tests (6 to 12 minutes after the install)
+# make test-docs: every command and code block of the README and the docs, every table of the paper (5 minutes)
+# make test-faults: wrong settings, damaged and hostile files, full disks, random bytes (5 minutes)
+# make test-crash: processes that are killed and several at once, full disks, damaged files (12 minutes); the moments are
 # drawn by a seed that is printed: CRASH_SEED=N make test-crash repeats them
 # make test-slurm: a SLURM of two nodes on this machine (Debian, as root), sweeps and trainings on it (6 minutes)
 # make test-wheel: build the wheel, install it elsewhere, train a step with it
@@ -13,7 +14,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test test-faults test-crash test-slurm test-wheel lint clean
+.PHONY: setup demo test test-docs test-faults test-crash test-slurm test-wheel lint clean
 
 setup: $(VENV)/.done
 
@@ -32,7 +33,10 @@ demo: setup
 	@$(BIN)/python scripts/demo.py
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not crash and not faults and not slurm"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not crash and not faults and not slurm and not docs"
+
+test-docs: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m docs
 
 test-faults: setup
 	$(BIN)/python -m pytest -n 2 -m faults

@@ -31,6 +31,8 @@ from models.context import Context
 from models.unet import UNet
 from samplers.guidance.base import Guided
 
+pytestmark = pytest.mark.docs
+
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 REPORTS = [page for page in PAGES if page.startswith("docs/results/")]
 LIVE = [page for page in PAGES if page not in REPORTS]

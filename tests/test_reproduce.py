@@ -15,6 +15,8 @@ from diffusion.metrics.intervals import mean
 from scripts import reproduce
 from scripts.reproduce import Outcome, Plan
 
+pytestmark = pytest.mark.docs
+
 TABLES, BUDGETS = registry.available("table"), registry.available("budget")
 
 
