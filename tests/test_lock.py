@@ -285,6 +285,11 @@ class TestMakeOnce:
         assert made == [1]
         assert [path.name for path in store.parent.iterdir()] == ["thing.bin"]
 
+    def test_the_lock_of_a_dead_process_does_not_stay(self, tmp_path):
+        write(tmp_path / "thing.lock", host=os.uname().nodename, pid=2**31 - 1)
+        assert make_once(tmp_path / "thing.bin", lambda: 5, lambda: 1 / 0, "it is being made") == 5
+        assert not list(tmp_path.iterdir())
+
     def test_who_fails_leaves_it_to_the_next(self, tmp_path):
         store = tmp_path / "thing.bin"
         with pytest.raises(ZeroDivisionError):

@@ -271,11 +271,14 @@ def make_once(store: Path, load: Callable[[], T | None], make: Callable[[], T], 
     :param what: is done, for the message of those that wait
     :raises WriteError: if nothing can be written there
     """
+    lock = Lock(store.with_suffix(".lock"), what)
     found = load()
     if found is not None:
+        if lock.path.exists():  # of a process that was killed once all was there
+            with contextlib.suppress(UserError, OSError), lock:
+                pass
         return found
     make_folder(store.parent)
-    lock = Lock(store.with_suffix(".lock"), what)
     lock.wait()
     try:
         found = load()
