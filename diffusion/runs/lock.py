@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from configs import UserError
+from configs.cluster import find_job
 from configs.errors import explain_failure
 from configs.processes import find_boot, find_start, is_gone
 from diffusion.runs.files import HEX, make_folder, name_partial, read_clock, remove_leftovers
@@ -71,11 +72,9 @@ class Holder:
     @classmethod
     def describe_self(cls) -> "Holder":
         """This process."""
-        array = [os.environ.get(f"SLURM_ARRAY_{part}_ID", "") for part in ("JOB", "TASK")]
-        job = "_".join(array) if all(array) else os.environ.get("SLURM_JOB_ID", "")
         restarts = os.environ.get("SLURM_RESTART_COUNT", "")
-        return cls(secrets.token_hex(8), os.uname().nodename, find_boot(), os.getpid(), find_start(os.getpid()), job,
-                   int(restarts) if restarts.isdecimal() else 0)
+        return cls(secrets.token_hex(8), os.uname().nodename, find_boot(), os.getpid(), find_start(os.getpid()),
+                   find_job() or "", int(restarts) if restarts.isdecimal() else 0)
 
     @classmethod
     def parse(cls, content: bytes) -> "Holder | None":

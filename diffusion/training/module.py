@@ -119,8 +119,10 @@ class Training(L.LightningModule):
         weights = self.weights
         if self.sharding:
             state = self.sharding.gather(self.ema.model.state_dict())
-            model = Model(self.model.config).to(self.device)
-            model.weights.load_state_dict(state)
+            model = self.model
+            if self.global_rank == 0:  # the others show nothing
+                model = Model(model.config).to(self.device)
+                model.weights.load_state_dict(state)
             yield model
             return
         current = {name: value.clone() for name, value in weights.state_dict().items()}

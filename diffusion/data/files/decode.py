@@ -59,12 +59,18 @@ class Decoder:
     :ivar channels: 1 (grey) or 3 (RGB)
     :ivar crop: side of the square, as a share of the width
     :ivar resample: the name of Pillow's filter
+    :raises UserError: if the share or the filter is none
     """
 
     size: int
     channels: int
     crop: float
     resample: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= 1:
+            raise UserError(f"data.crop={self.crop}", "a share of the width, above 0 and at most 1", "data.crop=1")
+        find_filter(self.resample)
 
     def __call__(self, file: bytes) -> UInt8[np.ndarray, "c h w"]:
         """The pixels of an image file.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -61,6 +61,11 @@ class Index:
 def default_cache() -> Path:
     """``thaw`` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thaw"
+
+
+def choose_cache(cache: str | Path | Literal[False] | None) -> Path | None:
+    """The folder that ``data.cache`` means; None for False, no cache."""
+    return None if cache is False else Path(cache or default_cache()).expanduser()
 
 
 def index(root: Path, decoder: Decoder, cache: Path | None) -> Index:

@@ -51,6 +51,17 @@ class Layout:
         return "; ".join(lines)
 
 
+def check_layout(labels: Labels, held_out: float) -> None:
+    """Refuse settings of a set of files that mean nothing.
+
+    :raises UserError: naming the first
+    """
+    if not 0 <= held_out < 1:
+        raise UserError(f"data.held_out={held_out}", "a share from 0 to below 1", "data.held_out=0.1")
+    if labels != "auto" and not isinstance(labels, bool):
+        raise UserError(f"data.labels={labels}", "auto, true or false", "data.labels=auto")
+
+
 def layout(files: Sequence[str], labels: Labels, held_out: float) -> Layout:
     """Divides sorted paths (with ``/``) into splits and classes.
 

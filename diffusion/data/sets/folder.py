@@ -11,11 +11,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from configs.errors import UserError
 from diffusion.data.base import Data, ImageSet, Split
 from diffusion.data.files import index as indexing
-from diffusion.data.files.decode import Decoder, find_filter
-from diffusion.data.files.layout import Labels, Layout, layout
+from diffusion.data.files.decode import Decoder
+from diffusion.data.files.layout import Labels, Layout, check_layout, layout
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +47,11 @@ class Folder(Data):
                  resample: str = "bilinear", labels: Labels = "auto", cache: str | Path | Literal[False] | None = None,
                  flip: bool = False):
         super().__init__(size, channels, flip)
-        if not 0 < crop <= 1:
-            raise UserError(f"data.crop={crop}", "a share of the width, above 0 and at most 1", "data.crop=1")
-        if not 0 <= held_out < 1:
-            raise UserError(f"data.held_out={held_out}", "a share from 0 to below 1", "data.held_out=0.1")
-        if labels != "auto" and not isinstance(labels, bool):
-            raise UserError(f"data.labels={labels}", "auto, true or false", "data.labels=auto")
-        find_filter(resample)
+        check_layout(labels, held_out)
         self.root = Path(root).expanduser()
         self.held_out = held_out
         self.labels: Labels = labels
-        self.cache = None if cache is False else Path(cache or indexing.default_cache()).expanduser()
+        self.cache = indexing.choose_cache(cache)
         self.decoder = Decoder(size, channels, crop, resample)
 
     @cached_property

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Int64
 from configs.errors import UserError
 from configs.values import hash_plain
 from diffusion.data.base import SPLITS, Data, ImageSet, Split
-from diffusion.data.files.decode import Decoder, find_filter
-from diffusion.data.files.index import default_cache
-from diffusion.data.files.layout import NAMES_SHOWN, Labels, name_split
+from diffusion.data.files.decode import Decoder
+from diffusion.data.files.index import choose_cache
+from diffusion.data.files.layout import NAMES_SHOWN, Labels, check_layout, name_split
 from diffusion.data.files.places import find_shards
 from diffusion.data.files.samples import MOST_CLASSES, show_key
 from diffusion.data.files.shards import Shard, ShardImages, index_shards
@@ -60,19 +60,13 @@ class Shards(Data):
                  labels: Labels = "auto", signals: Sequence[str] = (), cache: str | Path | Literal[False] | None = None,
                  flip: bool = False):
         super().__init__(size, channels, flip)
-        if not 0 < crop <= 1:
-            raise UserError(f"data.crop={crop}", "a share of the width, above 0 and at most 1", "data.crop=1")
-        if not 0 <= held_out < 1:
-            raise UserError(f"data.held_out={held_out}", "a share from 0 to below 1", "data.held_out=0.1")
-        if labels != "auto" and not isinstance(labels, bool):
-            raise UserError(f"data.labels={labels}", "auto, true or false", "data.labels=auto")
+        check_layout(labels, held_out)
         if isinstance(signals, str) or {"label", "text", "weight"} & set(signals) or len({*signals}) < len(signals):
             raise UserError(f"data.signals={signals}", "a list of fields of .json; label and text have their own files",
                             "data.signals=[FIELD], or []")
-        find_filter(resample)
         self.root, self.test, self.held_out, self.labels = root, test, held_out, labels
         self.signals = tuple(signals)
-        self.cache = None if cache is False else Path(cache or default_cache()).expanduser()
+        self.cache = choose_cache(cache)
         self.decoder = Decoder(size, channels, crop, resample)
 
     @cached_property
