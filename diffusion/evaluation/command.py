@@ -14,7 +14,7 @@ from diffusion.evaluation.report import Report, compare, folder_name, show_compa
 from diffusion.evaluation.subjects import ImagesSubject, PairsSubject, Subject
 from diffusion.evaluation.together import PARTS
 from diffusion.runs.files import make_folder, write_whole
-from diffusion.runs.lock import Held, Lock
+from diffusion.runs.lock import Lock
 from diffusion.runs.share import ALONE, Share
 from diffusion.sampling.command import choose_gpu
 
@@ -69,17 +69,12 @@ def measure_subject(cfg: DictConfig, share: Share = ALONE) -> tuple[Report | Non
     if not asked.share(folder, share):
         log.info("the others are not done yet; whoever is last measures")
         return None, folder
-    lock = Lock(folder / "lock", f"{folder} is being measured")
-    try:
-        lock.take()
-    except Held:
-        log.info("all features are there; another process measures")
-        return None, folder
-    try:
+    with Lock(folder / "lock", f"{folder} is being measured").attempt() as mine:
+        if not mine:
+            log.info("all features are there; another process measures")
+            return None, folder
         report = Report.read(folder, asked.protocol)  # another process may have measured in the meantime
         return report or measure(asked, folder), folder
-    finally:
-        lock.release()
 
 
 def measure(asked: Subject, folder: Path) -> Report:

@@ -12,7 +12,7 @@ from diffusion.metrics.extractors.base import Extractor
 from diffusion.metrics.features import extract, read_features
 from diffusion.runs import checkpoint
 from diffusion.runs.files import make_folder, write_whole
-from diffusion.runs.lock import Held, Lock
+from diffusion.runs.lock import Lock
 from diffusion.runs.share import Share
 
 PARTS = ".parts"
@@ -45,16 +45,9 @@ class Together:
             path = self._name(extractor, rows)
             if path.is_file() or not all((self.samples / self.names[row]).is_file() for row in rows):
                 continue
-            lock = Lock(path.with_suffix(".lock"), f"{path.name} is being made")
-            try:
-                lock.take()
-            except Held:
-                continue  # another process is at it
-            try:
-                if not path.is_file():
+            with Lock(path.with_suffix(".lock"), f"{path.name} is being made").attempt() as mine:
+                if mine and not path.is_file():
                     write_whole(path, checkpoint.dump(vars(self._look(extractor, rows))))
-            finally:
-                lock.release()
         return all(self._name(extractor, rows).is_file() for extractor, rows in pieces)
 
     def collect(self, extractor: Extractor) -> Features:

@@ -27,7 +27,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -140,6 +140,19 @@ class Lock:
                     log.info("%s; waiting for it", held.got)
                 told = True
                 time.sleep(1)
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[bool]:
+        """Hold it inside, unless another process does; gives whether."""
+        try:
+            self.take()
+        except Held:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self.release()
 
     def check(self) -> None:
         """See that it has not been taken over: to be called before something is written. It reads a small file. Of a
