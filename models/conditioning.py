@@ -5,7 +5,7 @@ from functools import reduce
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from configs.errors import UserError
@@ -186,7 +186,8 @@ def _silence(layer: nn.Module) -> None:
 
 class ImageSignal(Signal):
     """An image that is concatenated to ``x``: a low resolution, a drawing, a masked picture. Never dropped: guidance
-    along the other signals keeps it. Not given where there is no other way, it is zeros.
+    along the other signals keeps it. Not given where there is no other way, it is zeros. Its raw values are in [-1, 1],
+    or bytes, of which 0 is -1 and 255 is 1.
 
     :param channels: of the image
     :param side: its height and width, in pixels, those of the network's maps
@@ -200,8 +201,13 @@ class ImageSignal(Signal):
         self.picture = (channels, side)
         self.register_buffer("missing", torch.zeros(1, channels, side, side), persistent=False)
 
-    def forward(self, value: Float[Tensor, "b c h w"]) -> Context:
-        return Context(spatial=value)
+    def forward(self, value: Shaped[Tensor, "b c h w"]) -> Context:
+        return Context(spatial=self.scale(value))
+
+    @staticmethod
+    def scale(value: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Raw values in [-1, 1]."""
+        return value if value.is_floating_point() else value.float() / 127.5 - 1
 
     def null(self, n: int) -> Context:
         missing = self.get_buffer("missing")

@@ -42,7 +42,8 @@ from models.conditioning import Signal
 log = logging.getLogger(__name__)
 
 NEEDS = {"label": ("classes", "a folder of images for each class, or data=digits"),
-         "attributes": ("attributes", "data=celeba data.signals=[attributes]")}
+         "attributes": ("attributes", "data=celeba data.signals=[attributes]"),
+         "answers": ("answers", "data=scenes")}
 """What a classifier that predicts a signal wants of the images, and what gives it."""
 
 
@@ -229,7 +230,9 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
         if signal not in described:
             raise UserError(f"a classifier of images without {what}", f"images with {what}", fix)
         said = described[signal]
-        classes = said.get("num_classes") or len(said["words"])
+        words = said.get("words") or ()
+        classes = said.get("num_classes") or (sum(map(len, words.values())) if isinstance(words, Mapping)
+                                              else len(words))
         config["model"]["classes"] = classes if model["classes"] is None else model["classes"]
         if config["model"]["classes"] < classes:
             raise UserError(f"model.classes={model['classes']} for images of {classes} {what}",

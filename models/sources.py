@@ -1,0 +1,46 @@
+"""Pixel-wise hints that are made of the images themselves, or drawn from another signal of them."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from configs.errors import UserError
+from degradations.randomness import Draws
+from models.conditioning import Source
+from models.context import Condition
+
+EDGE = 0.25
+"""Share of the largest Sobel magnitude of an image from which on a pixel is an edge."""
+
+
+def find_edges(images: Float[Tensor, "b c h w"], share: float = EDGE) -> Float[Tensor, "b 1 h w"]:
+    """Edges, 1, on -1: where ``sqrt(sum_c (G_x * x_c)^2 + (G_y * x_c)^2)``, with the filters of Sobel and Feldman
+    (1968) over the channels c, is more than a share of its largest value in the image. Borders continue outside.
+
+    :param images: of any range
+    """
+    smooth, slope = images.new_tensor([1.0, 2.0, 1.0]), images.new_tensor([-1.0, 0.0, 1.0])
+    filters = torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)])[:, None]
+    padded = F.pad(images.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
+    magnitude = F.conv2d(padded, filters).square().sum(1).unflatten(0, images.shape[:2]).sum(1, keepdim=True).sqrt()
+    # Rounding makes a slope of nothing in a plain image, which is no edge.
+    edges = magnitude > (share * magnitude.amax(dim=(1, 2, 3), keepdim=True)).clamp(min=1e-4)
+    return edges.to(images) * 2 - 1
+
+
+class Edges(Source):
+    """:func:`find_edges` of the images.
+
+    :param share: of the largest magnitude, in (0, 1)
+    """
+
+    def __init__(self, share: float = EDGE):
+        super().__init__()
+        if not 0 < share < 1:
+            raise UserError(f"edges from a share of {share:g} of the largest slope on", "a share in (0, 1)",
+                            f"share={EDGE}")
+        self.share = share
+
+    def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Float[Tensor, "b 1 h w"]:
+        return find_edges(images, self.share)
