@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from configs.errors import UserError
+from degradations.base import Degradation
 from degradations.randomness import Draws
 from models.conditioning import Source
 from models.context import Condition
@@ -44,3 +45,49 @@ class Edges(Source):
 
     def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Float[Tensor, "b 1 h w"]:
         return find_edges(images, self.share)
+
+
+class Given(Source):
+    """Another signal of the data as it is: masks or maps that the data have by another name.
+
+    :param signal: its name
+    """
+
+    def __init__(self, signal: str):
+        super().__init__()
+        self.reads = (signal,)
+
+    def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Tensor:
+        return condition[self.reads[0]]
+
+
+class Boxes(Source):
+    """Filled rectangles, 1, on -1, of the signal ``box`` (B, K, 4): top, left, height and width, in pixels."""
+
+    reads = ("box",)
+
+    def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Float[Tensor, "b 1 h w"]:
+        rows, columns = (torch.arange(side, device=images.device) for side in images.shape[2:])
+        top, left, height, width = condition["box"][..., None].unbind(2)
+        down = (rows >= top) & (rows < top + height)
+        across = (columns >= left) & (columns < left + width)
+        inside = (down[..., :, None] & across[..., None, :]).any(dim=1, keepdim=True)
+        return inside.to(images) * 2 - 1
+
+
+class Degraded(Source):
+    """The images, degraded: a low resolution, a blurred or masked picture.
+
+    :param degradation: what is done to them
+    :param t: how much, in (0, 1]
+    """
+
+    def __init__(self, degradation: Degradation, t: float):
+        super().__init__()
+        if not 0 < t <= 1:
+            raise UserError(f"images that are degraded to t={t:g}", "a time in (0, 1]", "t=0.5")
+        self.degradation, self.t = degradation, t
+
+    def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Float[Tensor, "b c h w"]:
+        t = images.new_full((len(images),), self.t)
+        return self.degradation.forward(images, t, self.degradation.draw(images.shape, rng))
