@@ -57,14 +57,14 @@ class MultiCFG(Term):
             if not given and group != ("all",):
                 continue
             k, missing = strengths[weight.scales], missing - given
-            if steps and (k is steps[-1][0] or (isinstance(k, float) and k == steps[-1][0])):
+            if steps and _is_same(k, steps[-1][0]):
                 steps.pop()
             steps.append((k, missing))
-        if all(isinstance(k, float) and k == 0 for k, _ in steps):
+        if all(_is_same(k, 0.0) for k, _ in steps):
             return []
         contexts = [require_null(view.ctx), *(view.ctx.without(names) for _, names in steps)]
         return [(k, low, high) for (k, _), (low, high) in zip(steps, pairwise(contexts), strict=True)
-                if isinstance(k, Tensor) or k != 0]
+                if not _is_same(k, 0.0)]
 
     def branches(self, view: GuidanceInput) -> Sequence[Branch]:
         return [Branch(ctx) for ctx in self.contexts(view)]
@@ -81,6 +81,11 @@ class MultiCFG(Term):
             change = k * (estimates[id(high)] - estimates[id(low)])
             total = change if total is None else total + change
         return total
+
+
+def _is_same(a: float | Tensor, b: float | Tensor) -> bool:
+    """Decided without a look at the device."""
+    return a is b or (isinstance(a, float) and isinstance(b, float) and a == b)
 
 
 def refuse_names(names: Sequence[str], droppable: Sequence[str]) -> None:
