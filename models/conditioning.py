@@ -1,7 +1,7 @@
 """From raw conditions to what a network consumes: ``Condition`` -> ``ConditionEncoder`` -> ``Context``."""
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from configs.errors import UserError
 from degradations.randomness import Draws
-from models.context import Condition, Context, choose_rows, merge_contexts
+from models.context import Condition, Context, choose_rows, merge_all
 from models.embeddings import ScalarEmbedding
 from models.readers import ClassReader, Reader, is_number, write_digests
+
+MAX_JOINT = 4
+"""Number of signals of which a context carries its alternates without any two, three, ... of them."""
 
 
 class Signal(nn.Module, Reader):
@@ -308,48 +311,56 @@ class ConditionEncoder(nn.Module):
         :raises UserError: if a signal is missing that cannot be dropped, or the condition is empty, so that the number
             of samples is unknown
         """
-        if not self.signals:
-            return Context()
-        drop = drop or {}
-        n = count_rows(cond) if n is None else n
-        parts = []
+        return merge_all(self._encode(cond, drop or {}, n).values())
+
+    def _encode(self, cond: Condition, drop: Mapping[str, Tensor], n: int | None) -> dict[str, Context]:
+        parts = {}
         for name, signal in self._signals():
+            n = count_rows(cond) if n is None else n
             if name not in cond and not signal.droppable and not signal.optional:
                 raise UserError(f"no {name}, without which this model does not work", f"a value of {name}",
                                 f"{name}=..." if signal.picture is None else f"{name}=FOLDER")
             if name not in cond:
-                parts.append(signal.null(n))
+                parts[name] = signal.null(n)
             elif name in drop and signal.droppable:
-                parts.append(choose_rows(drop[name], signal.null(n), signal(cond[name])))
+                parts[name] = choose_rows(drop[name], signal.null(n), signal(cond[name]))
             else:
-                parts.append(signal(cond[name]))
-        return reduce(merge_contexts, parts)
+                parts[name] = signal(cond[name])
+        return parts
 
     def null(self, n: int, device: torch.device | str | None = None) -> Context:
         """The context of n samples without any condition, also without signals that have to be given."""
-        parts = [signal.null(n) for _, signal in self._signals()]
-        return reduce(merge_contexts, parts).to(device) if parts else Context()
+        return merge_all(signal.null(n) for _, signal in self._signals()).to(device)
 
     def with_null(self, cond: Condition, n: int | None = None) -> Context:
         """The context of a condition that carries what guidance needs: ``null``, without the signals that are droppable
-        (the others stay), ``nulls[NAME]``, without one of several, and ``raw``, the condition itself.
+        (the others stay), ``nulls``, without some of those that are given, ``parts``, each signal by itself, and
+        ``raw``, the condition itself.
 
-        Without droppable signals there is no difference to guide along, and ``null`` is None.
+        With k given signals that are droppable, ``nulls`` has the context without each of their ``2^k - 2`` proper
+        subsets; of more than :data:`MAX_JOINT` only without one of them, and with one of them alone. A signal is
+        encoded once for all of these. Without droppable signals there is no difference to guide along, and ``null`` is
+        None.
 
         :param n: number of samples; None takes it from the condition
         """
+        if not self.signals:
+            return Context(raw=dict(cond))
         droppable = self.droppable
         given = [name for name in droppable if name in cond]
-        n = count_rows(cond) if n is None and self.signals else n
+        n = count_rows(cond) if n is None else n
+        told = self._encode(cond, {}, n)
+        untold = {name: signal.null(n) for name, signal in self._signals() if name in given}
 
-        def without(*names: str) -> Context:
-            kept = {name: raw for name, raw in cond.items() if name not in names}
-            return self(kept, n=n).replace(raw=kept)
+        def without(names: Sequence[str], raw: Condition) -> Context:
+            parts = {name: untold[name] if name in names else part for name, part in told.items()}
+            return merge_all(parts.values()).replace(parts=parts, raw=raw)
 
-        nulls = {name: without(name) for name in given} if len(given) > 1 else {}
+        sizes = range(1, len(given)) if len(given) <= MAX_JOINT else (1, len(given) - 1)
+        nulls = {"+".join(names): without(names, {name: raw for name, raw in cond.items() if name not in names})
+                 for size in sizes for names in combinations(given, size)}
         kept = {name: raw for name, raw in cond.items() if name in self.signals and name not in droppable}
-        null = self(kept, n=n).replace(raw=kept) if droppable else None
-        return self(cond, n=n).replace(null=null, nulls=nulls, raw=dict(cond))
+        return without([], dict(cond)).replace(null=without(given, kept) if droppable else None, nulls=nulls)
 
     @torch.no_grad()
     def derive(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Condition:
