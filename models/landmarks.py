@@ -60,7 +60,7 @@ class LandmarkReader:
             if not isinstance(value, list | tuple) or len(value) != 2 * len(POINTS) or not all(map(is_number, value)):
                 raise UserError(f"{self.name}={value}", f"x and y of {', '.join(POINTS)} in pixels, a list of "
                                 f"{2 * len(POINTS)} numbers, or a list of such lists",
-                                f"{self.name}=[19,29,43,29,31,40,22,49,41,49], of a face of 64 px")
+                                f"{self.name}=[23,33,41,33,32,44,24,52,40,52], of a face of 64 px")
         return torch.tensor(values, dtype=torch.float32).view(-1, len(POINTS), 2)
 
 

@@ -188,10 +188,10 @@ def _find_photos(model: Model, name: str, asked: Mapping[str, Any]) -> Inputs:
     if name not in sources or set(asked) != {"of"}:
         raise UserError(f"{name}.{'/'.join(map(str, asked))}", f"{name}=VALUE, or {name}.of=PHOTOS for a signal that a "
                         f"source makes of photos; sources: {', '.join(sources) or 'none'}", f"{name}=...")
-    reads = [read for read in sources.get_submodule(name).reads if read not in model.weights.encoder.signals]
+    reads = getattr(sources[name], "reads", ())
     if reads:
-        raise UserError(f"{name}.of={asked['of']}, photos of which nothing but the pixels is known", f"{name}=VALUE: it "
-                        f"is made of {', '.join(reads)}", f"{name}=..., or nothing, which takes the held-out images'")
+        raise UserError(f"{name}.of={asked['of']}, photos whose {', '.join(reads)} nobody knows, of which {name} is "
+                        "made", f"{name}=VALUE, or nothing, which takes those of the held-out images", f"{name}=...")
     channels, side, _ = model.image_shape
     return read_photos(Path(str(asked["of"])).expanduser(), side, channels)
 

@@ -68,7 +68,7 @@ class Folder(Data):
         check_captions(words, length)
         if isinstance(signals, str) or not {*signals} <= {*self.KNOWN} or len({*signals}) < len(signals):
             raise UserError(f"data.signals={signals}", f"some of {', '.join(self.KNOWN)}, or []",
-                            f"data.signals=[{','.join(self.KNOWN)}]")
+                            f"data.signals=[{self.KNOWN[0]}]")
         self.signals, self.words, self.length = tuple(signals), words, length
         self._hinted = False
         self.root = Path(root).expanduser()
@@ -123,11 +123,12 @@ class Folder(Data):
                 self._hinted = True
                 logger.info("%s has captions, which are not read: data.signals=[text] makes them a signal", self.root)
             return {}
-        known = {name: {"words": table.names} for name, table in self._beside.numbers.items()}
-        if "vector" in known:
-            known["vector"] = {"in_dim": len(self._beside.numbers["vector"].names), **known["vector"]}
-        text = {"text": {"words": self._text.words, "length": self._text.length}} if "text" in self.signals else {}
-        return {**known, **text}
+        said: dict[str, dict[str, Any]] = {name: {"words": table.names} for name, table in self._beside.numbers.items()}
+        if "vector" in said:
+            said["vector"]["in_dim"] = len(said["vector"]["words"])
+        if "text" in self.signals:
+            said["text"] = {"words": self._text.words, "length": self._text.length}
+        return said
 
     def _take_signals(self, name: Split) -> dict[str, Tensor]:
         """Their values of the images of a split."""
