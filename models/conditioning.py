@@ -13,6 +13,7 @@ from degradations.randomness import Draws
 from models.context import Condition, Context, choose_rows, merge_contexts
 from models.embeddings import ScalarEmbedding
 from models.readers import ClassReader, Reader, is_number, write_digests
+from models.sources import Source
 
 
 class Signal(nn.Module, Reader):
@@ -215,41 +216,6 @@ class ImageSignal(Signal):
 
     def silence(self) -> None:
         """Nothing to do: it is the network's first layer that must not listen yet."""
-
-
-class Source(nn.Module):
-    """Makes a raw signal from the images themselves: edges, a low resolution, a hole. It is frozen, and lies in the
-    checkpoint beside the signals.
-
-    :cvar reads: the raw signals that it needs beside the images and the encoder's own; without them it makes nothing
-    """
-
-    reads: tuple[str, ...] = ()
-
-    def train(self, mode: bool = True) -> "Source":
-        """A source is never in training mode."""
-        return super().train(False)
-
-    def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Tensor:
-        """Raw values, batch first.
-
-        :param images: in [-1, 1], as the network will see them: mirrored and augmented
-        :param condition: what is known about the images besides, such as places from which a map is drawn: the raw
-            signals of the encoder, and those that ``reads`` names
-        :param rng: for sources that draw at random
-        """
-        raise NotImplementedError
-
-    def mirror(self, name: str, raw: Tensor, side: int) -> Tensor:
-        """The raw values of a signal that it reads, of images that are mirrored left to right.
-
-        :param name: of the signal, one of ``reads``
-        :param side: of the images, in pixels
-        :raises UserError: if the source does not say
-        """
-        raise UserError(f"data.flip=true with {name}, of which {type(self).__name__} does not say what it is of a "
-                        "mirrored image", "images as they are",
-                        f"data.flip=false, or a method mirror of {type(self).__name__}")
 
 
 class ConditionEncoder(nn.Module):

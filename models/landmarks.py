@@ -9,9 +9,10 @@ from torch import Tensor
 
 from configs.errors import UserError
 from degradations.randomness import Draws
-from models.conditioning import ImageSignal, Source, VectorSignal
+from models.conditioning import ImageSignal, VectorSignal
 from models.context import Condition, Context
 from models.readers import is_number
+from models.sources import Source
 
 POINTS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
 """CelebA's landmarks, in its order; left is the image's left (Liu et al. 2015, arXiv 1411.7766)."""

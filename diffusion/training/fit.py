@@ -42,9 +42,8 @@ from models.conditioning import Signal, Source
 log = logging.getLogger(__name__)
 
 NEEDS = {"label": ("classes", "a folder of images for each class, or data=digits"),
-         "attributes": ("attributes", "data=celeba data.signals=[attributes]"),
-         "landmarks": ("landmarks", "data=celeba data.signals=[landmarks]")}
-"""What a network that predicts or needs a signal wants of the images, and what gives it."""
+         "attributes": ("attributes", "data=celeba data.signals=[attributes]")}
+"""What a classifier that predicts a signal wants of the images, and what gives it."""
 
 
 def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapping[str, Any] | None = None) -> None:
@@ -220,8 +219,7 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
 
     :param described: see :attr:`diffusion.data.base.Data.described`
     :raises UserError: for a classifier of images without what it predicts, or of less than there is; for a signal that
-        cannot be left out, that a source makes of another one which the data do not have, or whose name the commands
-        use for something else
+        cannot be left out, lacks what its source reads, or whose name the commands use for something else
     """
     config, model = {**config, "model": dict(config["model"])}, config["model"]
     if "classes" in model:
@@ -240,11 +238,8 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
     given = config["condition"].get("signals", {})
     sources, signals = config["condition"].get("sources") or {}, {}
     for name, node in sources.items():
-        lacking = [read for read in locate(node["_target_"], role=Source).reads if read not in described]
-        if lacking and name not in described:
-            read = lacking[0]
-            raise UserError(f"condition.sources.{name}, which makes {name} of {read}, for images without {read}",
-                            f"images with {read}", NEEDS.get(read, (read, f"data.signals=[{read}]"))[1])
+        if node and name not in described:
+            locate(node["_target_"], role=Source).check(name, described)
     droppable = "signals" not in config["condition"]  # somebody's own encoder
     for name, node in given.items():
         if name in reserved_names():

@@ -80,6 +80,11 @@ def encode_captions(captions: Sequence[str], words: int | Sequence[str], length:
     return Encoded(list(words), length, tokens.to(torch.int64))
 
 
+def join_words(tokens: Sequence[int], words: Sequence[str]) -> str:
+    """The caption of a row of tokens, as far as the vocabulary has its words."""
+    return " ".join(words[number] for number in tokens if number >= RESERVED)
+
+
 def _warn(where: str, parts: Sequence[Sequence[str]], kept: Sequence[Sequence[str]], known: set[str]) -> None:
     changed = sum(len(a) < len(b) for a, b in zip(kept, parts, strict=True))
     if changed:
