@@ -70,8 +70,8 @@ class HintEncoder(nn.Sequential):
         strides = [1] * len(widths) if strides is None else list(strides)
         require_at_least(1, "model.hint", channels=channels, widths=list(widths), strides=strides)
         if not widths or len(strides) != len(widths):
-            raise UserError(f"a hint encoder with {len(widths)} widths and {len(strides)} strides", "one stride for each",
-                            f"model.hint.strides={[1] * max(1, len(widths))}")
+            raise UserError(f"a hint encoder with {len(widths)} widths and {len(strides)} strides",
+                            "one stride for each", f"model.hint.strides={[1] * max(1, len(widths))}")
         layers: list[nn.Module] = []
         for before, width, stride in zip([channels, *widths], widths, strides):
             layers += [nn.Conv2d(before, width, 3, stride, padding=1), nn.SiLU()]
@@ -107,8 +107,8 @@ class ControlledNet(nn.Module):
         super().__init__()
         entry = getattr(getattr(base, "encoder", None), "entry", None)
         if not isinstance(base, ThreeParts) or not isinstance(entry, nn.Conv2d):
-            raise UserError(f"control of {type(base).__name__}", "a network whose encoder begins with a convolution, its "
-                            "entry", "model/base=digits, or another U-Net")
+            raise UserError(f"control of {type(base).__name__}", "a network whose encoder begins with a convolution, "
+                            "its entry", "model@model.base=digits, or another U-Net")
         if in_channels not in (None, base.in_channels):
             raise UserError(f"images of {in_channels} channels, and a base for {base.in_channels}", "the same",
                             f"model.base.in_channels={in_channels}, or data like those of the base")
@@ -167,6 +167,6 @@ class ControlledNet(nn.Module):
                             f"model.hint.channels={given.shape[1]}")
         maps = self.hint(given)
         if maps.shape[2:] != x.shape[2:]:
-            raise UserError(f"a {self.signal} of {tuple(given.shape[2:])}, which becomes maps of {tuple(maps.shape[2:])}",
-                            f"those of the image, {tuple(x.shape[2:])}", "model.hint.strides")
+            raise UserError(f"a {self.signal} of {tuple(given.shape[2:])} px, which becomes maps of "
+                            f"{tuple(maps.shape[2:])}", f"those of the image, {tuple(x.shape[2:])}", "model.hint.strides")
         return maps

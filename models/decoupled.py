@@ -12,8 +12,8 @@ from models.context import Context
 
 
 class DecoupledNet(nn.Module):
-    """Decoupled cross-attention (Ye et al. 2023, IP-Adapter, arXiv 2308.06721, eq. 5) around a trained network: where it
-    attends to ``main``, it attends with the same queries to another stream, too,
+    """Decoupled cross-attention (Ye et al. 2023, IP-Adapter, arXiv 2308.06721, eq. 5) around a trained network: where
+    it attends to ``main``, it attends with the same queries to another stream, too,
 
     ``softmax(Q K^T / sqrt(d)) V + softmax(Q K'^T / sqrt(d)) V'``, ``K' = W_k c``, ``V' = W_v c``,
 

@@ -37,7 +37,7 @@ from diffusion.spaces.latent import Latent
 from diffusion.training.callbacks.checkpoint import Checkpoint
 from diffusion.training.module import Training
 from models.blocks import recompute
-from models.conditioning import Signal
+from models.conditioning import Signal, Source
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +64,8 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
     training = build_training(fill_signals(config, described), data, run, content)
     model = training.model
     condition = derive_signals(model, Inputs(images), [0])
-    for name, signal in model.weights.encoder.readers.items():
-        if data.flip and name in condition:
-            signal.mirror(condition[name], data.size)  # refuses to be mirrored before the work, not after a while
+    if data.flip:  # refused before the work, not after a while
+        model.weights.encoder.mirror(dict(images.choose(torch.tensor([0])).signals), data.size)
     model.try_out(condition)
     if cfg.trainer.gradient_checkpointing:
         recompute(model.weights.net)
@@ -221,7 +220,7 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
 
     :param described: see :attr:`diffusion.data.base.Data.described`
     :raises UserError: for a classifier of images without what it predicts, or of less than there is; for a signal that
-        cannot be left out, or whose name the commands use for something else
+        cannot be left out, lacks what its source reads, or whose name the commands use for something else
     """
     config, model = {**config, "model": dict(config["model"])}, config["model"]
     if "classes" in model:
@@ -241,6 +240,9 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
                                for key, value in config["objective"].items()}
     given = config["condition"].get("signals", {})
     sources, signals = config["condition"].get("sources") or {}, {}
+    for name, node in sources.items():
+        if node and name not in described:
+            locate(node["_target_"], role=Source).check(name, described, node)
     droppable = "signals" not in config["condition"]  # somebody's own encoder
     for name, node in given.items():
         if name in reserved_names():

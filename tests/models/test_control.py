@@ -16,7 +16,7 @@ from models.control import ControlledNet, HintEncoder, HintSignal, Widened
 from models.convnext import ConvNextUNet
 from models.decoupled import DecoupledNet
 from models.dit import DiT
-from models.sources import Boxes, Degraded, Edges, Given
+from models.hints import Boxes, Degraded, Edges, Given
 from models.text import TextSignal, list_words
 from models.unet import UNet
 from samplers.guidance.control import ControlStrength
@@ -228,7 +228,7 @@ def test_the_stream_is_attended_with_the_same_queries():
 
     def watch(call):
         answers.append((call, call.rest()))
-        return None
+        return
 
     x, t, _ = inputs(2)
     net(x, t, ctx, watch)
