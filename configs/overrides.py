@@ -14,6 +14,8 @@ from configs.values import PLACES
 
 RECIPE = ("sampler", "guidance", "prior", "edit", "start")
 """What a run may say about its sampling."""
+SIGNALS = re.compile(r"[A-Za-z]\w*(\+[A-Za-z]\w*)*")
+"""Names of signals, several joined by +."""
 KEY = re.compile(r"[a-z]\w*(/[a-z]\w*)*(@[a-z]\w*(\.[a-z]\w*)*)?|[a-z]\w*(\.[A-Za-z]\w*)+")
 PATHS = ("run", "root", "path", "folder", "file")
 """Keys whose values are paths, whether they look like it or not."""
@@ -21,7 +23,8 @@ PATHS = ("run", "root", "path", "folder", "file")
 
 def check_recipe(overrides: Sequence[str], root: Path | None = None) -> list[str]:
     """A run's ``sampling`` list, which becomes overrides of ``sample.py``. A stranger may have written it, so a group
-    choice must be a name that the registry lists, and everything else a plain value of a key of the recipe.
+    choice must be a name that the registry lists, and everything else a plain value of a key of the recipe: a number, a
+    word, a list of these, or numbers by the names of signals.
 
     :param root: of the runs; a path in the list must stay inside. None takes any path
     :raises UserError: if it says anything but how to sample
@@ -40,12 +43,18 @@ def check_recipe(overrides: Sequence[str], root: Path | None = None) -> list[str
                 yield from plain(override, item)
         elif isinstance(value, QuotedString):
             yield from plain(override, value.text)
+        elif isinstance(value, dict):
+            for name, number in value.items():
+                inside = list(plain(override, number))
+                if not SIGNALS.fullmatch(str(name)) or not all(type(each) in (int, float) for each in inside):
+                    raise refuse(override, "a table of something else than numbers by names of signals")
+                yield from inside
         elif value is None or isinstance(value, bool | int | float | str):
             if isinstance(value, str) and ("${" in value or not value.isprintable()):
                 raise refuse(override, "an interpolation")
             yield value
         else:
-            raise refuse(override, "neither a number, a word nor a list of these")
+            raise refuse(override, "neither a number, a word, a list of these nor a table of numbers")
 
     if isinstance(overrides, str) or not isinstance(overrides, Sequence):
         raise refuse(overrides, "no list")
@@ -128,9 +137,10 @@ def is_inside(key: str, value: str, root: Path) -> bool:
 
 def merge_overrides(defaults: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """A run's ``sampling`` list with overrides on top: a chosen group, such as ``sampler=ddpm``, drops all that the run
-    says about it (``sampler=ddim``, ``sampler.num_steps=50``, ``sampler/grid=uniform``)."""
+    says about it (``sampler=ddim``, ``sampler.num_steps=50``, ``sampler/grid=uniform``), and another value of a setting
+    its own, so that a table is not mixed of both."""
     chosen = {override.split("=")[0] for override in overrides if "=" in override}
-    kept = [d for d in defaults if group_of(d) not in chosen]
+    kept = [d for d in defaults if group_of(d) not in chosen and d.split("=")[0] not in chosen]
     return [*kept, *overrides]
 
 
@@ -142,9 +152,9 @@ def drop_condition_guidance(overrides: Sequence[str]) -> list[str]:
         key, _, value = override.partition("=")
         if key == "guidance":
             names = [name.strip() for name in value.strip("[]").split(",")]
-            left = [name for name in names if name != "cfg"]
+            left = [name for name in names if name not in ("cfg", "multi_cfg")]
             override = override if left == names else f"guidance=[{','.join(left)}]" if left else ""
-        if override and not key.startswith("guidance.cfg."):
+        if override and not key.startswith(("guidance.cfg.", "guidance.multi_cfg.")):
             kept.append(override)
     return kept
 

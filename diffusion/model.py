@@ -215,13 +215,26 @@ class Model:
     def guided(self, parts: Sequence[Any]) -> Restorer:
         """The restorer under these guidance parts, but for those that mean pixels where the model has none.
 
-        :raises UserError: if they hold another model, and it does not fit this one
+        :raises UserError: if they hold another model, and it does not fit this one, or cannot use this one's signals
         """
+        encoder = self.weights.encoder
+        dropped = self.objective.dropped(encoder) if self._trained_alone() else None
         if not self.space.pixels:
             parts = [part for part in parts if not getattr(part, "pixels", False)]
+        for part in parts:
+            part.check(encoder, dropped)
         for partner in list_models(parts):
             partner.check(self.config)
         return Guided(self.restorer, self.degradation, parts) if parts else self.restorer
+
+    def _trained_alone(self) -> bool:
+        """Whether no other run has trained the network before, which may have seen other nulls; unknown is no."""
+        begin = self.config.get("begin")
+        if not isinstance(begin, Mapping):
+            return False
+        maps = [entry.get("map") for entry in begin.values() if isinstance(entry, Mapping)]
+        places = [str(place) for each in maps if isinstance(each, Mapping) for place in each.values()]
+        return not any(place.split(".")[0] == "net" for place in places)
 
     def readers(self, recipe: Recipe | None = None) -> dict[str, Reader]:
         """The signals that a sample may be asked for: the model's, and those of other models in the guidance."""

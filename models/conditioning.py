@@ -1,19 +1,22 @@
 """From raw conditions to what a network consumes: ``Condition`` -> ``ConditionEncoder`` -> ``Context``."""
 
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from configs.errors import UserError
 from degradations.randomness import Draws
-from models.context import Condition, Context, choose_rows, merge_contexts
+from models.context import Condition, Context, choose_rows, merge_all
 from models.embeddings import ScalarEmbedding
 from models.readers import ClassReader, Reader, is_number, write_digests
 from models.sources import Source
+
+MAX_JOINT = 4
+"""Number of signals of which a context carries its alternates without any two, three, ... of them."""
 
 
 class Signal(nn.Module, Reader):
@@ -187,7 +190,8 @@ def _silence(layer: nn.Module) -> None:
 
 class ImageSignal(Signal):
     """An image that is concatenated to ``x``: a low resolution, a drawing, a masked picture. Never dropped: guidance
-    along the other signals keeps it. Not given where there is no other way, it is zeros.
+    along the other signals keeps it. Not given where there is no other way, it is zeros. Its raw values are in [-1, 1],
+    or bytes, of which 0 is -1 and 255 is 1.
 
     :param channels: of the image
     :param side: its height and width, in pixels, those of the network's maps
@@ -201,8 +205,13 @@ class ImageSignal(Signal):
         self.picture = (channels, side)
         self.register_buffer("missing", torch.zeros(1, channels, side, side), persistent=False)
 
-    def forward(self, value: Float[Tensor, "b c h w"]) -> Context:
-        return Context(spatial=value)
+    def forward(self, value: Shaped[Tensor, "b c h w"]) -> Context:
+        return Context(spatial=self.scale(value))
+
+    @staticmethod
+    def scale(value: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Raw values in [-1, 1]."""
+        return value if value.is_floating_point() else value.float() / 127.5 - 1
 
     def null(self, n: int) -> Context:
         missing = self.get_buffer("missing")
@@ -272,6 +281,16 @@ class ConditionEncoder(nn.Module):
         """Names of the signals that training drops and guidance takes away."""
         return [name for name, signal in self._signals() if signal.droppable]
 
+    def check_sources(self, known: Collection[str]) -> None:
+        """Refuse images that lack a signal of which a source makes one that they do not have.
+
+        :param known: names of the signals that the images have
+        :raises UserError: naming the first
+        """
+        for name, source in self.sources.items():
+            if name not in known and isinstance(source, Source):
+                source.check(name, known)
+
     def mirror(self, condition: Condition, side: int) -> Condition:
         """The raw signals of images that are mirrored left to right: the signal says what its values are then, or, of
         one that is none of the encoder's, the source that reads it. What nothing here reads stays.
@@ -302,48 +321,56 @@ class ConditionEncoder(nn.Module):
         :raises UserError: if a signal is missing that cannot be dropped, or the condition is empty, so that the number
             of samples is unknown
         """
-        if not self.signals:
-            return Context()
-        drop = drop or {}
-        n = count_rows(cond) if n is None else n
-        parts = []
+        return merge_all(self._encode(cond, drop or {}, n).values())
+
+    def _encode(self, cond: Condition, drop: Mapping[str, Tensor], n: int | None) -> dict[str, Context]:
+        parts = {}
         for name, signal in self._signals():
+            n = count_rows(cond) if n is None else n
             if name not in cond and not signal.droppable and not signal.optional:
                 raise UserError(f"no {name}, without which this model does not work", f"a value of {name}",
                                 f"{name}=..." if signal.picture is None else f"{name}=FOLDER")
             if name not in cond:
-                parts.append(signal.null(n))
+                parts[name] = signal.null(n)
             elif name in drop and signal.droppable:
-                parts.append(choose_rows(drop[name], signal.null(n), signal(cond[name])))
+                parts[name] = choose_rows(drop[name], signal.null(n), signal(cond[name]))
             else:
-                parts.append(signal(cond[name]))
-        return reduce(merge_contexts, parts)
+                parts[name] = signal(cond[name])
+        return parts
 
     def null(self, n: int, device: torch.device | str | None = None) -> Context:
         """The context of n samples without any condition, also without signals that have to be given."""
-        parts = [signal.null(n) for _, signal in self._signals()]
-        return reduce(merge_contexts, parts).to(device) if parts else Context()
+        return merge_all(signal.null(n) for _, signal in self._signals()).to(device)
 
     def with_null(self, cond: Condition, n: int | None = None) -> Context:
         """The context of a condition that carries what guidance needs: ``null``, without the signals that are droppable
-        (the others stay), ``nulls[NAME]``, without one of several, and ``raw``, the condition itself.
+        (the others stay), ``nulls``, without some of those that are given, ``parts``, each signal by itself, and
+        ``raw``, the condition itself.
 
-        Without droppable signals there is no difference to guide along, and ``null`` is None.
+        With k given signals that are droppable, ``nulls`` has the context without each of their ``2^k - 2`` proper
+        subsets; of more than :data:`MAX_JOINT` only without one of them, and with one of them alone. A signal is
+        encoded once for all of these. Without droppable signals there is no difference to guide along, and ``null`` is
+        None.
 
         :param n: number of samples; None takes it from the condition
         """
+        if not self.signals:
+            return Context(raw=dict(cond))
         droppable = self.droppable
         given = [name for name in droppable if name in cond]
-        n = count_rows(cond) if n is None and self.signals else n
+        n = count_rows(cond) if n is None else n
+        told = self._encode(cond, {}, n)
+        untold = {name: signal.null(n) for name, signal in self._signals() if name in given}
 
-        def without(*names: str) -> Context:
-            kept = {name: raw for name, raw in cond.items() if name not in names}
-            return self(kept, n=n).replace(raw=kept)
+        def without(names: Sequence[str], raw: Condition) -> Context:
+            parts = {name: untold[name] if name in names else part for name, part in told.items()}
+            return merge_all(parts.values()).replace(parts=parts, raw=raw)
 
-        nulls = {name: without(name) for name in given} if len(given) > 1 else {}
+        sizes = range(1, len(given)) if len(given) <= MAX_JOINT else (1, len(given) - 1)
+        nulls = {"+".join(names): without(names, {name: raw for name, raw in cond.items() if name not in names})
+                 for size in sizes for names in combinations(given, size)}
         kept = {name: raw for name, raw in cond.items() if name in self.signals and name not in droppable}
-        null = self(kept, n=n).replace(raw=kept) if droppable else None
-        return self(cond, n=n).replace(null=null, nulls=nulls, raw=dict(cond))
+        return without([], dict(cond)).replace(null=without(given, kept) if droppable else None, nulls=nulls)
 
     @torch.no_grad()
     def derive(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Condition:

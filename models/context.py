@@ -1,7 +1,8 @@
 """What a network consumes besides ``x`` and ``t``: the encoded condition."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ of them may be absent."""
 class Context:
     """The encoded condition: all that a network may know besides ``x`` and ``t``. ``Context()`` is "no condition".
 
-    Everything is batch first. ``cat``, ``repeat``, ``to`` and indexing act on every tensor, nulls and raw signals
-    included.
+    Everything is batch first. ``cat``, ``repeat``, ``to`` and indexing act on every tensor, nulls, parts and raw
+    signals included.
 
     :param emb: added to the time embedding
     :param tokens: token streams by name; the U-Net attends to ``main`` alone, other streams are for attention hooks
@@ -30,7 +31,10 @@ class Context:
     :param extra: payload that the U-Net ignores and a wrapped network may read
     :param null: this context without what guidance may take away, see :meth:`models.conditioning.ConditionEncoder.
         with_null`; None where there is nothing to take away
-    :param nulls: this context without one of its signals, by the signal's name; where there are several
+    :param nulls: this context without some of the signals that guidance may take away, by their names joined by ``+``
+        in the encoder's order, such as ``text+hint``; without all of them is ``null``. Empty unless several were given
+    :param parts: the context of each signal by itself, by name, in the encoder's order. :func:`merge_all` makes this
+        context of them, bit for bit; a change of one goes through :meth:`change_parts`. Empty where they are not known
     :param raw: the condition that was encoded, for another model, which encodes it by itself
     """
 
@@ -41,11 +45,12 @@ class Context:
     extra: dict[str, Tensor] = field(default_factory=dict)
     null: "Context | None" = None
     nulls: dict[str, "Context"] = field(default_factory=dict)
+    parts: dict[str, "Context"] = field(default_factory=dict)
     raw: Condition = field(default_factory=dict)
 
     @staticmethod
     def cat(contexts: Sequence["Context"]) -> "Context":
-        """One batch of several, in order. Nulls and raw signals that not all of them have are left out.
+        """One batch of several, in order. Nulls, parts and raw signals that not all of them have are left out.
 
         :raises ValueError: if a field is present in some and absent in others
         """
@@ -64,7 +69,7 @@ class Context:
         return _combine(lambda ts: ts[0].to(device=device, dtype=dtype if ts[0].is_floating_point() else None), [self])
 
     def map(self, fn: Callable[[Tensor], Tensor], fields: Sequence[str] = ("emb",)) -> "Context":
-        """``fn`` applied to some fields of this context; its nulls are left as they are.
+        """``fn`` applied to some fields of this context; its nulls are left as they are, its parts are forgotten.
 
         :param fn: keeps the shape, e.g. adds noise
         :param fields: among ``emb``, ``tokens``, ``spatial``, ``extra``; an absent one is skipped
@@ -79,7 +84,43 @@ class Context:
                 changed[name] = {key: fn(tensor) for key, tensor in value.items()}
             elif value is not None:
                 changed[name] = fn(value)
-        return self.replace(**changed)
+        return self.replace(**changed, parts={})
+
+    @property
+    def removable(self) -> list[str]:
+        """Names of the signals that were given and that guidance may take away, in the encoder's order."""
+        if self.nulls:
+            return [name for name in self.nulls if "+" not in name]
+        return [name for name in self.parts if self.null and name in self.raw and name not in self.null.raw]
+
+    def without(self, names: Collection[str]) -> "Context":
+        """This context without some of its :attr:`removable` signals: itself, one of ``nulls``, or ``null``.
+
+        :raises UserError: if it does not carry that one
+        """
+        if not names:
+            return self
+        if self.null is not None and set(names) >= set(self.removable):
+            return self.null
+        for key, null in self.nulls.items():
+            if set(key.split("+")) == set(names):
+                return null
+        raise UserError(f"guidance without {' and without '.join(names)}, of {len(self.removable)} signals",
+                        "with so many, a step of the guidance that takes away one of them, or all but one",
+                        "guidance=cfg, or fewer steps: names joined by +")
+
+    def change_parts(self, changed: Mapping[str, "Context"]) -> "Context":
+        """This context with other contexts of some signals, also in those of ``nulls`` that have the signal; ``null``
+        is left as it is.
+
+        :param changed: by the name of the signal, of the structure of its part
+        """
+        if not changed:
+            return self
+        parts = {**self.parts, **changed}
+        nulls = {key: null.change_parts({name: part for name, part in changed.items() if name not in key.split("+")})
+                 for key, null in self.nulls.items()}
+        return merge_all(parts.values()).replace(null=self.null, nulls=nulls, parts=parts, raw=self.raw)
 
     def replace(self, **fields: Any) -> "Context":
         """A copy with other values of some fields."""
@@ -102,6 +143,9 @@ def _combine(fn: Callable[[list[Tensor]], Tensor], contexts: Sequence[Context]) 
     def table(name: str, tables: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {key: each(f"{name}[{key!r}]", [t.get(key) for t in tables]) for key in _union(tables)}
 
+    def inner(tables: Sequence[Mapping[str, Context]]) -> dict[str, Context]:
+        return {key: _combine(fn, [each[key] for each in tables]) for key in _common(tables)}
+
     masked = _union([ctx.mask for ctx in contexts])
     nulls = [ctx.null for ctx in contexts if ctx.null is not None]
     return Context(
@@ -111,8 +155,8 @@ def _combine(fn: Callable[[list[Tensor]], Tensor], contexts: Sequence[Context]) 
         spatial=single("spatial"),
         extra=table("extra", [ctx.extra for ctx in contexts]),
         null=_combine(fn, nulls) if len(nulls) == len(contexts) else None,
-        nulls={key: _combine(fn, [ctx.nulls[key] for ctx in contexts])
-               for key in _common([ctx.nulls for ctx in contexts])},
+        nulls=inner([ctx.nulls for ctx in contexts]),
+        parts=inner([ctx.parts for ctx in contexts]),
         raw={key: fn([ctx.raw[key] for ctx in contexts]) for key in _common([ctx.raw for ctx in contexts])})
 
 
@@ -151,3 +195,9 @@ def merge_contexts(a: Context, b: Context) -> Context:
         mask=tables(*masks),
         spatial=join(a.spatial, b.spatial, lambda x, y: torch.cat([x, y], dim=1)),
         extra={**a.extra, **b.extra})
+
+
+def merge_all(contexts: Iterable[Context]) -> Context:
+    """All signals of a batch in one context, see :func:`merge_contexts`; of none of them, the empty context."""
+    contexts = list(contexts)
+    return reduce(merge_contexts, contexts) if contexts else Context()

@@ -1,5 +1,6 @@
 """A stranger's run folder: its ``sampling`` list and its configs may choose among what there is, and nothing else."""
 
+import re
 import shutil
 
 import pytest
@@ -36,6 +37,8 @@ LISTS = [
     ["~sampler"], ["+sampler.x=1"], ["++sampler.num_steps=1"], ["sampler=ddim,ddpm"], ["sampler=glob(*)"],
     ["sampler.num_steps=range(1,3)"], ["sampler.num_steps=${oc.env:HOME}"], ["start='${oc.env:HOME}'"],
     ["sampler._target_=os.system"], ["sampler.grid={_target_:os.system}"], ["guidance={a:{_target_:os.system}}"],
+    ["guidance.multi_cfg.scales={text:{_target_:os.system}}"], ["guidance.multi_cfg.scales={_target_:1}"],
+    ["guidance.autoguidance.weak={run:secret}"], ["sampler={a:1}"], ["guidance={cfg:1}"],
     ["guidance.cfg.scale={_target_:os.system}"], ["guidance.cfg.schedule={_target_:os.system}"],
     ["sampler=ddim\nhydra.verbose=true"], ["guidance.autoguidance.weak.run=../../../etc"],
     ["guidance.autoguidance.weak.run=/etc"], ["guidance.autoguidance.weak.run=~/secret"], [1], [{"sampler": "ddim"}],
@@ -64,7 +67,7 @@ def write_config(folder, sampling):
 def planted(sampling, folder):
     relative = str(folder).lstrip("/")
     return [s.format(folder=relative) if isinstance(s, str) else s for s in sampling] if isinstance(
-        sampling, list) and not any("_target_" in str(s) or "${" in str(s) for s in sampling) else sampling
+        sampling, list) and not any(re.search(r"_target_|\$\{|\{\w+:", str(s)) for s in sampling) else sampling
 
 
 @pytest.mark.parametrize("sampling", LISTS, ids=str)
@@ -77,6 +80,7 @@ def test_a_list_that_is_more_than_a_recipe_is_refused(sampling, tmp_path):
     ["sampler=ddim", "sampler.num_steps=50", "guidance=cfg", "guidance.cfg.scale=2.5", "start=0.5"],
     ["sampler=cold2", "sampler/grid=levels", "prior=null", "guidance=[cfg,pag]", "guidance.pag.sites=[mid,up]"],
     ["guidance=cfg", "guidance/schedule@guidance.cfg.schedule=linear"],
+    ["guidance=multi_cfg", "guidance.multi_cfg.scales={hint:1.5,text+label:[2.0,3.0]}"],
     ["guidance=autoguidance", "guidance.autoguidance.weak.run={root}/ddpm_digits/weak"],
 ], ids=str)
 def test_a_recipe_is_taken(sampling, tmp_path):

@@ -85,6 +85,10 @@ class Criterion(Generic[E]):
         :raises UserError: from the part
         """
 
+    def dropped(self, encoder: ConditionEncoder) -> set[frozenset[str]] | None:
+        """The sets of signals that training drops together; None for one that does not say."""
+        return None
+
     def check_encoder(self, encoder: ConditionEncoder) -> None:
         """Refuse a condition that the objective cannot treat.
 

@@ -61,6 +61,10 @@ class Objective(Criterion[NetworkRestorer]):
             weight = weight * condition["weight"]
         return Losses(weight * flatten_rows(self.error(out - target)).mean(dim=1), t)
 
+    def dropped(self, encoder: ConditionEncoder) -> set[frozenset[str]]:
+        return {frozenset(encoder.droppable if event == "all" else event.split("+"))
+                for event, share in self.drop.items() if share > 0}
+
     def check_encoder(self, encoder: ConditionEncoder) -> None:
         for event in self.drop:
             unknown = [name for name in event.split("+") if name not in encoder.droppable]

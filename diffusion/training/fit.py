@@ -37,12 +37,13 @@ from diffusion.spaces.latent import Latent
 from diffusion.training.callbacks.checkpoint import Checkpoint
 from diffusion.training.module import Training
 from models.blocks import recompute
-from models.conditioning import Signal, Source
+from models.conditioning import Signal
 
 log = logging.getLogger(__name__)
 
 NEEDS = {"label": ("classes", "a folder of images for each class, or data=digits"),
-         "attributes": ("attributes", "data=celeba data.signals=[attributes]")}
+         "attributes": ("attributes", "data=celeba data.signals=[attributes]"),
+         "answers": ("answers", "data=scenes")}
 """What a classifier that predicts a signal wants of the images, and what gives it."""
 
 
@@ -107,10 +108,12 @@ def build_training(config: dict[str, Any], data: Data, run: Run, content: Mappin
 
     :param config: the resolved config of a run
     :param packages: packages whose classes the config may name; None trusts it
-    :raises UserError: for images that are not those of the checkpoint, and a run that was made without training
+    :raises UserError: for images that are not those of the checkpoint, or without a signal that a source reads, and a
+        run that was made without training
     """
     images, model = data.split("train"), Model(config, packages)
     config = model.config
+    model.weights.encoder.check_sources(data.described)
     if content is None:
         begin(model, config.get("begin") or {}, config["origin"])
     select_trainable(model.weights, config.get("trainable"))
@@ -219,7 +222,7 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
 
     :param described: see :attr:`diffusion.data.base.Data.described`
     :raises UserError: for a classifier of images without what it predicts, or of less than there is; for a signal that
-        cannot be left out, lacks what its source reads, or whose name the commands use for something else
+        cannot be left out, or whose name the commands use for something else
     """
     config, model = {**config, "model": dict(config["model"])}, config["model"]
     if "classes" in model:
@@ -228,7 +231,9 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
         if signal not in described:
             raise UserError(f"a classifier of images without {what}", f"images with {what}", fix)
         said = described[signal]
-        classes = said.get("num_classes") or len(said["words"])
+        words = said.get("words") or ()
+        classes = said.get("num_classes") or (sum(map(len, words.values())) if isinstance(words, Mapping)
+                                              else len(words))
         config["model"]["classes"] = classes if model["classes"] is None else model["classes"]
         if config["model"]["classes"] < classes:
             raise UserError(f"model.classes={model['classes']} for images of {classes} {what}",
@@ -237,9 +242,6 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
                                for key, value in config["objective"].items()}
     given = config["condition"].get("signals", {})
     sources, signals = config["condition"].get("sources") or {}, {}
-    for name, node in sources.items():
-        if node and name not in described:
-            locate(node["_target_"], role=Source).check(name, described)
     droppable = "signals" not in config["condition"]  # somebody's own encoder
     for name, node in given.items():
         if name in reserved_names():

@@ -10,7 +10,7 @@ Four kinds of part, in any number and order:
 A part may hold a :class:`GuidingModel`, another trained model.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from degradations.base import Degradation, Estimate, State
 from models.attention import AttentionHook, AttentionSite, chain, rows
+from models.conditioning import ConditionEncoder
 from models.context import Context
 from models.readers import Reader
 from samplers.protocol import Restorer, Step
@@ -68,6 +69,14 @@ class Part:
     def models(self) -> "Sequence[GuidingModel]":
         """The other trained models that it evaluates."""
         return ()
+
+    def check(self, encoder: ConditionEncoder, dropped: Collection[frozenset[str]] | None) -> None:
+        """Refuse a model whose signals it cannot use, before any work.
+
+        :param encoder: of the guided model
+        :param dropped: the sets of signals that its training has dropped together; None if that is not known
+        :raises UserError: in subclasses
+        """
 
 
 class Term(Part):

@@ -13,7 +13,7 @@ from models.conditioning import (
     Source,
     VectorSignal,
 )
-from models.context import Context
+from models.context import Context, merge_all
 
 E = 8
 
@@ -43,7 +43,8 @@ def tensors(ctx):
     for name in ("tokens", "mask", "extra"):
         own |= {f"{name}.{key}": value for key, value in getattr(ctx, name).items()}
     own |= {f"raw.{key}": value for key, value in ctx.raw.items()}
-    for name, null in [("null", ctx.null), *ctx.nulls.items()]:
+    parts = [(f"part.{name}", part) for name, part in ctx.parts.items()]
+    for name, null in [("null", ctx.null), *ctx.nulls.items(), *parts]:
         own |= {f"{name}.{key}": value for key, value in tensors(null).items()} if null is not None else {}
     return {key: value for key, value in own.items() if value is not None}
 
@@ -51,6 +52,15 @@ def tensors(ctx):
 def same(a, b):
     a, b = tensors(a), tensors(b)
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def close(a, b):
+    a, b = tensors(a), tensors(b)
+    return a.keys() == b.keys() and all(torch.allclose(a[key], b[key], atol=1e-6) for key in a)
+
+
+def bare(ctx):
+    return ctx.replace(null=None, nulls={}, parts={})
 
 
 def test_cat_and_slices_are_inverse():
@@ -177,12 +187,55 @@ def test_a_new_signal_changes_nothing_until_it_is_trained():
 def test_with_null_carries_the_null():
     enc, cond = encoder(), condition()
     ctx = enc.with_null(cond)
-    assert same(ctx.replace(null=None, nulls={}, raw={}), enc(cond))
-    assert same(ctx.null, enc.null(4))
-    assert same(ctx.replace(null=None, nulls={}), enc(cond).replace(raw=cond))
-    for name in cond:
-        kept = {key: value for key, value in cond.items() if key != name}
-        assert same(ctx.nulls[name], enc(kept).replace(raw=kept))
+    assert same(bare(ctx).replace(raw={}), enc(cond))
+    assert same(bare(ctx.null), enc.null(4))
+    assert same(bare(ctx), enc(cond).replace(raw=cond))
+    assert list(ctx.parts) == list(cond) == ctx.removable
+    for name, part in ctx.parts.items():
+        assert same(part, enc.signals[name](cond[name]))
+
+
+def test_with_null_has_every_alternate():
+    """Without each proper subset of the given signals that are droppable, encoded by itself."""
+    enc, cond = encoder(), condition()
+    ctx = enc.with_null(dict(reversed(cond.items())))
+    assert list(ctx.nulls) == ["label", "attributes", "w", "label+attributes", "label+w", "attributes+w"]
+    for names, null in ctx.nulls.items():
+        kept = {key: value for key, value in cond.items() if key not in names.split("+")}
+        assert same(bare(null), enc(kept).replace(raw=kept))
+        assert same(merge_all(null.parts.values()), enc(kept))
+        assert ctx.without(names.split("+")[::-1]) is null
+    assert ctx.without(["w", "attributes", "label"]) is ctx.null
+    assert ctx.without([]) is ctx
+    two = enc.with_null({key: cond[key] for key in ("w", "label")})
+    assert list(two.nulls) == two.removable == ["label", "w"]
+    one = enc.with_null({"w": cond["w"], "unknown": cond["w"]})
+    assert not one.nulls
+    assert one.removable == ["w"]
+    assert one.without(["w"]) is one.null
+
+
+def test_every_condition_goes_through_the_batch_operations():
+    """Parts of a batch, batches of parts, copies: with all alternates and parts, and as if encoded so."""
+    enc = ConditionEncoder({"label": LabelSignal(10, E), "text": Words(), "low": ImageSignal(1, 4, E),
+                            "tags": VectorSignal(3, E)}, E)
+    cond = {"label": torch.arange(5), "text": torch.randint(1, 20, (5, 3)), "low": torch.rand(5, 1, 4, 4),
+            "tags": torch.randn(5, 3)}
+
+    def told(rows):
+        return enc.with_null({name: raw[rows] for name, raw in cond.items()})
+
+    whole = told(slice(None))
+    assert len(whole.nulls) == 6
+    assert whole.parts.keys() == whole.null.parts.keys() == cond.keys()
+    first, last = whole[:2], whole[torch.tensor([2, 3, 4])]
+    assert close(first, told(slice(2)))
+    assert same(Context.cat([first, last]), whole)
+    assert same(whole.repeat(2)[5:], whole)
+    assert same(whole.to("cpu"), whole)
+    assert same(whole.to(dtype=torch.float64).to(dtype=torch.float32), whole)
+    assert Context.cat([whole, whole.null]).parts.keys() == cond.keys()
+    assert not whole.map(torch.neg).parts
 
 
 def test_guidance_keeps_what_is_not_droppable():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-from networks import CLASSES, context, network
+from networks import CLASSES, context, network, randomized
 from oracles import state_of
 
 import samplers.guidance
@@ -14,9 +14,11 @@ from degradations.shapes import flatten_rows
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import X0, V
 from diffusion.sampling.guides import RunClassifier, RunRestorer
-from models.context import Context
+from models.conditioning import ConditionEncoder, ImageSignal, LabelSignal, Signal, VectorSignal
+from models.context import Condition, Context
 from samplers.guidance.base import Guided
 from samplers.guidance.classifier import GuidingClassifier
+from samplers.guidance.multi_cfg import MultiCFG
 from samplers.protocol import Restorer, Step
 
 B = 3
@@ -52,9 +54,48 @@ class Linear(GuidingClassifier):
         return flatten_rows(x_t) @ self.weight.T
 
 
-def restorer_of(degradation, seed: int = 0) -> NetworkRestorer:
+class Words(Signal):
+    """Text as a token for each word; word 0 is a pad, and the null one learned token."""
+
+    def __init__(self, dim: int = 32, length: int = 4, width: int = 16):
+        super().__init__(dim)
+        self.length = length
+        self.table, self.missing = torch.nn.Embedding(20, width), torch.nn.Parameter(torch.zeros(width))
+
+    def forward(self, value):
+        return Context(tokens={"main": self.table(value)}, mask={"main": value > 0})
+
+    def null(self, n):
+        return Context(tokens={"main": self.missing.expand(n, self.length, -1)},
+                       mask={"main": (torch.arange(self.length) == 0).expand(n, -1)})
+
+
+SEVERAL = {"cross_dim": 16, "spatial_channels": 1}
+"""What lets a network take the signals of :func:`several`."""
+
+
+def several(**more: Signal) -> ConditionEncoder:
+    """A text, a class and an image, which cannot be dropped."""
+    signals = {"text": Words(), "label": LabelSignal(CLASSES, 32), "low": ImageSignal(1, 8, 32), **more}
+    return randomized(ConditionEncoder(signals, 32), seed=1)
+
+
+def tagged() -> ConditionEncoder:
+    """The same with a vector."""
+    return several(tags=VectorSignal(3, 32))
+
+
+def told(n: int = B) -> Condition:
+    """The raw signals of n samples, of texts of 1 to 4 words."""
+    words = torch.arange(1, 4 * n + 1).reshape(n, 4) % 19 + 1
+    return {"text": words * (torch.arange(4) <= torch.arange(n)[:, None] % 4), "label": torch.arange(n) % CLASSES,
+            "low": torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(3)),
+            "tags": torch.randn(n, 3, generator=torch.Generator().manual_seed(4))}
+
+
+def restorer_of(degradation, seed: int = 0, **changes) -> NetworkRestorer:
     """A small network that restores from this degradation."""
-    return NetworkRestorer(network(seed), degradation, V() if hasattr(degradation, "schedule") else X0())
+    return NetworkRestorer(network(seed, **changes), degradation, V() if hasattr(degradation, "schedule") else X0())
 
 
 def conditioned(labels=LABELS) -> Context:
@@ -62,13 +103,13 @@ def conditioned(labels=LABELS) -> Context:
     return context(labels)
 
 
-def parts_of(name: str, degradation) -> list:
+def parts_of(name: str, degradation, **changes) -> list:
     """The parts of a YAML; another network, and a linear classifier, stand for other runs."""
     parts = samplers.guidance.build(name)
     for part in parts:
         for key, value in vars(part).items():
             if isinstance(value, RunRestorer):
-                setattr(part, key, restorer_of(degradation, seed=7))
+                setattr(part, key, restorer_of(degradation, seed=7, **changes))
             if isinstance(value, RunClassifier):
                 setattr(part, key, Linear())
         if getattr(part, "space", "x0") != "x0" and not hasattr(degradation, "schedule"):
@@ -101,6 +142,15 @@ def close(a: Estimate, b: Estimate, atol: float = 1e-5):
 def equal(a: Estimate, b: Estimate):
     assert torch.equal(a.x0, b.x0)
     assert all(torch.equal(a.state[name], b.state[name]) for name in a.state)
+
+
+def neutral(parts) -> list:
+    """Those of the parts that have a scale, switched off."""
+    kept = [part for part in parts if hasattr(part, "neutral") or isinstance(part, MultiCFG)]
+    for part in kept:
+        for scaled in part.weights.values() if isinstance(part, MultiCFG) else [part]:
+            scaled.scales, scaled.schedule = (scaled.neutral,), None
+    return kept
 
 
 NAMES = registry.available("guidance")

@@ -4,7 +4,23 @@ import copy
 
 import pytest
 import torch
-from guided import LABELS, NAMES, SHAPE, B, Spy, ask, close, conditioned, parts_of, restorer_of, step_at
+from guided import (
+    LABELS,
+    NAMES,
+    SEVERAL,
+    SHAPE,
+    B,
+    Spy,
+    ask,
+    close,
+    conditioned,
+    neutral,
+    parts_of,
+    restorer_of,
+    several,
+    step_at,
+    told,
+)
 from oracles import state_of
 
 import degradations
@@ -70,10 +86,7 @@ class TestEvery:
         assert not any(getattr(module, kind) for module in net.modules() for kind in hooks)
 
     def test_a_neutral_scale_costs_nothing_and_changes_nothing(self, name, x, kind, degradation, restorer):
-        parts = [part for part in parts_of(name, degradation) if hasattr(part, "neutral")]
-        for part in parts:
-            part.scales = (part.neutral,)
-            part.schedule = None
+        parts = neutral(parts_of(name, degradation))
         spy = Spy(restorer)
         assert torch.equal(run(parts, spy, degradation, kind, x), run([], restorer, degradation, kind, x))
         assert spy.rows == [B] * 4
@@ -94,6 +107,22 @@ class TestEvery:
         else:
             again = degradation.forward(out.x0, torch.full((B,), 0.5), out.state)
             torch.testing.assert_close(again, x, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_of_a_text_a_class_and_an_image(name, kind, degradation):
+    """A sample does not depend on its batch, and every evaluation sees tokens and the whole image."""
+    spy, n = Spy(restorer_of(degradation, **SEVERAL)), 5
+    guided = Guided(spy, degradation, parts_of(name, degradation, **SEVERAL))
+    x, ctx = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(6)), several().with_null(told(n))
+    sampler, state = samplers.build(SAMPLERS[kind], num_steps=3), state_of(degradation, x.shape)
+    whole, alone = (sampler.sample(guided, degradation, x[rows], state.rows(rows), ctx[rows],
+                                   Streams(0, tuple(range(n))[rows])) for rows in (slice(0, n), slice(3, 4)))
+    assert whole.isfinite().all()
+    torch.testing.assert_close(alone, whole[3:4], atol=1e-5, rtol=1e-5)
+    for seen in spy.contexts:
+        assert seen.mask["main"].any(dim=1).all()
+        assert seen.spatial is not None
 
 
 def test_two_of_a_kind_add_up(x, degradation, restorer):

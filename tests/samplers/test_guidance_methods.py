@@ -447,7 +447,7 @@ class TestCADS:
 
     def test_tokens_and_images(self):
         ctx = Context(tokens={"main": torch.randn(B, 4, 5), "image": torch.randn(B, 4, 5)}, spatial=torch.randn(SHAPE))
-        out = CADS(fields=["tokens", "spatial"], scale=0.3)(ctx, step_at(0.8))
+        out = CADS(scale=0.3)(ctx, step_at(0.8))
         for before, after in ((ctx.tokens["main"], out.tokens["main"]), (ctx.tokens["image"], out.tokens["image"]),
                               (ctx.spatial, out.spatial)):
             torch.testing.assert_close(flatten_rows(after).std(dim=1), flatten_rows(before).std(dim=1))
