@@ -108,8 +108,7 @@ def build_training(config: dict[str, Any], data: Data, run: Run, content: Mappin
 
     :param config: the resolved config of a run
     :param packages: packages whose classes the config may name; None trusts it
-    :raises UserError: for images that are not those of the checkpoint, or without a signal that a source reads, and a
-        run that was made without training
+    :raises UserError: for other images than the checkpoint's or a source's, and a run that was made without training
     """
     images, model = data.split("train"), Model(config, packages)
     config = model.config
