@@ -1,6 +1,6 @@
 """From raw conditions to what a network consumes: ``Condition`` -> ``ConditionEncoder`` -> ``Context``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -280,6 +280,16 @@ class ConditionEncoder(nn.Module):
     def droppable(self) -> list[str]:
         """Names of the signals that training drops and guidance takes away."""
         return [name for name, signal in self._signals() if signal.droppable]
+
+    def check_sources(self, known: Collection[str]) -> None:
+        """Refuse images that lack a signal of which a source makes one that they do not have.
+
+        :param known: names of the signals that the images have
+        :raises UserError: naming the first
+        """
+        for name, source in self.sources.items():
+            if name not in known and isinstance(source, Source):
+                source.check(name, known)
 
     def mirror(self, condition: Condition, side: int) -> Condition:
         """The raw signals of images that are mirrored left to right: the signal says what its values are then, or, of

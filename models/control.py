@@ -45,7 +45,9 @@ class Widened(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d, more: int):
-        super().__init__(conv.in_channels + more, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+        kernel, stride, padding = ((int(each[0]), int(each[1])) for each in
+                                   (conv.kernel_size, conv.stride, conv.padding))
+        super().__init__(conv.in_channels + more, conv.out_channels, kernel, stride, padding)
         with torch.no_grad():
             self.weight.copy_(self.widen(conv.weight))
             if conv.bias is not None and self.bias is not None:
@@ -168,5 +170,6 @@ class ControlledNet(nn.Module):
         maps = self.hint(given)
         if maps.shape[2:] != x.shape[2:]:
             raise UserError(f"a {self.signal} of {tuple(given.shape[2:])} px, which becomes maps of "
-                            f"{tuple(maps.shape[2:])}", f"those of the image, {tuple(x.shape[2:])}", "model.hint.strides")
+                            f"{tuple(maps.shape[2:])}", f"those of the image, {tuple(x.shape[2:])}",
+                            "model.hint.strides")
         return maps

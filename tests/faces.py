@@ -18,13 +18,14 @@ def draw_values(count: int = COUNT, seed: int = 0) -> np.ndarray:
     return values
 
 
-def save_photos(folder: Path, values: np.ndarray, side: int = 12) -> Path:
+def save_photos(folder: Path, values: np.ndarray, side: int = 12, height: int | None = None) -> Path:
     """``000001.png`` and so on: bright above where the first attribute is true, below for the second."""
+    height = height or side
     folder.mkdir(parents=True)
     for number, row in enumerate(values, start=1):
-        noise = np.random.default_rng(number).integers(0, 40, (side, side, 3))
-        noise[:side // 2] += 120 * int(row[0])
-        noise[side // 2:] += 120 * int(row[1])
+        noise = np.random.default_rng(number).integers(0, 40, (height, side, 3))
+        noise[:height // 2] += 120 * int(row[0])
+        noise[height // 2:] += 120 * int(row[1])
         Image.fromarray(noise.astype(np.uint8)).save(folder / f"{number:06d}.png")
     return folder
 

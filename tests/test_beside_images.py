@@ -7,10 +7,8 @@ import torch
 from faces import draw_points, save_faces, write_points
 from helpers import DIGITS, done
 
-from configs import UserError
 from diffusion import load
 from diffusion.data.files.landmarks import LIST
-from diffusion.training.fit import fill_signals
 from models.landmarks import draw_maps
 
 TRAIN = [*DIGITS, "max_steps=2", "callbacks.pictures.count=1", "data.size=16", "data.channels=1"]
@@ -65,14 +63,3 @@ def test_vectors_are_not_mirrored(desk):
     said = done("train.py", *TRAIN, "data=folder", f"data.root={desk / 'faces'}", "data.signals=[vector]",
                 "condition=vector", f"run.root={desk}", "run.name=vector", "data.cache=false", "data.flip=true", code=2)
     assert "data.flip=true with the signal vector" in said
-
-
-def test_a_source_of_somebody_else_that_reads_nothing_is_left_alone():
-    """And one whose signal the data have themselves is not asked."""
-    config = {"model": {}, "sampling": [], "condition": {
-        "signals": {"pose": {"_target_": "models.landmarks.LandmarkMapSignal", "side": 16, "dim": 8}},
-        "sources": {"pose": {"_target_": "models.landmarks.LandmarkMaps"}}}}
-    assert fill_signals(config, {"landmarks": {}})["condition"]["signals"]["pose"]
-    assert fill_signals(config, {"pose": {}})["condition"]["signals"]["pose"]
-    with pytest.raises(UserError, match="makes pose of landmarks"):
-        fill_signals(config, {"label": {"num_classes": 2}})

@@ -37,7 +37,7 @@ from diffusion.spaces.latent import Latent
 from diffusion.training.callbacks.checkpoint import Checkpoint
 from diffusion.training.module import Training
 from models.blocks import recompute
-from models.conditioning import Signal, Source
+from models.conditioning import Signal
 
 log = logging.getLogger(__name__)
 
@@ -108,10 +108,11 @@ def build_training(config: dict[str, Any], data: Data, run: Run, content: Mappin
 
     :param config: the resolved config of a run
     :param packages: packages whose classes the config may name; None trusts it
-    :raises UserError: for images that are not those of the checkpoint, and a run that was made without training
+    :raises UserError: for other images than the checkpoint's or a source's, and a run that was made without training
     """
     images, model = data.split("train"), Model(config, packages)
     config = model.config
+    model.weights.encoder.check_sources(data.described)
     if content is None:
         begin(model, config.get("begin") or {}, config["origin"])
     select_trainable(model.weights, config.get("trainable"))
@@ -220,7 +221,7 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
 
     :param described: see :attr:`diffusion.data.base.Data.described`
     :raises UserError: for a classifier of images without what it predicts, or of less than there is; for a signal that
-        cannot be left out, lacks what its source reads, or whose name the commands use for something else
+        cannot be left out, or whose name the commands use for something else
     """
     config, model = {**config, "model": dict(config["model"])}, config["model"]
     if "classes" in model:
@@ -240,9 +241,6 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
                                for key, value in config["objective"].items()}
     given = config["condition"].get("signals", {})
     sources, signals = config["condition"].get("sources") or {}, {}
-    for name, node in sources.items():
-        if node and name not in described:
-            locate(node["_target_"], role=Source).check(name, described, node)
     droppable = "signals" not in config["condition"]  # somebody's own encoder
     for name, node in given.items():
         if name in reserved_names():

@@ -14,6 +14,7 @@ from diffusion.data import Folder
 from diffusion.data.files import archive as archives
 from diffusion.data.files import index as indexing
 from diffusion.runs.identity import extract_identity
+from models.text import TextReader
 
 FILES = {"cats/A.PNG": 0, "cats/b.png": 1, "dogs/c.png": 2, "dogs/d.v1.png": 3}
 CAPTIONS = {"cats/A.PNG": "a Cat, a cat", "cats/b.png": "the cat", "dogs/c.png": "", "dogs/d.v1.png": "a <s0> Dog"}
@@ -86,6 +87,8 @@ def test_layouts_say_the_same(root, tmp_path, layout, packed):
     assert data.described["text"] == {"words": WORDS, "length": 6}
     assert data.class_names == ["cats", "dogs"]
     assert data.split("train").signals["text"].dtype == torch.int64
+    reader = TextReader(**data.described["text"])
+    assert {file: reader.encode(caption).tolist() for file, caption in CAPTIONS.items()} == TOKENS
 
 
 def test_archives_that_are_splits(tmp_path):

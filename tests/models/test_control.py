@@ -16,7 +16,7 @@ from models.control import ControlledNet, HintEncoder, HintSignal, Widened
 from models.convnext import ConvNextUNet
 from models.decoupled import DecoupledNet
 from models.dit import DiT
-from models.hints import Boxes, Degraded, Edges, Given
+from models.sources import Boxes, Degraded, Edges, Given
 from models.text import TextSignal, list_words
 from models.unet import UNet
 from samplers.guidance.control import ControlStrength

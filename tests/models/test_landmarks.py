@@ -7,8 +7,9 @@ import torch
 
 from configs.errors import UserError
 from degradations.randomness import Streams
-from models.conditioning import ConditionEncoder, ImageSignal, LabelSignal, Source, VectorSignal
+from models.conditioning import ConditionEncoder, ImageSignal, LabelSignal, VectorSignal
 from models.landmarks import LandmarkMaps, LandmarkMapSignal, LandmarkSignal, draw_maps, mirror_landmarks
+from models.sources import Boxes, Given, Source
 
 E, SIDE = 8, 16
 FACE = torch.tensor([[5.0, 6.5], [11.0, 6.0], [7.5, 9.5], [5.5, 12.0], [10.25, 12.5]])
@@ -89,6 +90,13 @@ def test_the_source_draws_what_the_data_know():
         enc({"label": torch.zeros(2)})
 
 
+def test_images_without_what_a_source_reads_are_refused():
+    encoder().check_sources({"landmarks": {}})
+    encoder().check_sources({"pose": {}})
+    with pytest.raises(UserError, match=r"sources\.pose, which makes pose of landmarks, for images without landmarks"):
+        encoder().check_sources({"label": {}})
+
+
 def test_what_only_a_source_reads_is_mirrored_too():
     enc, rest = encoder(), torch.arange(2.0)
     mirrored = enc.mirror({"landmarks": FACES, "weight": rest}, SIDE)
@@ -102,15 +110,25 @@ def test_what_only_a_source_reads_is_mirrored_too():
     assert torch.equal(both.mirror({"landmarks": FACES}, SIDE)["landmarks"], mirrored["landmarks"]), "once"
 
 
+def test_boxes_and_maps_are_mirrored_along():
+    images = torch.zeros(2, 3, SIDE, SIDE)
+    box = torch.tensor([[[2, 3, 4, 5], [0, 0, 1, 16]], [[1, 12, 3, 4], [9, 0, 0, 0]]])
+    for source, raw in ((Boxes(), box), (Given("mask"), torch.rand(2, 1, SIDE, SIDE))):
+        (name,) = source.reads
+        made, mirrored = (source(images, {name: value}, RNG) for value in (raw, source.mirror(name, raw, SIDE)))
+        assert torch.equal(mirrored, made.flip(-1))
+        assert not torch.equal(mirrored, made)
+
+
 def test_a_source_that_does_not_say_is_refused():
-    class Boxes(Source):
+    class Outlines(Source):
         reads = ("boxes",)
 
         def forward(self, images, condition, rng):
             return images * condition["boxes"].view(-1, 1, 1, 1)
 
-    enc = ConditionEncoder({"low": ImageSignal(3, SIDE, E), "label": LabelSignal(2, E)}, E, {"low": Boxes()})
-    with pytest.raises(UserError, match=r"data\.flip=true with boxes, of which Boxes does not say"):
+    enc = ConditionEncoder({"low": ImageSignal(3, SIDE, E), "label": LabelSignal(2, E)}, E, {"low": Outlines()})
+    with pytest.raises(UserError, match=r"data\.flip=true with boxes, of which Outlines does not say"):
         enc.mirror({"boxes": torch.ones(2)}, SIDE)
 
 

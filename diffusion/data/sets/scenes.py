@@ -17,7 +17,7 @@ from diffusion.data.scenes import captions, render
 from diffusion.data.scenes.facts import COMBOS, DIGITS, OBJECTS, SIDES, Facts, draw_facts, place_boxes
 from diffusion.data.sets.digits import Digits
 from diffusion.data.sets.mnist import MNIST
-from models.hints import find_edges
+from models.sources import find_edges
 from models.text import TextReader
 
 SOURCES = ("mnist", "digits")
@@ -51,7 +51,7 @@ class Scenes(Data):
     mask, alpha   (n, K, S, S)   whether, and how much (0 to 255), a digit covers a pixel
     crop          (n, K, 3, h, h) the digit alone on grey, h = S / 2, 0 to 255
     word_index    (n, K, 4)      place among the tokens of size, colour, digit, position; -1 if left out
-    edges         (n, 1, S, S)   see :func:`models.hints.find_edges`, 0 or 255
+    edges         (n, 1, S, S)   see :func:`models.sources.find_edges`, 0 or 255
     objects       (n, 3, S, S)   the masks in their colours, on black
     depth         (n, 1, S, S)   the masks, large digits 255, small ones 128
     source        (n,)           which digit of the source the first one is
