@@ -1,7 +1,7 @@
 """Override strings: those of a run, which somebody else may have written, and those that were typed."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -122,11 +122,20 @@ def read_command(config: str) -> tuple[dict[str, Any], list[str]]:
     return known, [key for entry in known.pop("defaults") if isinstance(entry, dict) for key in entry]
 
 
-def ask_signals(overrides: Sequence[str], names: Iterable[str]) -> list[str]:
-    """Overrides in which ``text=...`` and ``hint.of=...`` are about ``condition``, where these are names of signals."""
+def ask_signals(overrides: Sequence[str], names: Iterable[str], texts: Collection[str] = ()) -> list[str]:
+    """Overrides in which ``text=...`` and ``hint.of=...`` are about ``condition``, where these are names of signals.
+
+    :param texts: those that are said in sentences, in which commas and colons mean nothing
+    """
     free = [name for name in names if name.isidentifier() and name not in reserved_names()]
     own = re.compile(rf"({'|'.join(free)})(\.of)?=") if free else None
-    return [f"++condition.{override}" if own and own.match(override) else override for override in overrides]
+    found = []
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if name in texts and value and value[0] not in "[{'\"" and value != "null":
+            override = f"{name}={quote(value)}"
+        found.append(f"++condition.{override}" if own and own.match(override) else override)
+    return found
 
 
 def is_inside(key: str, value: str, root: Path) -> bool:

@@ -23,28 +23,36 @@ class Picture:
     columns: int | None = None
     rows: Sequence[str] = ()
     heads: Sequence[str] = ()
+    captions: Sequence[str] = ()
 
     def save(self, path: Path) -> Path:
         """Write it to a file."""
-        return save_grid(self.images, path, self.columns, rows=self.rows, heads=self.heads)
+        return save_grid(self.images, path, self.columns, rows=self.rows, heads=self.heads, captions=self.captions)
 
 
 COLUMNS = 20
 """Classes that are still shown side by side."""
 
 
+LINES = 4
+"""Lines of words above or below an image, at most."""
+
+
 def grid(images: UInt8[Tensor, "n c h w"], columns: int | None = None, scale: int | None = None,
-         rows: Sequence[str] = (), heads: Sequence[str] = ()) -> Image.Image:
+         rows: Sequence[str] = (), heads: Sequence[str] = (), captions: Sequence[str] = ()) -> Image.Image:
     """A grid of images; small ones are enlarged by a whole factor so that a person can see them.
 
     :param columns: images in a row; None makes the grid about square
     :param scale: factor of enlargement; None chooses it
     :param rows: a caption for each row
     :param heads: a caption for each column
+    :param captions: a caption for each image, below it
     """
     columns = columns or max(1, round(len(images) ** 0.5))
-    scale = scale or max(1, 64 // images.shape[-1])
+    scale = scale or max(1, (112 if captions else 64) // images.shape[-1])
     big = images.repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
+    if captions:
+        return arrange_with_captions([to_picture(image.numpy()) for image in big], captions, columns)
     picture = make_grid(big, nrow=columns, padding=2, pad_value=128)
     return add_captions(Image.fromarray(picture.permute(1, 2, 0).numpy()), rows, heads)
 
@@ -56,17 +64,45 @@ def add_captions(picture: Image.Image, rows: Sequence[str] = (), heads: Sequence
     size = min(20, max(10, round(min(across, down) / 6)))
     font, gap = ImageFont.load_default(size), size // 2
     beside = [shorten_text(text, font, max(96, 2 * down)) for text in rows]
-    above = [shorten_text(text, font, across - gap) for text in heads]
+    above = [wrap_text(text, font, across - gap) for text in heads]
     left = round(max(map(font.getlength, beside))) + 2 * gap if rows else 0
-    top = size + 2 * gap if heads else 0
+    top = max(text.count("\n") + 1 for text in above) * (size + 2) - 2 + 2 * gap if heads else 0
     whole = Image.new("RGB", (picture.width + left, picture.height + top), "white")
     whole.paste(picture, (left, top))
     draw = ImageDraw.Draw(whole)
     for i, text in enumerate(beside):
         draw.text((left - gap, top + (i + 0.5) * down), text, "black", font, "rm")
     for i, text in enumerate(above):
-        draw.text((left + (i + 0.5) * across, top / 2), text, "black", font, "mm")
+        draw.multiline_text((left + (i + 0.5) * across, top / 2), text, "black", font, "mm", 2, "center")
     return whole
+
+
+def arrange_with_captions(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int) -> Image.Image:
+    """Pictures of one size in rows, each with its caption below on white."""
+    font, gap, (width, height) = ImageFont.load_default(10), 4, pictures[0].size
+    below = [wrap_text(text, font, width) for text in captions]
+    foot = max(text.count("\n") + 1 for text in below) * 12 + gap
+    across, down = width + gap, height + foot + gap
+    whole = Image.new("RGB", (columns * across + gap, -(-len(pictures) // columns) * down + gap), "white")
+    draw = ImageDraw.Draw(whole)
+    for i, (picture, text) in enumerate(zip(pictures, below, strict=True)):
+        left, top = gap + i % columns * across, gap + i // columns * down
+        whole.paste(picture, (left, top))
+        draw.multiline_text((left + width / 2, top + height + gap // 2), text, "black", font, "ma", 2, "center")
+    return whole
+
+
+def wrap_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+    """The text in up to ``LINES`` lines that are no wider than so many pixels; what is left over is cut, see
+    :func:`shorten_text`."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > width and lines[-1] and len(lines) < LINES:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(shorten_text(line, font, width) for line in lines)
 
 
 def shorten_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
@@ -97,10 +133,10 @@ def arrange_by_condition(captions: Sequence[str]) -> tuple[int | None, list[str]
 
 
 def save_grid(images: Float[Tensor, "n c h w"], path: Path, columns: int | None = None, scale: int | None = None,
-              rows: Sequence[str] = (), heads: Sequence[str] = ()) -> Path:
+              rows: Sequence[str] = (), heads: Sequence[str] = (), captions: Sequence[str] = ()) -> Path:
     """A grid of images in [-1, 1] as a file; arguments as for :func:`grid`."""
     make_folder(path.parent)
-    picture = grid(to_uint8(images), columns, scale, rows, heads)
+    picture = grid(to_uint8(images), columns, scale, rows, heads, captions)
     write_whole(path, lambda file: picture.save(file, "PNG"))
     return path
 

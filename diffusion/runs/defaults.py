@@ -31,7 +31,9 @@ def add_run_defaults(arguments: list[str]) -> list[str]:
     run = Run.open(folder)
     config = run.config
     own = check_recipe([] if config.get("sampling") is None else config["sampling"], run.root)
-    arguments = ask_signals(arguments, _name_signals(config))
+    signals = (config.get("condition") or {}).get("signals") or {}
+    texts = [name for name, node in signals.items() if node and {"words", "length"} <= {*node}]
+    arguments = ask_signals(arguments, _name_signals(config), texts)
     return [*arguments[:first], *merge_overrides(own, arguments[first:])]
 
 

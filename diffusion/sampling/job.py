@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from diffusion.sampling.selection import (
     caption_conditions,
     choose_indices,
     list_samples,
+    read_texts,
     spread_over_twins,
 )
 from diffusion.sampling.watchers import First, evaluations
@@ -69,6 +71,11 @@ class Job(ABC):
         """The condition of each sample in words; none if there is nothing to say."""
         return []
 
+    @property
+    def compares(self) -> bool:
+        """Whether :meth:`batch` gives images to be seen beside the samples."""
+        return self.inputs is not None
+
     def count(self) -> AbstractContextManager[Counter[str]]:
         """Counts the evaluations, see :func:`diffusion.sampling.watchers.evaluations`."""
         return evaluations(self.model)
@@ -98,8 +105,9 @@ class SamplingJob(Job):
             recipe, inputs = adapt_recipe(model, recipe, cfg), find_inputs(model, cfg, packages)
         recipe.sampler.times(model.degradation, recipe.start)
         model.start(recipe)
-        indices = choose_indices(cfg, inputs)
-        known = spread_over_twins(to_plain(cfg.condition), cfg.twins, len(indices))
+        known = read_texts(model.readers(recipe), to_plain(cfg.condition))
+        indices = choose_indices(cfg, inputs, known)
+        known = spread_over_twins(known, cfg.twins, len(indices))
         conditions = Conditions(model, recipe, indices, known, inputs,
                                 lambda: build_data(model.config, cfg.data.root, packages))
         asked = list_samples(indices, cfg, inputs, conditions.write())
@@ -120,13 +128,18 @@ class SamplingJob(Job):
         rows = [self.rows[entry["file"]] for entry in some]
         asked = ask_again(model.readers(self.recipe), self.conditions.take(rows), slice(None))
         if self.inputs is None:
-            return {self.title: model.sample(indices, seed=cfg.seed, recipe=self.recipe, batch=len(some),
-                                             callbacks=callbacks, **asked)}
+            made = model.sample(indices, seed=cfg.seed, recipe=self.recipe, batch=len(some), callbacks=callbacks,
+                                **asked)
+            return {**(self.conditions.show(rows) if self.compares else {}), self.title: made}
         x0 = to_float(self.inputs.images.batch(torch.tensor(indices))[0])
         x_t, direct, restored = restore(model, self.recipe, x0, indices, seed=cfg.seed, batch=len(some),
                                         degraded=cfg.input.degraded, callbacks=callbacks, **asked)
         shown = {"degraded": x_t, "direct estimate": direct, self.title: restored}
         return shown if cfg.input.degraded else shown | {"original": x0}
+
+    @cached_property
+    def compares(self) -> bool:
+        return self.inputs is not None or bool(self.conditions.show([0]))
 
     def describe(self) -> dict[str, str]:
         return {key: describe_part(to_plain(self.cfg[key])) for key in ("sampler", "guidance")}

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig
+from torch import Tensor
 
 from configs import UserError
-from configs.values import to_plain
 from degradations.randomness import Streams
 from diffusion.data.base import CHUNK, Data, digest
 from diffusion.data.pixels import to_float
@@ -21,6 +21,7 @@ from diffusion.sampling.inputs import Inputs, read_photos
 from diffusion.sampling.manifest import Sample
 from models.context import Condition
 from models.readers import Reader, is_for_each, is_none
+from models.text import TextReader
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +29,33 @@ MOST = 10**7
 """Samples that one command takes."""
 
 
-def choose_indices(cfg: DictConfig, inputs: Inputs | None) -> Sequence[int]:
+def read_texts(readers: Mapping[str, Reader], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked of the signals, where the file ``FILE.txt`` that a text names is its lines, a caption each.
+
+    :raises UserError: if it is not there, or no text, or empty
+    """
+    found = dict(asked)
+    for name, value in asked.items():
+        if not isinstance(readers.get(name), TextReader) or not isinstance(value, str) or not value.endswith(".txt"):
+            continue
+        try:
+            lines = Path(value).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{name}={value}, a file that cannot be read ({type(error).__name__})",
+                            "a text file with a caption in each line, or a caption", f'{name}="a red seven"') from error
+        found[name] = [line.strip() for line in lines if line.strip()]
+        if not found[name]:
+            raise UserError(f"{name}={value}, a file without a line", "a caption in each line", f"{name}=ANOTHER.txt")
+    return found
+
+
+def choose_indices(cfg: DictConfig, inputs: Inputs | None, asked: Mapping[str, Any] | None = None) -> Sequence[int]:
     """The indices of all samples that the config asks for.
 
+    :param asked: what was asked of the signals, by name
     :raises UserError: if there is no such image to restore
     """
-    lengths = [len(value) for value in to_plain(cfg.condition).values() if isinstance(value, list)]
+    lengths = [len(value) for value in (asked or {}).values() if isinstance(value, list)]
     if cfg.samples is not None:
         indices = parse(cfg.samples)
     elif inputs is not None:
@@ -132,6 +154,20 @@ class Conditions:
     def whole(self) -> Condition:
         """The raw signals of all samples, where these are few."""
         return self.take(range(len(self.indices)))
+
+    def show(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """What the conditions of these samples look like, by caption, in [-1, 1]: signals that are grey or coloured
+        images of the samples' size, and the held-out images from which signals were taken."""
+        taken, (channels, side, _) = self.take(rows), self.model.image_shape
+        found = {}
+        for name, reader in self.model.readers(self.recipe).items():
+            if reader.picture in ((1, side), (channels, side)) and name in taken:
+                raw = taken[name]
+                found[name] = (raw if raw.is_floating_point() else to_float(raw)).expand(-1, channels, -1, -1)
+        if self._missing and self._images is not None and len(self._images):
+            places = torch.tensor([self.indices[row] % len(self._images) for row in rows])
+            found["held-out image"] = to_float(self._images.images.batch(places)[0])
+        return found
 
     def _chunks(self) -> Iterator[range]:
         n = len(self.indices)

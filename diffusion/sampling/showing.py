@@ -15,7 +15,7 @@ from diffusion.data.files.archive import open_archive
 from diffusion.data.files.arrays import name_rows
 from diffusion.data.files.decode import open_image
 from diffusion.data.pixels import to_float
-from diffusion.pictures import arrange_by_condition, save_grid
+from diffusion.pictures import Picture, arrange_by_condition
 from diffusion.sampling.job import Job
 from diffusion.sampling.manifest import Sample
 from diffusion.sampling.trajectory import Trajectory
@@ -25,6 +25,8 @@ ROW = 16
 """Restorations that the grid shows, side by side."""
 GRID = 256
 """Samples that the grid shows at most."""
+SAID = 64
+"""Samples up to which each has its own words."""
 
 
 class Shown:
@@ -45,10 +47,10 @@ class Shown:
         self.film = Trajectory(job.model.space.decode, cfg.animation.frames, cfg.animation.count) \
             if cfg.animate else None
         names = [entry["file"] for entry in asked[:max(GRID, cfg.animation.count)]]
-        self.record: dict[str, Any] = {"grid.png": names[:ROW if job.inputs else GRID]}
+        self.record: dict[str, Any] = {"grid.png": names[:ROW if job.compares else GRID]}
         if self.film:
             self.record["trajectory.webp"] = {"samples": names[:self.film.count], **to_plain(cfg.animation)}
-        self.first = min(len(asked), max(ROW if job.inputs else 0, self.film.count if self.film else 0))
+        self.first = min(len(asked), max(ROW if job.compares else 0, self.film.count if self.film else 0))
         self._rows: dict[str, list[Tensor]] = {}
         self._seen = 0
 
@@ -60,7 +62,7 @@ class Shown:
     def add(self, images: dict[str, Tensor]) -> None:
         """What :meth:`diffusion.sampling.job.Job.batch` has given for the next samples."""
         some = ROW - self._seen
-        if self.job.inputs and some > 0:
+        if self.job.compares and some > 0:
             for caption, row in images.items():
                 self._rows.setdefault(caption, []).append(row[:some].clone())
         self._seen += len(images[self.job.title])
@@ -70,14 +72,19 @@ class Shown:
 
         :param archive: the file in the folder that the samples are in; None for a PNG each
         """
-        job, asked, columns, heads = self.job, self.asked, None, []
-        if job.inputs:
-            heads = [Path(entry["file"]).stem if job.inputs.files else str(entry["index"]) for entry in asked[:ROW]]
+        job, asked, columns, heads, captions = self.job, self.asked, None, [], []
+        if job.compares:
+            heads = [Path(entry["file"]).stem if job.inputs and job.inputs.files else str(entry["index"])
+                     for entry in asked[:ROW]]
+            heads = heads if job.inputs else job.caption(asked[:ROW]) or heads
             images, columns = torch.cat([torch.cat(row) for row in self._rows.values()]), len(heads)
         else:
-            columns, heads = arrange_by_condition(job.caption(asked[:GRID]))
+            said = job.caption(asked[:GRID])
+            columns, heads = arrange_by_condition(said)
+            captions = said if said and not heads and len(said) <= SAID else []
             images = read_images(folder, [entry["file"] for entry in asked[:GRID]], archive, len(asked))
-        save_grid(images, folder / "grid.png", columns, rows=list(self._rows), heads=heads)
+        picture = Picture(images, columns, list(self._rows), heads, captions)
+        picture.save(folder / "grid.png")
         if self.film:
             self.film.save(folder / "trajectory.webp", job.cfg.animation.fps)
 

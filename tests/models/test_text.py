@@ -17,9 +17,9 @@ from models.unet import UNet
 WORDS = list_words(["a", "red", "blue", "seven", "top-left", "on", "l'ete"])
 
 
-def make(heads=4, stream="main"):
+def make(heads=4, stream="main", pooled=False):
     torch.manual_seed(0)
-    return TextSignal(WORDS, 8, 16, 16, 2, heads, stream)
+    return TextSignal(WORDS, 8, 16, 16, 2, heads, stream, pooled)
 
 
 def network(base=8):
@@ -70,10 +70,10 @@ def test_a_vocabulary_without_the_reserved_words_is_refused():
             TextReader(words, 8)
 
 
-@pytest.mark.parametrize("heads", [0, 4])
-def test_pads_are_inert(heads):
+@pytest.mark.parametrize(("heads", "pooled"), [(0, False), (4, False), (4, True)])
+def test_pads_are_inert(heads, pooled):
     """What is embedded for pads, and where they stand, changes no answer to the last bit."""
-    signal, net = make(heads), network()
+    signal, net = make(heads, pooled=pooled), network()
     raw, x, t = encode(signal, ["a red seven", "blue"]), torch.randn(2, 1, 8, 8), torch.rand(2)
     before = net(x, t, signal(raw))
     with torch.no_grad():
@@ -147,6 +147,7 @@ def test_no_softmax_sees_a_row_without_a_key(monkeypatch):
 
 def test_tokens_for_a_trained_network_are_refused_in_main_and_change_nothing_elsewhere():
     encoder, net = ConditionEncoder({"label": LabelSignal(3, 16)}, 16), network()
+    encoder.add_signal("pooled", make(stream="more", pooled=True))
     label, x, t = torch.tensor([0, 1]), torch.randn(2, 1, 8, 8), torch.rand(2)
     before = net(x, t, encoder({"label": label}))
     with pytest.raises(UserError, match="stream=OTHER"):
@@ -175,6 +176,15 @@ def test_a_network_whose_last_layer_is_zero_ignores_the_text():
             torch.nn.init.zeros_(module.out.bias)
     x, t = torch.randn(2, 1, 8, 8), torch.rand(2)
     assert torch.equal(net(x, t, signal(encode(signal, ["a red seven", "on"]))), net(x, t, Context()))
+
+
+def test_the_mean_of_the_words_counts_the_real_ones_alone():
+    signal = make(pooled=True)
+    ctx = signal(encode(signal, ["a red seven", ""]))
+    tokens, mask = ctx.tokens["main"], ctx.mask["main"]
+    for row in range(2):
+        assert torch.allclose(ctx.emb[row], signal.pool(tokens[row][mask[row]].mean(0)), atol=1e-5)
+    assert torch.allclose(ctx.emb[1:], signal.null(1).emb, atol=1e-6)
 
 
 def test_captions_that_name_sides_are_not_mirrored():
