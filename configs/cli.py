@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from configs.cluster import watch_signal
@@ -158,7 +158,15 @@ def job() -> list[str] | None:
 
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
-    return list(HydraConfig.get().overrides.task)
+    return list_typed()
+
+
+def list_typed() -> list[str]:
+    """The overrides of this job as they were typed: an interpolation in them is about the config, not Hydra's own."""
+    from hydra.core.hydra_config import HydraConfig
+
+    typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False) or ()
+    return [str(override) for override in typed]
 
 
 def child(arguments: Sequence[str]) -> int:

@@ -63,3 +63,11 @@ def test_vectors_are_not_mirrored(desk):
     said = done("train.py", *TRAIN, "data=folder", f"data.root={desk / 'faces'}", "data.signals=[vector]",
                 "condition=vector", f"run.root={desk}", "run.name=vector", "data.cache=false", "data.flip=true", code=2)
     assert "data.flip=true with the signal vector" in said
+
+
+def test_the_vocabulary_may_be_that_of_a_run(desk):
+    """Typed, it is read from that run's config, and not looked for in Hydra's."""
+    said = done("train.py", *TRAIN, "data=folder", f"data.root={desk / 'faces'}", "data.signals=[text]",
+                f"run.root={desk}", "data.words=${of:nowhere,condition.signals.text.words}", code=2)
+    assert "nowhere" in said
+    assert "Unsupported" not in said

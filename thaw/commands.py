@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from configs import UserError, available, compose
-from configs.cli import command
+from configs.cli import command, list_typed
 from configs.overrides import group_of, quote_place
 from diffusion.runs.defaults import add_run_defaults, ask_runs
 from diffusion.runs.run import Run
@@ -46,9 +46,7 @@ def complete_job(config: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _train(cfg: DictConfig, experiment: str | None) -> float | None:
-    from hydra.core.hydra_config import HydraConfig
-
-    typed = {group_of(override.lstrip("+~")) for override in HydraConfig.get().overrides.task}
+    typed = {group_of(override.lstrip("+~")) for override in list_typed()}
     if experiment is None and not typed & {*GROUPS}:
         names = available("experiment")
         raise UserError("no experiment", f"one of {', '.join(names)}", "python train.py experiment=ddpm_digits")

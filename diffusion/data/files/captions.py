@@ -48,7 +48,7 @@ def check_captions(words: int | Sequence[str], length: int | None) -> None:
                                        or len(words) > MOST_WORDS or len({*words}) < len(words)):
         raise UserError("data.words, which is no vocabulary", f"a number of words, or a list of different ones that "
                         f"begins with {', '.join(RESERVED)}",
-                        "data.words=4096, or data.words='${of:RUN,condition.signals.text.words}'")
+                        "data.words=4096, or 'data.words=${of:RUN,condition.signals.text.words}'")
     if length is not None and not 2 <= length <= 1024:
         raise UserError(f"data.length={length}", "2 to 1024 tokens for each caption, or null for as many as the "
                         f"longest one has, at most {LONGEST}", "data.length=null")
