@@ -12,6 +12,7 @@ from diffusion.model import Model
 from diffusion.runs import checkpoint
 from diffusion.runs.run import Run
 from models.conditioning import Signal
+from models.control import Widened
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,10 @@ def copy_module(weights: nn.Module, state: Mapping[str, Tensor], source: str, ta
         mine = {key: value for key, value in mine.items() if not key.startswith("sources.") or key in theirs}
     if not mine and not theirs and target == "encoder":
         return
+    for key, value in theirs.items():
+        home = weights.get_submodule(f"{target}.{key}".rpartition(".")[0]) if key in mine else None
+        if isinstance(home, Widened) and key.endswith("weight"):
+            theirs[key] = home.widen(value)
     odd = sorted(set(mine) ^ set(theirs))
     odd = odd or [key for key in mine if mine[key].shape != theirs[key].shape]
     if odd or not mine:

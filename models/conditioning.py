@@ -1,11 +1,11 @@
 """From raw conditions to what a network consumes: ``Condition`` -> ``ConditionEncoder`` -> ``Context``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from configs.errors import UserError
@@ -13,6 +13,7 @@ from degradations.randomness import Draws
 from models.context import Condition, Context, choose_rows, merge_all
 from models.embeddings import ScalarEmbedding
 from models.readers import ClassReader, Reader, is_number, write_digests
+from models.sources import Source
 
 MAX_JOINT = 4
 """Number of signals of which a context carries its alternates without any two, three, ... of them."""
@@ -189,7 +190,8 @@ def _silence(layer: nn.Module) -> None:
 
 class ImageSignal(Signal):
     """An image that is concatenated to ``x``: a low resolution, a drawing, a masked picture. Never dropped: guidance
-    along the other signals keeps it. Not given where there is no other way, it is zeros.
+    along the other signals keeps it. Not given where there is no other way, it is zeros. Its raw values are in [-1, 1],
+    or bytes, of which 0 is -1 and 255 is 1.
 
     :param channels: of the image
     :param side: its height and width, in pixels, those of the network's maps
@@ -203,8 +205,13 @@ class ImageSignal(Signal):
         self.picture = (channels, side)
         self.register_buffer("missing", torch.zeros(1, channels, side, side), persistent=False)
 
-    def forward(self, value: Float[Tensor, "b c h w"]) -> Context:
-        return Context(spatial=value)
+    def forward(self, value: Shaped[Tensor, "b c h w"]) -> Context:
+        return Context(spatial=self.scale(value))
+
+    @staticmethod
+    def scale(value: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Raw values in [-1, 1]."""
+        return value if value.is_floating_point() else value.float() / 127.5 - 1
 
     def null(self, n: int) -> Context:
         missing = self.get_buffer("missing")
@@ -218,24 +225,6 @@ class ImageSignal(Signal):
 
     def silence(self) -> None:
         """Nothing to do: it is the network's first layer that must not listen yet."""
-
-
-class Source(nn.Module):
-    """Makes a raw signal from the images themselves: edges, a low resolution, a hole. It is frozen, and lies in the
-    checkpoint beside the signals."""
-
-    def train(self, mode: bool = True) -> "Source":
-        """A source is never in training mode."""
-        return super().train(False)
-
-    def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Tensor:
-        """Raw values, batch first.
-
-        :param images: in [-1, 1], as the network will see them: mirrored and augmented
-        :param condition: what is known about the images besides, such as places from which a map is drawn
-        :param rng: for sources that draw at random
-        """
-        raise NotImplementedError
 
 
 class ConditionEncoder(nn.Module):
@@ -291,6 +280,33 @@ class ConditionEncoder(nn.Module):
     def droppable(self) -> list[str]:
         """Names of the signals that training drops and guidance takes away."""
         return [name for name, signal in self._signals() if signal.droppable]
+
+    def check_sources(self, known: Collection[str]) -> None:
+        """Refuse images that lack a signal of which a source makes one that they do not have.
+
+        :param known: names of the signals that the images have
+        :raises UserError: naming the first
+        """
+        for name, source in self.sources.items():
+            if name not in known and isinstance(source, Source):
+                source.check(name, known)
+
+    def mirror(self, condition: Condition, side: int) -> Condition:
+        """The raw signals of images that are mirrored left to right: the signal says what its values are then, or, of
+        one that is none of the encoder's, the source that reads it. What nothing here reads stays.
+
+        :param side: of the images, in pixels
+        :raises UserError: if one does not say
+        """
+        sources = {name: source for source in self.sources.values() if isinstance(source, Source)
+                   for name in source.reads}
+        mirrored, readers = dict(condition), self.readers
+        for name, raw in condition.items():
+            if name in readers:
+                mirrored[name] = readers[name].mirror(raw, side)
+            elif name in sources:
+                mirrored[name] = sources[name].mirror(name, raw, side)
+        return mirrored
 
     def _signals(self) -> list[tuple[str, Signal]]:
         return [(name, signal) for name, signal in self.signals.items() if isinstance(signal, Signal)]
@@ -358,11 +374,14 @@ class ConditionEncoder(nn.Module):
 
     @torch.no_grad()
     def derive(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Condition:
-        """The condition with the signals that the sources make of the images; a value that is given stays."""
+        """The condition with the signals that the sources make of the images; a value that is given stays, and what a
+        source needs and is not there is not made up."""
         made = dict(condition)
         for name, source in self.sources.items():
-            if name not in condition:
-                made[name] = source(images, condition, rng)
+            reads = source.reads if isinstance(source, Source) else ()
+            if name not in condition and all(read in condition for read in reads):
+                known = {key: raw for key, raw in condition.items() if key in self.signals or key in reads}
+                made[name] = source(images, known, rng)
         return made
 
 

@@ -58,6 +58,8 @@ FILES = sorted(path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob
 OPTIONS = [(str(path.parent), path.name) for path in FILES if len(path.parts) > 1 and path.parts[0] not in (
     "hydra", "experiment", "debug", "trainer", "extractor", "metrics", "table", "budget", "task")]
 EXPERIMENTS = registry.available("experiment")
+DESCRIBED = {"label": {"num_classes": 10}, "attributes": {"words": ["old"]}, "vector": {"in_dim": 3},
+             "landmarks": {"side": 16}}
 NESTED = {"guidance/schedule": ("cfg", "guidance.cfg.schedule"),
           "guidance/perturbation": ("pag", "guidance.pag.perturbation")}
 """Groups inside a keyed part of another: the choice with that part, and its place."""
@@ -135,7 +137,7 @@ def test_every_option_composes_and_builds(group, name, roots, tmp_path):
         needed = [f"begin.first_stage.run={first_stage(16, 1)}"] if name == "latent" else \
             [] if name == "none" else PARENT.get(group, [])
         overrides = placed([*needed, f"{group}={name}", "model.in_channels=1"], roots)
-        cfg = OmegaConf.create(fill_signals(to_plain(compose("train", overrides)), {"label": {"num_classes": 10}}))
+        cfg = OmegaConf.create(fill_signals(to_plain(compose("train", overrides)), DESCRIBED))
     require_values(cfg)
     made = {"save_dir": str(tmp_path)} if group == "logger" and name != "csv" else {}
     node = OmegaConf.select(cfg, place)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faces import draw_values, save_photos, write_list
+from faces import draw_points, draw_values, save_photos, write_list, write_points
 from helpers import ROOT, call
 from oracles import Arbitrary, state_of
 from PIL import Image
@@ -24,6 +24,7 @@ import degradations
 from configs import compose, construct, registry
 from configs.overrides import ask_signals, merge_overrides
 from degradations.randomness import BatchStream, Streams
+from diffusion.data.files import landmarks
 from diffusion.data.files.attributes import LIST
 from diffusion.data.sets.cifar10 import CLASSES
 from models.conditioning import ConditionEncoder, LabelSignal
@@ -85,8 +86,13 @@ def desk(tmp_path_factory):
         for i in range(count):
             save(folder / "data" / "cifar10" / split / CLASSES[i % 10] / f"{i}.png", 32, 32)
     shutil.make_archive(str(folder / "photos"), "zip", folder / "photos")
-    shutil.make_archive(str(folder / "faces"), "zip", save_photos(folder / "faces", draw_values(20)))
+    shutil.make_archive(str(folder / "faces"), "zip", save_photos(folder / "faces", draw_values(20), 44, 54))
     write_list(folder / LIST, draw_values(20))
+    write_points(folder / landmarks.LIST, draw_points(20))
+    for i in range(20):
+        save(folder / "birds" / f"{i}.png", 32, 32)
+    (folder / "birds" / "captions.csv").write_text("".join(f"{i}.png,a red bird\n" for i in range(20)))
+    (folder / "birds" / "vector.csv").write_text("file,size\n" + "".join(f"{i}.png,{i}\n" for i in range(20)))
     raw = folder / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name, count in (("train", 64), ("t10k", 32)):

@@ -105,7 +105,7 @@ size: 16
 channels: 1
 flip: false
 ''',
-    "guest_signals/configs/condition/text.yaml": '''# a text
+    "guest_signals/configs/condition/guest_text.yaml": '''# a text
 _target_: models.conditioning.ConditionEncoder
 signals:
   text:
@@ -154,7 +154,7 @@ def runs(site, tmp_path_factory):
     """A run that is told captions, and one that is told classes and low resolutions."""
     root = tmp_path_factory.mktemp("runs")
     with installed(site, "guest_signals"):
-        done("train.py", *TRAIN, "data=captions", "condition=text", "run.name=text", f"run.root={root}",
+        done("train.py", *TRAIN, "data=captions", "condition=guest_text", "run.name=text", f"run.root={root}",
              "objective.drop={text: 0.05, all: 0.05}")
         done("train.py", *TRAIN, "condition=low", "model.spatial_channels=1", "run.name=low", f"run.root={root}")
     return {name: root / "ddpm_digits" / name for name in ("text", "low")}
@@ -258,7 +258,7 @@ def test_restorations_take_the_images_own_signals(runs, tmp_path):
 
 
 def test_a_name_that_the_commands_use_is_refused(site, tmp_path):
-    said = done("train.py", *TRAIN, "data=captions", "condition=text", "run.name=x", f"run.root={tmp_path}",
+    said = done("train.py", *TRAIN, "data=captions", "condition=guest_text", "run.name=x", f"run.root={tmp_path}",
                 "~condition.signals.text", "+condition.signals.seed={_target_: guest_signals.text.Text, words: null, "
                 "length: null, dim: 32}", code=2)
     assert "called seed" in said
@@ -266,9 +266,9 @@ def test_a_name_that_the_commands_use_is_refused(site, tmp_path):
 
 def test_images_without_the_signal(site, tmp_path):
     """One that may be left out is, and one that has to be given is refused."""
-    run = done("train.py", *TRAIN, "condition=text", "run.name=x", f"run.root={tmp_path}", "max_steps=1")
+    run = done("train.py", *TRAIN, "condition=guest_text", "run.name=x", f"run.root={tmp_path}", "max_steps=1")
     assert "the images have no text" in run
-    again = done("train.py", *TRAIN, "condition=text", "run.name=x", f"run.root={tmp_path}", "max_steps=2")
+    again = done("train.py", *TRAIN, "condition=guest_text", "run.name=x", f"run.root={tmp_path}", "max_steps=2")
     assert "resuming at step 1" in again
     root = f"run.root={tmp_path}"
     said = done("train.py", *TRAIN, "condition=label", "run.name=x", root, "max_steps=2", code=2)
@@ -279,7 +279,7 @@ def test_images_without_the_signal(site, tmp_path):
 
 
 def test_flip_needs_a_word_of_the_signal(site, tmp_path):
-    said = done("train.py", *TRAIN, "data=captions", "data.flip=true", "condition=text", "run.name=x",
+    said = done("train.py", *TRAIN, "data=captions", "data.flip=true", "condition=guest_text", "run.name=x",
                 f"run.root={tmp_path}", code=2)
     assert "mirrored image" in said
 

@@ -164,6 +164,22 @@ class Data(ABC):
         names = self.class_names
         return {} if names is None else {"label": {"num_classes": len(names), "words": names}}
 
+    def accepts_judge(self, data: Mapping[str, Any], fingerprint: str) -> bool:
+        """Whether a classifier may judge what models of these images make.
+
+        :param data: the config of the data that it was trained on
+        :param fingerprint: of these
+        """
+        return fingerprint == self.fingerprint()
+
+    def find_answers(self, written: Sequence[Mapping[str, Any]]) -> Int[Tensor, "n a"] | None:
+        """What a judge should say about images that were made as conditions say, as the signal ``answers``, -1 where
+        they do not tell; None if the conditions are of another kind.
+
+        :param written: the conditions, as :meth:`models.readers.Reader.write` writes them
+        """
+        return None
+
     @abstractmethod
     def load(self, name: Split) -> ImageSet:
         """Reads a split, which may be empty. Called once for each."""

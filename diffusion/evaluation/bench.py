@@ -8,12 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 from omegaconf import DictConfig
 from torch import Tensor
 
 from configs import UserError, construct, registry
 from configs.values import to_plain
+from degradations.randomness import bits
 from diffusion.data.base import Data, ImageSet
 from diffusion.data.files.arrays import name_rows
 from diffusion.data.files.images import Files, size
@@ -32,6 +35,9 @@ from diffusion.sampling.manifest import read_manifest
 from models.attributes import AttributeReader
 
 log = logging.getLogger(__name__)
+
+JUDGED = ("attributes", "answers")
+"""Signals of several things at once, of which there are judges."""
 
 
 class EvaluationContext:
@@ -92,15 +98,14 @@ class EvaluationContext:
         if choice == "none":
             return None
         if choice is None:
-            if self.run is None or self._data is None or \
-                    (self._data.class_names is None and "attributes" not in self._data.described):
+            if self.run is None or self._data is None or not {"label", *JUDGED} & {*self._data.described}:
                 return None
-            roots, data = self.run.roots, self._data.fingerprint()
+            roots, data = self.run.roots, self._data
             choice = next(filter(None, (classifier.find_classifier(root, data) for root in roots)), None)
             if choice is None:
                 log.info("no classifier of these images in %s: nothing judges their classes. train.py makes one, with "
-                         "this run's data: experiment=classifier_digits (or _mnist, _cifar10, _celeba64)",
-                         " or ".join(map(str, roots)))
+                         "this run's data: experiment=classifier_digits (or _mnist, _cifar10, _celeba64), or "
+                         "experiment=judge_scenes_digits (or _mnist) for scenes", " or ".join(map(str, roots)))
                 return None
         judge = classifier.ClassifierExtractor(str(choice), self.device)
         log.info("judge: %s", judge.run)
@@ -158,30 +163,35 @@ class EvaluationContext:
 
         found = look(self.extractor)
         labels, conditions = (like or images).labels, (like or images).conditions
-        predictions = agreeing = None
-        of_classes = self.judge is None or self.judge.attributes is None
-        asked = labels if of_classes else self._find_attributes(like or images)
+        predictions = None
+        of_classes = self.judge is None or self.judge.signal == "label"
+        asked = labels if of_classes else self._find_truth(like or images)
         if self.judge is not None and asked is not None:
             seen = found if self.judge is self.extractor else look(self.judge)
             if of_classes:
                 predictions = classifier.take_predictions(seen)
             else:
                 assert seen.attributes is not None
-                agreeing = ((seen.attributes > 0) == (asked > 0)).double().mean(1)
+                grade, order = self.judge.classifier.grade_each, shuffle(len(asked))
+                more |= {"questions": self.judge.classifier.questions, "right": grade(seen.attributes, asked),
+                         "right_shuffled": grade(seen.attributes, asked[order])}
         return MetricInput(images, found, reference, assign_groups(len(found), conditions), labels, conditions,
-                           predictions, agreeing, **more)
+                           predictions, **more)
 
-    def _find_attributes(self, images: Images) -> Tensor | None:
-        """The attributes of a split of the run's data, or those that its samples were asked for; None unless they are
-        those that the judge knows."""
+    def _find_truth(self, images: Images) -> Tensor | None:
+        """What the judge should say about a split of the run's data, or about samples that were asked for; None unless
+        it is asked about what it knows."""
         assert self.judge is not None
         if self.run is None:
             return None
+        known = self.data.described.get(self.judge.signal, {}).get("words") == self.judge.words
         if isinstance(images, ImageSet):
-            words = self.data.described.get("attributes", {}).get("words")
-            return images.signals.get("attributes") if words == self.judge.attributes else None
-        reader, written = self.model.readers().get("attributes"), getattr(images, "written", ())
-        if not isinstance(reader, AttributeReader) or reader.words != self.judge.attributes or not written or \
+            return images.signals.get(self.judge.signal) if known else None
+        written = getattr(images, "written", ())
+        if self.judge.signal == "answers":
+            return self.data.find_answers(written) if known and written else None
+        reader = self.model.readers().get("attributes")
+        if not isinstance(reader, AttributeReader) or reader.words != self.judge.words or not written or \
                 not all("attributes" in one for one in written):
             return None
         return reader.read([one["attributes"] for one in written])
@@ -235,6 +245,11 @@ class EvaluationContext:
         if name in self.extractor.official:
             return f"{self.extractor.official[name]}@{short}"
         return f"{name}/{self.extractor.name}" + (f"@{short}" if name == "fd" else "")
+
+
+def shuffle(n: int) -> Int64[Tensor, " n"]:
+    """An order of n rows that has nothing to do with them, always the same."""
+    return torch.from_numpy(bits(np.arange(n), "shuffle").argsort())
 
 
 def check(cfg: DictConfig) -> None:

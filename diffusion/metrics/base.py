@@ -4,6 +4,7 @@ A new one is a file with a class, and a line in ``configs/metrics``.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Protocol, runtime_checkable
@@ -21,7 +22,8 @@ class Features:
 
     :ivar values: (N, D) float32
     :ivar logits: (N, K) of the classes that the extractor knows, if it knows any
-    :ivar attributes: (N, A), the log odds of the attributes that it knows, if it knows any
+    :ivar attributes: (N, A) what a classifier of several things at once says: the log odds of attributes, or the
+        logits of the answers to its questions
     """
 
     values: Float[Tensor, "n d"]
@@ -61,7 +63,10 @@ class MetricInput:
     :ivar labels: the class under which each sample was made, where there are classes
     :ivar conditions: a number for each sample, equal where they were made under the same condition
     :ivar predictions: the class that the judge sees in each sample
-    :ivar agreeing: of each sample, the share of the attributes that the judge sees as they were asked for
+    :ivar questions: what a judge of several things at once, such as attributes, looks at
+    :ivar right: of each sample and question, 1 where the judge sees what was asked for, 0 where it sees something else,
+        and not a number where nothing was asked
+    :ivar right_shuffled: the same, compared with what was asked of other samples: chance
     :ivar train: features of the images of the training, where they are known
     :ivar held_out: features of real images that were not among these
     """
@@ -73,7 +78,9 @@ class MetricInput:
     labels: Int64[Tensor, " n"] | None = None
     conditions: Int64[Tensor, " n"] | None = None
     predictions: Int64[Tensor, " n"] | None = None
-    agreeing: Float64[Tensor, " n"] | None = None
+    questions: Sequence[str] = ()
+    right: Float64[Tensor, "n a"] | None = None
+    right_shuffled: Float64[Tensor, "n a"] | None = None
     train: Features | None = None
     held_out: Features | None = None
 

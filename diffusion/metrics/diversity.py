@@ -98,22 +98,37 @@ class MeanSimilarity(_OfSimilarities):
 
 
 class Agreement(Metric):
-    """``agreement``: the share of the samples in which the judge, a classifier, sees the class that was asked for. Of
-    attributes, the mean over samples of the share that it sees as they were asked for."""
+    """``agreement``: the share of the samples in which the judge, a classifier, sees the class that was asked for.
+
+    Of a judge of several things at once, such as attributes, the mean over samples of the share that it sees as they
+    were asked for; ``agreement: NAME``, for one of them; and, with ``, shuffled`` behind, the same against what was
+    asked of other samples, which is chance."""
 
     of_features = False
     of_restorations = True
 
     def lacks(self, sets: MetricInput) -> str | None:
-        if sets.agreeing is not None:
+        if sets.right is not None:
             return None
         if sets.labels is None:
             return "classes of the samples"
         return "a classifier of these images" if sets.predictions is None else None
 
     def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
-        if sets.agreeing is not None:
-            return {"agreement": mean(sets.agreeing)}
+        if sets.right is not None:
+            return self._of_questions(sets)
         assert sets.labels is not None
         assert sets.predictions is not None
         return {"agreement": share(sets.predictions == sets.labels)}
+
+    def _of_questions(self, sets: MetricInput) -> dict[str, MetricValue]:
+        found = {}
+        for ending, right in (("", sets.right), (", shuffled", sets.right_shuffled)):
+            if right is None:
+                continue
+            asked = ~right.isnan()
+            found[f"agreement{ending}"] = mean(right[asked.any(1)].nanmean(1))
+            for place, name in enumerate(sets.questions):
+                if asked[:, place].any():
+                    found[f"agreement: {name}{ending}"] = share(right[asked[:, place], place] > 0)
+        return found

@@ -29,8 +29,12 @@ class AttributeClassifier(NetworkClassifier):
         super().__init__(network, precision)
         self.words = list(words or ())
 
-    def grade_logits(self, logits: Float[Tensor, "b k"], truth: Shaped[Tensor, "b *rest"]) -> Float64[Tensor, " b"]:
-        return ((logits > 0) == (truth > 0)).double().mean(1)
+    @property
+    def questions(self) -> list[str]:
+        return self.words
+
+    def grade_each(self, logits: Float[Tensor, "b k"], truth: Shaped[Tensor, "b *rest"]) -> Float64[Tensor, "b a"]:
+        return ((logits > 0) == (truth > 0)).double()
 
     def try_out(self, x: Float[Tensor, "b ..."], ctx: Context) -> None:
         super().try_out(x, ctx)

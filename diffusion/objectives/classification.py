@@ -54,7 +54,17 @@ class NetworkClassifier(Evaluator):
 
         :param truth: the signal of the images, on the device of the logits
         """
-        return (logits.argmax(1) == truth).double()
+        return self.grade_each(logits, truth).nanmean(1)
+
+    @property
+    def questions(self) -> list[str]:
+        """What it predicts: the names of the columns of :meth:`grade_each`."""
+        return [self.signal]
+
+    def grade_each(self, logits: Float[Tensor, "b k"], truth: Shaped[Tensor, "b *rest"]) -> Float64[Tensor, "b a"]:
+        """What of the truth about each image the logits get right: 1 or 0 for each thing that is predicted, and not a
+        number where the truth is not known; arguments as for :meth:`grade_logits`."""
+        return (logits.argmax(1) == truth).double()[:, None]
 
     def try_out(self, x: Float[Tensor, "b ..."], ctx: Context) -> None:
         if not isinstance(self.network, ClassifierNetwork):

@@ -14,6 +14,8 @@ IDENTITY = ("data", "space", "model", "condition", "degradation", "prior", "obje
 """The fields in which two runs must agree to be the same run; everything else may change on the way."""
 FILLED = {"model": ("classes", "in_channels"), "objective": ("words",)}
 """Arguments of the network and the objective that are taken from the data and the space where they are null."""
+NO_CAPTIONS = {"words": 4096, "length": None}
+"""Arguments of a data set that mean something where captions are read, and the values that they have of themselves."""
 PATHS = ("root", "test", "cache", "download")
 """Arguments of a data set that say where it lies, not what it is."""
 
@@ -51,10 +53,15 @@ def extract_identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _drop_no_signals(data: Any) -> Any:
-    """A data set's config without an empty list of signals: the same as one that has no such key."""
+    """A data set's config without an empty list of signals, nor what is about captions that are not read: the same as
+    one that has no such keys."""
     if not isinstance(data, Mapping):
         return data
-    return {key: _drop_no_signals(value) for key, value in data.items() if key != "signals" or value}
+    signals = data.get("signals") or []
+    unused = [] if signals else ["signals"]
+    if "signals" in data and "text" not in signals:
+        unused += [key for key, value in NO_CAPTIONS.items() if key in data and data[key] == value]
+    return {key: _drop_no_signals(value) for key, value in data.items() if key not in unused}
 
 
 def replace_runs(node: Any, place: str, change: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]) -> Any:

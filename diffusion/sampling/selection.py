@@ -188,11 +188,18 @@ def _find_photos(model: Model, name: str, asked: Mapping[str, Any]) -> Inputs:
     if name not in sources or set(asked) != {"of"}:
         raise UserError(f"{name}.{'/'.join(map(str, asked))}", f"{name}=VALUE, or {name}.of=PHOTOS for a signal that a "
                         f"source makes of photos; sources: {', '.join(sources) or 'none'}", f"{name}=...")
+    reads = getattr(sources[name], "reads", ())
+    if reads:
+        raise UserError(f"{name}.of={asked['of']}, photos whose {', '.join(reads)} nobody knows, of which {name} is "
+                        "made", f"{name}=VALUE, or nothing, which takes those of the held-out images", f"{name}=...")
     channels, side, _ = model.image_shape
     return read_photos(Path(str(asked["of"])).expanduser(), side, channels)
 
 
 def _find_pictures(folder: str, name: str, channels: int, side: int) -> Inputs:
+    if channels not in (1, 3):
+        raise UserError(f"{name}={folder} for a signal of {channels} channels", "grey or colour pictures",
+                        f"a tensor from Python: model.sample(..., {name}=TENSOR)")
     try:
         return read_photos(Path(folder).expanduser(), side, channels)
     except UserError as error:

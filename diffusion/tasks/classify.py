@@ -10,11 +10,12 @@ if TYPE_CHECKING:
 
 
 class Classify(Task):
-    """A :class:`diffusion.objectives.classification.NetworkClassifier`, of classes or of attributes."""
+    """A :class:`diffusion.objectives.classification.NetworkClassifier`, of classes, attributes or answers."""
 
     def choose_subject(self, context: "EvaluationContext") -> "Subject":
+        from diffusion.evaluation.answers import AnswersSubject
         from diffusion.evaluation.attributes import AttributesSubject
         from diffusion.evaluation.subjects import ClassifierSubject
 
-        of_classes = context.model.classifier.signal == "label"
-        return ClassifierSubject(context) if of_classes else AttributesSubject(context)
+        subjects = {"label": ClassifierSubject, "attributes": AttributesSubject, "answers": AnswersSubject}
+        return subjects[context.model.classifier.signal](context)

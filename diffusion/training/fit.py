@@ -42,7 +42,8 @@ from models.conditioning import Signal
 log = logging.getLogger(__name__)
 
 NEEDS = {"label": ("classes", "a folder of images for each class, or data=digits"),
-         "attributes": ("attributes", "data=celeba data.signals=[attributes]")}
+         "attributes": ("attributes", "data=celeba data.signals=[attributes]"),
+         "answers": ("answers", "data=scenes")}
 """What a classifier that predicts a signal wants of the images, and what gives it."""
 
 
@@ -63,9 +64,8 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
     training = build_training(fill_signals(config, described), data, run, content)
     model = training.model
     condition = derive_signals(model, Inputs(images), [0])
-    for name, signal in model.weights.encoder.readers.items():
-        if data.flip and name in condition:
-            signal.mirror(condition[name], data.size)  # refuses to be mirrored before the work, not after a while
+    if data.flip:  # refused before the work, not after a while
+        model.weights.encoder.mirror(dict(images.choose(torch.tensor([0])).signals), data.size)
     model.try_out(condition)
     if cfg.trainer.gradient_checkpointing:
         recompute(model.weights.net)
@@ -108,10 +108,11 @@ def build_training(config: dict[str, Any], data: Data, run: Run, content: Mappin
 
     :param config: the resolved config of a run
     :param packages: packages whose classes the config may name; None trusts it
-    :raises UserError: for images that are not those of the checkpoint, and a run that was made without training
+    :raises UserError: for other images than the checkpoint's or a source's, and a run that was made without training
     """
     images, model = data.split("train"), Model(config, packages)
     config = model.config
+    model.weights.encoder.check_sources(data.described)
     if content is None:
         begin(model, config.get("begin") or {}, config["origin"])
     select_trainable(model.weights, config.get("trainable"))
@@ -229,7 +230,9 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
         if signal not in described:
             raise UserError(f"a classifier of images without {what}", f"images with {what}", fix)
         said = described[signal]
-        classes = said.get("num_classes") or len(said["words"])
+        words = said.get("words") or ()
+        classes = said.get("num_classes") or (sum(map(len, words.values())) if isinstance(words, Mapping)
+                                              else len(words))
         config["model"]["classes"] = classes if model["classes"] is None else model["classes"]
         if config["model"]["classes"] < classes:
             raise UserError(f"model.classes={model['classes']} for images of {classes} {what}",

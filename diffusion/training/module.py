@@ -197,8 +197,7 @@ class Training(L.LightningModule):
         if not self.flip:
             return condition
         rows, side = torch.from_numpy(batch.mirrored).to(self.device), self.model.image_shape[-1]
-        mirrored = {name: signal.mirror(condition[name], side) for name, signal in
-                    self.model.weights.encoder.readers.items() if name in condition}
+        mirrored = self.model.weights.encoder.mirror(condition, side)
         return condition | {name: torch.where(expand_like(rows, raw), raw, condition[name])
                             for name, raw in mirrored.items() if raw is not condition[name]}
 

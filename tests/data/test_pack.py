@@ -71,6 +71,20 @@ def test_a_data_set_keeps_its_pixels(tmp_path, monkeypatch):
         assert torch.equal(shards.split(name).labels, folder.split(name).labels)
 
 
+def test_a_data_set_keeps_its_captions(tmp_path, monkeypatch):
+    root = fill(tmp_path / "images", {f"{number}.png": number for number in range(4)})
+    for number in range(4):
+        (root / f"{number}.txt").write_text(f"A picture, the <s{number}>!" * (number > 0))
+    source = f"data=folder data.root={root} data.size=8 data.signals=[text]"
+    assert pack(monkeypatch, source, tmp_path / "out", "--shards", "1MB") == 0
+    shards = Shards(tmp_path / "out" / "train-*.tar", size=8, test="test-*.tar", signals=["text"])
+    folder = Folder(root, size=8, signals=["text"])
+    assert shards.read_texts("train", [0, 1]) == ["", "a picture the <s1>"]
+    assert shards.described == folder.described
+    for name in ("train", "test"):
+        assert torch.equal(shards.split(name).signals["text"], folder.split(name).signals["text"])
+
+
 def test_shards_as_shards_without_what_is_broken(tmp_path, monkeypatch, capsys):
     files = samples(0, 6, cls=lambda seed: b"1", npy=lambda seed: b"x")
     write_tar(tmp_path / "in" / "0.tar", files)

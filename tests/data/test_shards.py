@@ -154,6 +154,25 @@ def test_fields_of_json(tmp_path):
             Shards(tmp_path, size=8, signals=[wrong]).split("train")
 
 
+def test_captions_as_a_signal(shards):
+    """As of a folder with the same captions; the vocabulary is that of both splits."""
+    told = [f"word{seed % 3}" if seed % 2 else "" for seed in range(6)]
+    write_tar(shards / "a.tar", samples(0, 6, txt=lambda seed: told[seed].encode()))
+    data = Shards(shards / "a.tar", size=8, signals=["text"], labels=False, held_out=0.5)
+    words = [*(f"<s{number}>" for number in range(8)), "word0", "word1", "word2"]
+    assert data.described == {"text": {"words": ["<pad>", "<bos>", "<eos>", *words], "length": 3}}
+    for name in ("train", "test"):
+        expected = [[1, 11 + seed % 3, 2] if seed % 2 else [1, 2, 0] for seed in map(int, data.files(name))]
+        assert data.split(name).signals["text"].tolist() == expected
+    assert data.read_texts("train", range(len(data.files("train")))) == [told[int(key)] for key in data.files("train")]
+    assert data.fingerprint() != Shards(shards / "a.tar", size=8, held_out=0.5).fingerprint()
+    for more, said in ((samples(6, 7), "the key 0006 without .txt"),
+                       (samples(6, 7, txt=lambda seed: b"\xff"), r"the key 0006 with a \.txt that is no text")):
+        write_tar(shards / "a.tar", samples(0, 6, txt=lambda seed: b"x") | more)
+        with pytest.raises(UserError, match=said):
+            Shards(shards / "a.tar", size=8, signals=["text"]).split("train")
+
+
 def test_batches_are_those_of_the_pixels_in_memory(shards):
     images = Shards(shards, size=8).split("train")
     memory = ImageSet(images.images, images.signals)

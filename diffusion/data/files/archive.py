@@ -25,6 +25,8 @@ SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", "
 WORDS = ("", ".txt", ".text", ".caption", ".captions", ".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".yaml",
          ".yml", ".xml", ".html", ".htm", ".log", ".ini", ".cfg", ".py", ".ipynb", ".sh", ".sha256", ".md5", ".tag")
 """The endings of files that nobody expects to be images."""
+TEXTS = (".txt", ".csv", ".jsonl")
+"""The endings of the files that may say something about images."""
 MOST_BYTES = 2**30
 """Bytes of a file that is read, unless ``THAW_MOST_BYTES`` says more: a small archive can hold a file of any size."""
 LITTER = ("__MACOSX", "Thumbs.db")
@@ -46,9 +48,11 @@ class Archive(Protocol):
     """Image files by name.
 
     :ivar others: how many files are left aside, by their endings; known once ``entries`` has been asked
+    :ivar texts: the paths of those that end in ``TEXTS``, sorted; known then, too
     """
 
     others: Counter[str]
+    texts: list[str]
 
     def entries(self) -> list[Entry]:
         """All image files, sorted by name, without hidden files and what operating systems leave behind."""
@@ -66,14 +70,18 @@ class _Folder:
     def __init__(self, root: Path):
         self.root = root
         self.others: Counter[str] = Counter()
+        self.texts: list[str] = []
 
     def entries(self) -> list[Entry]:
         self.others.clear()
+        self.texts.clear()
         try:
-            return sorted(self._walk(self.root, "", ()), key=_NAME)
+            found = sorted(self._walk(self.root, "", ()), key=_NAME)
         except OSError as error:
             raise UserError(f"{error.filename} cannot be listed ({error.strerror})", "a readable folder",
                             "change its permissions") from error
+        self.texts.sort()
+        return found
 
     def read(self, name: str) -> bytes:
         path = self.root / name
@@ -104,17 +112,22 @@ class _Folder:
                     yield Entry(name, status.st_size, status.st_mtime_ns)
             elif not _is_litter(name):
                 self.others[_ending(name)] += 1
+                if name.lower().endswith(TEXTS):
+                    self.texts.append(name)
 
 
 class _Zip:
     def __init__(self, file: zipfile.ZipFile):
         self.file = file
         self.others: Counter[str] = Counter()
+        self.texts: list[str] = []
 
     def entries(self) -> list[Entry]:
         images = {info.filename: info for info in self.file.infolist() if _is_image(info.filename)}
-        self.others = Counter(_ending(info.filename) for info in self.file.infolist()
-                              if not (info.is_dir() or _is_image(info.filename) or _is_litter(info.filename)))
+        others = [info for info in self.file.infolist()
+                  if not (info.is_dir() or _is_image(info.filename) or _is_litter(info.filename))]
+        self.others = Counter(_ending(info.filename) for info in others)
+        self.texts = sorted(info.filename for info in others if info.filename.lower().endswith(TEXTS))
         if any(info.flag_bits & 1 for info in images.values()):
             raise UserError(f"{self.file.filename} is protected by a password", "an archive that opens without one",
                             "unpack it, then data.root=/the/unpacked/folder")
@@ -132,6 +145,7 @@ class _Array:
         with zipfile.ZipFile(path) as file:
             self.stamp = file.getinfo(ARRAY).CRC
             self.others = Counter(_ending(name) for name in file.namelist() if name != ARRAY)
+        self.texts: list[str] = []
         self.images = map_images(path, read_limit("MOST_BYTES", MOST_BYTES))
         self.rows = {name: row for row, name in enumerate(name_rows(len(self.images)))}
 
@@ -149,11 +163,13 @@ class _Splits:
     def __init__(self, parts: dict[str, _Zip]):
         self.parts = parts
         self.others: Counter[str] = Counter()
+        self.texts: list[str] = []
 
     def entries(self) -> list[Entry]:
         found = sorted((replace(entry, name=f"{split}/{entry.name}")
                         for split, part in self.parts.items() for entry in part.entries()), key=_NAME)
         self.others = sum((part.others for part in self.parts.values()), Counter())
+        self.texts = sorted(f"{split}/{text}" for split, part in self.parts.items() for text in part.texts)
         return found
 
     def read(self, name: str) -> bytes:

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -21,6 +21,7 @@ from configs.errors import UserError, WriteError
 from configs.values import hash_plain
 from diffusion.data.base import digest
 from diffusion.data.files.archive import SUFFIXES, Archive, Entry, describe_others, open_archive
+from diffusion.data.files.beside import has_captions
 from diffusion.data.files.decode import Decoder, explain
 from diffusion.data.files.progress import progress
 from diffusion.data.files.threads import in_order
@@ -49,6 +50,7 @@ class Index:
     :ivar broken: why a file was left out, by name
     :ivar pixels: the decoded images; a read-only map of the cache file where there is one
     :ivar brightest: the largest value of all pixels; None if a cache of an older version does not say
+    :ivar captions: whether captions lie beside the images
     """
 
     names: list[str]
@@ -56,6 +58,7 @@ class Index:
     broken: dict[str, str]
     pixels: UInt8[np.ndarray, "n c h w"]
     brightest: int | None = None
+    captions: bool = False
 
 
 def default_cache() -> Path:
@@ -96,7 +99,7 @@ def index(root: Path, decoder: Decoder, cache: Path | None) -> Index:
         logger.warning("dark: the brightest pixel of all images in %s is %d of 255; 16-bit grey is scaled by its whole "
                        "range, of which 12-bit values use 6 %%: scale the files up if that is not meant", root,
                        found.brightest)
-    return found
+    return replace(found, captions=has_captions(found.names, archive.texts))
 
 
 @dataclass(frozen=True)

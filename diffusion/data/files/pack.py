@@ -16,6 +16,7 @@ from PIL import Image
 from configs.errors import UserError
 from diffusion.data.base import SPLITS, Data
 from diffusion.data.files.archive import Archive
+from diffusion.data.files.captions import join_words
 from diffusion.data.files.layout import Layout, layout
 from diffusion.data.files.prepare import prepared, rename
 from diffusion.data.files.samples import IMAGES, list_samples, show_key
@@ -167,7 +168,8 @@ def take_shards(paths: Sequence[Path], size: int | None) -> Iterator[Sample]:
 
 
 def take_data(data: Data) -> Iterator[Sample]:
-    """Both splits of a data set as PNG files, with their classes as ``.cls`` and other signals as ``.json``."""
+    """Both splits of a data set as PNG files, with their classes as ``.cls``, captions as ``.txt`` and other signals as
+    ``.json``."""
     words = data.class_names
     for split in SPLITS:
         if split == "test" and not data.holds_out:
@@ -181,7 +183,9 @@ def take_data(data: Data) -> Iterator[Sample]:
                 if words is not None:
                     files["cls"] = words[int(signals["label"][row])].encode()
                 fields = {name: _name_numbers(raw[row].tolist(), data.described.get(name, {}).get("words"))
-                          for name, raw in signals.items() if name != "label"}
+                          for name, raw in signals.items() if name not in ("label", "text")}
+                if "text" in signals:
+                    files["txt"] = join_words(signals["text"][row].tolist(), data.described["text"]["words"]).encode()
                 if fields:
                     files["json"] = json.dumps(fields).encode()
                 yield Sample(split, f"{place:08d}", files)

@@ -41,6 +41,7 @@ class MNIST(Data):
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(f"no readable MNIST in {(root / 'MNIST' / 'raw').absolute()} ({error})",
                             "the four original files, such as train-images-idx3-ubyte",
-                            "data.root=/folder/that/contains/MNIST, or data.download=true to fetch them") from error
+                            "data.root=/folder/that/contains/MNIST, or data.download=true to fetch them; "
+                            "data.source=digits for scenes without it") from error
         pixels = resize_grey(raw.data.numpy(), self.size, self.resample)
         return make_labelled(pixels, raw.targets.numpy(), self.channels)

@@ -15,6 +15,8 @@ from jaxtyping import Bool, Int64
 from configs.errors import UserError
 from configs.values import hash_plain
 from diffusion.data.base import SPLITS, Data, ImageSet, Split
+from diffusion.data.files.beside import take_line
+from diffusion.data.files.captions import Encoded, check_captions, encode_captions
 from diffusion.data.files.decode import Decoder
 from diffusion.data.files.index import choose_cache
 from diffusion.data.files.layout import NAMES_SHOWN, Labels, check_layout, name_split
@@ -34,7 +36,8 @@ class Shards(Data):
 
     ``.cls`` is the signal ``label``: if all are whole numbers these are the labels, else the names of the classes,
     which are numbered in their order. A field of ``.json`` that ``signals`` names is a signal of that name, a number
-    or a list or object of numbers. Captions are read by :meth:`read_texts`.
+    or a list or object of numbers. ``text`` in ``signals`` makes the signal ``text`` of the captions, as for a folder;
+    :meth:`read_texts` reads them as they are.
 
     Held out are the shards ``test``, else the keys whose hash, as a share of the largest one, is below ``held_out``: a
     key keeps its split when shards are added. At least one image is held out of two or more, and never all.
@@ -48,7 +51,10 @@ class Shards(Data):
         ``root`` and then in the current folder. They are not trained on, if ``root`` has them, too
     :param resample: Pillow's filter for the resizing
     :param labels: "auto" takes the classes if there are any, True insists on them, False ignores them
-    :param signals: fields of ``.json``
+    :param signals: fields of ``.json``, and ``text``, the captions
+    :param words: how many words of the captions are known at most, the most frequent ones; or a list of them, which is
+        another run's vocabulary
+    :param length: of the captions in tokens; None is that of the longest one, at most 77
     :param cache: the folder to keep indices in; None for ``thaw`` in the user's cache folder, False for no cache
     :param flip: whether training may mirror the images
     :raises UserError: an argument is out of range; at the first use of the content, there are no shards, or one is not
@@ -58,14 +64,16 @@ class Shards(Data):
     def __init__(self, root: str | Path | Sequence[str], size: int = 64, channels: int = 3, crop: float = 1.0,
                  held_out: float = 0.1, test: str | Path | Sequence[str] | None = None, resample: str = "bilinear",
                  labels: Labels = "auto", signals: Sequence[str] = (), cache: str | Path | Literal[False] | None = None,
-                 flip: bool = False):
+                 flip: bool = False, words: int | Sequence[str] = 4096, length: int | None = None):
         super().__init__(size, channels, flip)
         check_layout(labels, held_out)
-        if isinstance(signals, str) or {"label", "text", "weight"} & set(signals) or len({*signals}) < len(signals):
-            raise UserError(f"data.signals={signals}", "a list of fields of .json; label and text have their own files",
+        check_captions(words, length)
+        if isinstance(signals, str) or {"label", "weight"} & set(signals) or len({*signals}) < len(signals):
+            raise UserError(f"data.signals={signals}", "a list of fields of .json, and text; label has its own files",
                             "data.signals=[FIELD], or []")
         self.root, self.test, self.held_out, self.labels = root, test, held_out, labels
-        self.signals = tuple(signals)
+        self.signals, self.words, self.length = tuple(signals), words, length
+        self._fields = tuple(name for name in signals if name != "text")
         self.cache = choose_cache(cache)
         self.decoder = Decoder(size, channels, crop, resample)
 
@@ -80,8 +88,8 @@ class Shards(Data):
             raise UserError(f"data.test={self.test}, which are all shards of data.root", "shards to train on, too",
                             "data.test=SOME_OF_THEM, or data.test=null to hold out some images of each")
         _refuse_splits(train)
-        return {"train": index_shards(train, self.signals, self.cache),
-                "test": index_shards(test, self.signals, self.cache) if test else []}
+        return {"train": index_shards(train, self._fields, self.cache),
+                "test": index_shards(test, self._fields, self.cache) if test else []}
 
     @cached_property
     def classes(self) -> tuple[list[str], dict[str, int]] | None:
@@ -104,13 +112,16 @@ class Shards(Data):
     @property
     def described(self) -> dict[str, dict[str, Any]]:
         shards = [*self.parts["train"], *self.parts["test"]]
-        for name in self.signals:
+        for name in self._fields:
             kinds = {(shard.columns[f"signal.{name}"].shape[1:], str(shard.fields[name])) for shard in shards}
             if len(kinds) > 1:
                 raise UserError(f"data.signals=[{name}], whose numbers differ between the shards",
                                 "as many numbers, of the same names, in all of them", "data.signals=[]")
-        fields = shards[0].fields
-        return super().described | {name: {"words": words} if (words := fields[name]) else {} for name in self.signals}
+        fields, text = shards[0].fields, {}
+        if "text" in self.signals:
+            text = {"text": {"words": self._text.words, "length": self._text.length}}
+        return super().described | {name: {"words": words} if (words := fields[name]) else {}
+                                    for name in self._fields} | text
 
     def load(self, name: Split) -> ImageSet:
         images, rows = self._images(name)
@@ -118,10 +129,14 @@ class Shards(Data):
         signals = {}
         if self.classes is not None:
             signals["label"] = self._gather_labels(images, chosen)
-        for field in self.signals:
+        for field in self._fields:
             column = [shard.columns[f"signal.{field}"] for shard in images.shards]
             signals[field] = np.concatenate(column)[chosen] if column else np.zeros(0, np.float32)
-        return ImageSet(images, {key: torch.from_numpy(raw) for key, raw in signals.items()}, torch.from_numpy(chosen))
+        known = {key: torch.from_numpy(raw) for key, raw in signals.items()}
+        if "text" in self.signals:
+            first = 0 if name == "train" else self._count("train")
+            known["text"] = self._text.tokens[first : first + len(chosen)]
+        return ImageSet(images, known, torch.from_numpy(chosen))
 
     def files(self, name: Split) -> list[str]:
         """The key of each image of a split, in its order."""
@@ -135,9 +150,27 @@ class Shards(Data):
         texts = []
         for place in places:
             shard, row = images.find(place if rows is None else int(rows[place]))
-            size = int(shard.columns["text_size"][row])
-            texts.append(shard.read(int(shard.columns["text"][row]), size).decode(errors="replace") if size else None)
+            offset, size = int(shard.columns["text"][row]), int(shard.columns["text_size"][row])
+            texts.append(shard.read(offset, size).decode(errors="replace") if offset else None)
         return texts
+
+    @cached_property
+    def _text(self) -> Encoded:
+        """The captions of both splits, one after the other."""
+        captions = []
+        for name in SPLITS:
+            places = range(self._count(name))
+            for place, text in zip(places, self.read_texts(name, places)):
+                if text is None or "\ufffd" in text:
+                    what = "without .txt" if text is None else "with a .txt that is no text in UTF-8"
+                    raise UserError(f"the key {self.files(name)[place]} {what}", "a caption of every image, which may "
+                                    "be empty", "data.signals=[]")
+                captions.append(take_line(text)[0])
+        return encode_captions(captions, self.words, self.length, str(self.root))
+
+    def _count(self, name: Split) -> int:
+        images, rows = self._images(name)
+        return images.shape[0] if rows is None else len(rows)
 
     def _images(self, name: Split) -> tuple[ShardImages, Int64[np.ndarray, " n"] | None]:
         """The shards of a split, and which of their images it has; None for all."""

@@ -8,12 +8,12 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from configs import UserError
+from diffusion.data.base import Data
 from diffusion.data.files.images import size
 from diffusion.data.pixels import to_float
 from diffusion.loading import load
 from diffusion.metrics.base import Features
 from diffusion.metrics.extractors.base import Extractor
-from diffusion.objectives.attributes import AttributeClassifier
 from diffusion.runs import checkpoint
 from diffusion.runs.run import Run
 
@@ -23,7 +23,8 @@ class ClassifierExtractor(Extractor):
 
     :param run: its folder, or its file
     :param device: where to compute; None takes the GPU if there is one
-    :ivar attributes: names of the attributes that it predicts, None for a classifier of classes
+    :ivar signal: what it predicts: the name of a signal of the images
+    :ivar words: of this signal: names of the attributes, or the answers to each question; None for classes
     :raises UserError: there is no such run, or it does not classify
     """
 
@@ -31,8 +32,8 @@ class ClassifierExtractor(Extractor):
 
     def __init__(self, run: str | Path, device: str | None = None):
         self._model = load(run, device=device)
-        classifier = self._model.classifier
-        self.attributes = classifier.words if isinstance(classifier, AttributeClassifier) else None
+        self.classifier = self._model.classifier
+        self.signal, self.words = self.classifier.signal, getattr(self.classifier, "words", None)
         self.identity = f"step {self._model.step}, {Run.open(run).steps[self._model.step]}"
         self.run = str(run)
 
@@ -44,7 +45,7 @@ class ClassifierExtractor(Extractor):
 
     def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Features:
         answer = self._model.classify(to_float(images), batch=self.chunk)
-        return Features(answer.features, answer.logits) if self.attributes is None else \
+        return Features(answer.features, answer.logits) if self.signal == "label" else \
             Features(answer.features, attributes=answer.logits)
 
 
@@ -54,13 +55,14 @@ def take_predictions(features: Features) -> Int64[Tensor, " n"]:
     return features.logits.argmax(dim=1)
 
 
-def find_classifier(root: Path, data: str) -> Path | None:
-    """The newest classifier in a folder of runs that was trained on the data set with this fingerprint."""
-    runs = sorted(root.glob("classifier_*/*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+def find_classifier(root: Path, data: Data) -> Path | None:
+    """The newest classifier in a folder of runs that may judge a data set, see :meth:`Data.accepts_judge`."""
+    runs = [path for kind in ("classifier", "judge") for path in root.glob(f"{kind}_*/*/config.yaml")]
+    runs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for path in runs:
         content = None
         with suppress(UserError):  # all of its checkpoints are damaged, which the log says
             content = checkpoint.read_latest(path.parent / "checkpoints")
-        if content is not None and content["data"] == data:
+        if content is not None and data.accepts_judge(content["config"]["data"], content["data"]):
             return path.parent
     return None

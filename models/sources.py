@@ -1,0 +1,148 @@
+"""Signals that are made of the images themselves, such as pixel-wise hints, or drawn from another signal of them."""
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from configs.errors import UserError
+from degradations.base import Degradation
+from degradations.randomness import Draws
+from models.context import Condition
+
+EDGE = 0.25
+"""Share of the largest Sobel magnitude of an image from which on a pixel is an edge."""
+
+
+class Source(nn.Module):
+    """Makes a raw signal from the images themselves: edges, a low resolution, a hole. It is frozen, and lies in the
+    checkpoint beside the signals.
+
+    :cvar reads: the raw signals that it needs beside the images and the encoder's own; without them it makes nothing
+    """
+
+    reads: tuple[str, ...] = ()
+
+    def train(self, mode: bool = True) -> "Source":
+        """A source is never in training mode."""
+        return super().train(False)
+
+    def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Tensor:
+        """Raw values, batch first.
+
+        :param images: in [-1, 1], as the network will see them: mirrored and augmented
+        :param condition: what is known about the images besides, such as places from which a map is drawn: the raw
+            signals of the encoder, and those that ``reads`` names
+        :param rng: for sources that draw at random
+        """
+        raise NotImplementedError
+
+    def check(self, name: str, known: Collection[str]) -> None:
+        """Refuse images of which too little is known.
+
+        :param name: of the signal that it makes
+        :param known: names of the signals that the images have
+        :raises UserError: if one that it reads is not among them
+        """
+        for read in self.reads:
+            if read not in known:
+                raise UserError(f"condition.sources.{name}, which makes {name} of {read}, for images without {read}",
+                                f"images with {read}", f"data.signals=[{read}], of data that have it")
+
+    def mirror(self, name: str, raw: Tensor, side: int) -> Tensor:
+        """The raw values of a signal that it reads, of images that are mirrored left to right.
+
+        :param name: of the signal, one of ``reads``
+        :param side: of the images, in pixels
+        :raises UserError: if the source does not say
+        """
+        raise UserError(f"data.flip=true with {name}, of which {type(self).__name__} does not say what it is of a "
+                        "mirrored image", "images as they are",
+                        f"data.flip=false, or a method mirror of {type(self).__name__}")
+
+
+def find_edges(images: Float[Tensor, "b c h w"], share: float = EDGE) -> Float[Tensor, "b 1 h w"]:
+    """Edges, 1, on -1: where ``sqrt(sum_c (G_x * x_c)^2 + (G_y * x_c)^2)``, with the filters of Sobel and Feldman
+    (1968) over the channels c, is more than a share of its largest value in the image. Borders continue outside.
+
+    :param images: of any range
+    """
+    smooth, slope = images.new_tensor([1.0, 2.0, 1.0]), images.new_tensor([-1.0, 0.0, 1.0])
+    filters = torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)])[:, None]
+    padded = F.pad(images.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
+    magnitude = F.conv2d(padded, filters).square().sum(1).unflatten(0, images.shape[:2]).sum(1, keepdim=True).sqrt()
+    # Rounding makes a slope of nothing in a plain image, which is no edge.
+    edges = magnitude > (share * magnitude.amax(dim=(1, 2, 3), keepdim=True)).clamp(min=1e-4)
+    return edges.to(images) * 2 - 1
+
+
+class Edges(Source):
+    """:func:`find_edges` of the images.
+
+    :param share: of the largest magnitude, in (0, 1)
+    """
+
+    def __init__(self, share: float = EDGE):
+        super().__init__()
+        if not 0 < share < 1:
+            raise UserError(f"edges from a share of {share:g} of the largest slope on", "a share in (0, 1)",
+                            f"share={EDGE}")
+        self.share = share
+
+    def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Float[Tensor, "b 1 h w"]:
+        return find_edges(images, self.share)
+
+
+class Given(Source):
+    """Another signal of the data as it is: masks or maps that the data have by another name.
+
+    :param signal: its name
+    """
+
+    def __init__(self, signal: str):
+        super().__init__()
+        self.reads = (signal,)
+
+    def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Tensor:
+        return condition[self.reads[0]]
+
+    def mirror(self, name: str, raw: Shaped[Tensor, "b c h w"], side: int) -> Tensor:
+        return raw.flip(-1)
+
+
+class Boxes(Source):
+    """Filled rectangles, 1, on -1, of the signal ``box`` (B, K, 4): top, left, height and width, in pixels."""
+
+    reads = ("box",)
+
+    def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Float[Tensor, "b 1 h w"]:
+        rows, columns = (torch.arange(side, device=images.device) for side in images.shape[2:])
+        top, left, height, width = condition["box"][..., None].unbind(2)
+        down = (rows >= top) & (rows < top + height)
+        across = (columns >= left) & (columns < left + width)
+        inside = (down[..., :, None] & across[..., None, :]).any(dim=1, keepdim=True)
+        return inside.to(images) * 2 - 1
+
+    def mirror(self, name: str, raw: Shaped[Tensor, "b k 4"], side: int) -> Tensor:
+        top, left, height, width = raw.unbind(-1)
+        return torch.stack([top, side - left - width, height, width], dim=-1)
+
+
+class Degraded(Source):
+    """The images, degraded: a low resolution, a blurred or masked picture.
+
+    :param degradation: what is done to them
+    :param t: how much, in (0, 1]
+    """
+
+    def __init__(self, degradation: Degradation, t: float):
+        super().__init__()
+        if not 0 < t <= 1:
+            raise UserError(f"images that are degraded to t={t:g}", "a time in (0, 1]", "t=0.5")
+        self.degradation, self.t = degradation, t
+
+    def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Float[Tensor, "b c h w"]:
+        t = images.new_full((len(images),), self.t)
+        return self.degradation.forward(images, t, self.degradation.draw(images.shape, rng))
