@@ -1,5 +1,6 @@
 """Guidance of two signals, through the commands: what a run may say, what is refused, what is drawn."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from configs import UserError
 from configs.overrides import drop_condition_guidance, merge_overrides
 from diffusion import load
 from diffusion.model import Model
+from diffusion.sampling.manifest import describe_part, order_tables
 from samplers.guidance.cads import CADS
 from samplers.guidance.cfg import CFG
 from samplers.guidance.multi_cfg import MultiCFG
@@ -110,6 +112,23 @@ def test_pictures(run, model, tmp_path):
     assert equal == cfg
     assert own != cfg
     assert cads != cfg
+
+
+def test_the_order_is_a_setting(run, tmp_path):
+    """Another order is another set of samples, and another evaluation."""
+    few = [f"run={run}", "samples=0", "label=3", "mark=[1,0]", "device=cpu", "sampler.num_steps=1"]
+    tables = [f"guidance.multi_cfg.scales={{{table}}}" for table in ("mark: 2, label: 2.0", "label: 2.0, mark: 2")]
+    for table in tables:
+        assert "samples to draw: 1 of 1" in done("sample.py", *few, table)
+    assert "0 of 1" in done("sample.py", *few, tables[0])
+    done("sample.py", *few, tables[0], f"out={tmp_path / 'out'}")
+    assert "holds other samples" in done("sample.py", *few, tables[1], f"out={tmp_path / 'out'}", code=2)
+    words = json.loads((tmp_path / "out" / "manifest.json").read_text())["guidance"]
+    assert words == "MultiCFG (scales (mark 2, label 2.0))"
+    assert describe_part({"a": {"_target_": "x.A", "b": None}, "c": {"_target_": "x.C"}}) == "A, C"
+    node = {"cfg": {"_target_": "x.A", "scales": {"text": 2, "hint": 3}, "schedule": None}}
+    assert order_tables(node) == {"cfg": {**node["cfg"], "scales": [["text", 2], ["hint", 3]]}}
+    assert order_tables({}) == {}
 
 
 @pytest.mark.parametrize(("asked", "words"), [

@@ -28,7 +28,7 @@ from diffusion.metrics.intervals import mean, share
 from diffusion.pictures import save_grid
 from diffusion.runs.share import ALONE, Share
 from diffusion.sampling.command import sample
-from diffusion.sampling.manifest import describe_part, read_manifest
+from diffusion.sampling.manifest import describe_part, order_tables, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +251,7 @@ def state_sampling(cfg: DictConfig, sampler: DictConfig | None) -> dict[str, Any
     nodes |= {"sampler": to_plain(sampler)} if sampler is not None else {}
     words = {key: describe_part(node) for key, node in nodes.items() if node or key != "edit"}
     return words | {"weights": cfg.weights, "start": cfg.start, "seed": cfg.seed, "condition": plain["condition"],
-                    "composed": {key: node for key, node in nodes.items() if node}}
+                    "composed": {key: order_tables(node) for key, node in nodes.items() if node}}
 
 
 def save_suspects(sets: MetricInput, train: ImageSet, folder: Path) -> None:

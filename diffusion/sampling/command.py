@@ -21,7 +21,7 @@ from diffusion.runs.share import ALONE, Share
 from diffusion.sampling.archives import ARCHIVES
 from diffusion.sampling.inputs import find_root, log_changes
 from diffusion.sampling.job import Job, require_finite
-from diffusion.sampling.manifest import Manifest, folder_name
+from diffusion.sampling.manifest import Manifest, folder_name, order_tables
 from diffusion.sampling.parts import FOLDER as PARTS
 from diffusion.sampling.parts import draw_parts
 from diffusion.sampling.showing import Shown, describe_captions
@@ -45,7 +45,7 @@ def sample(cfg: DictConfig, share: Share = ALONE) -> Path:
     # What does not depend on how the work is divided, and of PNGs what has always been said.
     left_out = ("shard",) if cfg.format in ARCHIVES else ("shard", "format")
     settings: dict[str, Any] = {key: value for key, value in to_plain(cfg).items() if key not in left_out}
-    settings |= {"step": model.step}
+    settings |= {"step": model.step, "guidance": order_tables(settings["guidance"])}
     stamp = {"step": model.step, "checksum": steps[model.step]}
     record = {"run": str(cfg.run), "checkpoint": stamp, **job.describe(), "settings": settings,
               "environment": describe_environment()}

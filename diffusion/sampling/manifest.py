@@ -59,15 +59,29 @@ def folder_name(title: str, settings: dict[str, Any], checkpoint: dict[str, Any]
 
 def describe_part(node: dict[str, Any] | None) -> str:
     """A composed config in short: ``DDIM (grid UniformGrid, num_steps 50)``; parts without a name are listed, what
-    is null is left out."""
+    is null is left out. A table of plain values is ``(hint 1.5, text 3.0)``."""
     if not node:
         return "none"
     parts = {key: describe_part(value) if isinstance(value, dict) else value for key, value in node.items()
              if value is not None}
     name = str(parts.pop("_target_", "")).split(".")[-1]
-    if not name:
-        return ", ".join(map(str, parts.values()))
-    return f"{name} ({', '.join(f'{key} {value}' for key, value in parts.items())})" if parts else name
+    settings = ", ".join(f"{key} {value}" for key, value in parts.items())
+    if name:
+        return f"{name} ({settings})" if parts else name
+    return f"({settings})" if _is_table(node) else ", ".join(map(str, parts.values()))
+
+
+def order_tables(node: Any) -> Any:
+    """A composed config for a record: tables of plain values as lists of pairs, since they may differ by their order
+    alone, as ``guidance.multi_cfg.scales`` does."""
+    if not isinstance(node, dict):
+        return node
+    return [list(pair) for pair in node.items()] if _is_table(node) else \
+        {key: order_tables(value) for key, value in node.items()}
+
+
+def _is_table(node: dict[str, Any]) -> bool:
+    return "_target_" not in node and any(not isinstance(value, dict | None) for value in node.values())
 
 
 class Manifest:

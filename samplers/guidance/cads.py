@@ -24,9 +24,10 @@ class CADS(ConditionTransform):
     ``t >= tau2``. The noise is new at each step.
 
     y is what a signal's own encoding is: the vector of a class before it joins those of the others, the tokens of a
-    text, the map of an image. Mean and spread are those of each sample, and of the real tokens alone; pads stay as they
-    are. A signal that was not given has no noise, nor has ``ctx.null``, nor what other runs are told; the contexts of
-    ``ctx.nulls`` have the noise of the condition itself. A context that does not know its parts is one signal.
+    text, the map of an image, also one for a control branch alone. Mean and spread are those of each sample, and of the
+    real tokens alone; pads stay as they are. A signal that was not given has no noise, nor has ``ctx.null``, nor what
+    other runs are told; the contexts of ``ctx.nulls`` have the noise of the condition itself. A context that does not
+    know its parts is one signal.
 
     :param scale: s
     :param tau1: time below which the condition is whole
@@ -74,7 +75,8 @@ class CADS(ConditionTransform):
         for name, part in ctx.parts.items():
             if name in signals:
                 changed[name] = self.disturb(part, step, gamma, before)
-            before.update(emb=part.emb is not None, tokens=len(part.tokens), spatial=part.spatial is not None)
+            before.update(emb=part.emb is not None, tokens=len(part.tokens), spatial=part.spatial is not None,
+                          extra=len(part.extra))
         return ctx.change_parts(changed)
 
     def disturb(self, part: Context, step: Step, gamma: float, before: Counter[str]) -> Context:
@@ -91,7 +93,9 @@ class CADS(ConditionTransform):
             emb=None if part.emb is None else noisy(part.emb, "emb"),
             tokens={key: noisy(tokens, "tokens", i, part.mask.get(key))
                     for i, (key, tokens) in enumerate(part.tokens.items())},
-            spatial=None if part.spatial is None else noisy(part.spatial, "spatial"))
+            spatial=None if part.spatial is None else noisy(part.spatial, "spatial"),
+            extra={key: noisy(value, "extra", i) if value.is_floating_point() else value
+                   for i, (key, value) in enumerate(part.extra.items())})
 
     def mixed(self, y: Float[Tensor, "b *rest"], noise: Float[Tensor, "b *rest"], gamma: float,
               real: Bool[Tensor, "b l"] | None = None) -> Float[Tensor, "b *rest"]:

@@ -16,6 +16,7 @@ from diffusion.objectives.parameterization import X0, V
 from diffusion.sampling.guides import RunClassifier, RunRestorer
 from models.conditioning import ConditionEncoder, ImageSignal, LabelSignal, Signal, VectorSignal
 from models.context import Condition, Context
+from models.control import HintSignal
 from samplers.guidance.base import Guided
 from samplers.guidance.classifier import GuidingClassifier
 from samplers.guidance.multi_cfg import MultiCFG
@@ -54,6 +55,13 @@ class Linear(GuidingClassifier):
         return flatten_rows(x_t) @ self.weight.T
 
 
+def hinted(labels=LABELS) -> Context:
+    """The same with a hint, which only networks with a control branch look at."""
+    signals = {"label": LabelSignal(CLASSES, 32), "hint": HintSignal(1, 8, 32)}
+    told = {"label": torch.tensor(labels), "hint": torch.ones(len(labels), 1, 8, 8)}
+    return randomized(ConditionEncoder(signals, 32), seed=1).with_null(told)
+
+
 class Words(Signal):
     """Text as a token for each word; word 0 is a pad, and the null one learned token."""
 
@@ -90,7 +98,7 @@ def told(n: int = B) -> Condition:
     words = torch.arange(1, 4 * n + 1).reshape(n, 4) % 19 + 1
     return {"text": words * (torch.arange(4) <= torch.arange(n)[:, None] % 4), "label": torch.arange(n) % CLASSES,
             "low": torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(3)),
-            "tags": torch.randn(n, 3, generator=torch.Generator().manual_seed(4))}
+            "tags": torch.randn(n, 3, generator=torch.Generator().manual_seed(4)), "hint": torch.ones(n, 1, 8, 8)}
 
 
 def restorer_of(degradation, seed: int = 0, **changes) -> NetworkRestorer:

@@ -13,7 +13,7 @@ from guided import (
     Spy,
     ask,
     close,
-    conditioned,
+    hinted,
     neutral,
     parts_of,
     restorer_of,
@@ -26,6 +26,7 @@ from oracles import state_of
 import degradations
 import samplers
 from degradations.randomness import Streams
+from models.control import HintSignal
 from samplers.guidance import base
 from samplers.guidance.base import Guided
 
@@ -56,7 +57,7 @@ def run(parts, restorer, degradation, kind, x, rows=slice(None), steps=4):
     indices = tuple(range(B))[rows]
     state = state_of(degradation, SHAPE).rows(rows)
     sampler = samplers.build(SAMPLERS[kind], num_steps=steps)
-    return sampler.sample(Guided(restorer, degradation, parts), degradation, x[rows], state, conditioned(LABELS)[rows],
+    return sampler.sample(Guided(restorer, degradation, parts), degradation, x[rows], state, hinted(LABELS)[rows],
                           Streams(0, indices))
 
 
@@ -94,14 +95,14 @@ class TestEvery:
     def test_gradients_flow(self, name, x, kind, degradation, restorer):
         leaf = x.clone().requires_grad_()
         parts = parts_of(name, degradation)
-        out = ask(Guided(restorer, degradation, parts), leaf, conditioned(), degradation, 0.5, step_at(0.5, i=1))
+        out = ask(Guided(restorer, degradation, parts), leaf, hinted(), degradation, 0.5, step_at(0.5, i=1))
         (gradient,) = torch.autograd.grad(out.x0.square().sum(), leaf)
         assert gradient.isfinite().all()
         assert gradient.abs().sum() > 0
 
     def test_the_estimate_still_explains_x_t(self, name, x, kind, degradation, restorer):
         """Image and state of a guided estimate belong together, where the state is inferred."""
-        out = ask(Guided(restorer, degradation, parts_of(name, degradation)), x, conditioned(), degradation, 0.5)
+        out = ask(Guided(restorer, degradation, parts_of(name, degradation)), x, hinted(), degradation, 0.5)
         if kind == "blur":
             assert set(out.state) == set()
         else:
@@ -115,7 +116,8 @@ def test_a_model_of_a_text_a_class_and_an_image(name):
     degradation = degradations.build("gaussian", schedule="linear")
     spy, n = Spy(restorer_of(degradation, **SEVERAL)), 5
     guided = Guided(spy, degradation, parts_of(name, degradation, **SEVERAL))
-    x, ctx = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(6)), several().with_null(told(n))
+    x = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(6))
+    ctx = several(hint=HintSignal(1, 8, 32)).with_null(told(n))
     state, t = state_of(degradation, x.shape), torch.full((n,), 0.8)
     whole, alone = (guided(x[rows], t[rows], ctx[rows], state=state.rows(rows),
                            step=step_at(0.8, i=1, indices=range(n)[rows])) for rows in (slice(0, n), slice(3, 4)))
@@ -129,6 +131,6 @@ def test_a_model_of_a_text_a_class_and_an_image(name):
 def test_two_of_a_kind_add_up(x, degradation, restorer):
     one, two = parts_of("pag", degradation), parts_of("pag", degradation)
     two[0].scales = (1.0,)
-    both = ask(Guided(restorer, degradation, [*one, *two]), x, conditioned(), degradation, 0.5)
+    both = ask(Guided(restorer, degradation, [*one, *two]), x, hinted(), degradation, 0.5)
     one[0].scales = (4.0,)
-    close(both, ask(Guided(restorer, degradation, one), x, conditioned(), degradation, 0.5))
+    close(both, ask(Guided(restorer, degradation, one), x, hinted(), degradation, 0.5))

@@ -11,6 +11,7 @@ from configs import UserError
 from degradations.shapes import flatten_rows
 from models.conditioning import ConditionEncoder, VectorSignal
 from models.context import Context, merge_all
+from models.control import HintSignal
 from samplers.guidance.base import Guided
 from samplers.guidance.cads import CADS
 from samplers.guidance.cfg import CFG
@@ -240,6 +241,17 @@ class TestCADS:
         assert (out.spatial - ctx.spatial)[:, 1:].abs().max() > 0.01
         torch.testing.assert_close(moments(out.spatial[:, 1:], (1, 2, 3)), moments(ctx.spatial[:, 1:], (1, 2, 3)))
         assert torch.equal(out.emb, ctx.emb)
+
+    def test_a_hint_for_a_control_branch(self):
+        encoder = several(hint=HintSignal(1, 8, 32))
+        ctx = encoder.with_null(told() | {"hint": torch.rand(B, 1, 8, 8)})
+        out = CADS(signals=["hint"], scale=0.3)(ctx, step_at(0.8))
+        before, after = (some.extra["hint"] for some in (ctx, out))
+        assert (after - before).abs().max() > 0.01
+        torch.testing.assert_close(moments(after, (1, 2, 3)), moments(before, (1, 2, 3)))
+        assert torch.equal(out.null.extra["hint"], before)
+        assert torch.equal(out.spatial, ctx.spatial)
+        assert torch.equal(CADS()(ctx, step_at(0.8)).extra["hint"], before), "it cannot be taken away"
 
     def test_all_that_can_be_taken_away_and_each_with_its_own_noise(self, ctx):
         whole = CADS()(ctx, step_at(0.8))
