@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from configs.errors import UserError
@@ -138,6 +138,6 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < float("inf")
 
 
-def write_digests(raw: Float[Tensor, "b *rest"]) -> list[str]:
+def write_digests(raw: Shaped[Tensor, "b *rest"]) -> list[str]:
     """A hash of each row, for values that are too large to be written down."""
     return [hashlib.blake2b(row.contiguous().cpu().numpy().tobytes(), digest_size=8).hexdigest() for row in raw]

@@ -123,9 +123,12 @@ class TextSignal(TextReader, Signal):
         the whole image
     """
 
-    def __init__(self, words: Sequence[str], length: int, dim: int, token_dim: int, depth: int = 2, heads: int = 4,
-                 stream: str = "main", pooled: bool = False):
+    def __init__(self, words: Sequence[str], length: int, dim: int, token_dim: int | None, depth: int = 2,
+                 heads: int = 4, stream: str = "main", pooled: bool = False):
         Signal.__init__(self, dim)
+        if token_dim is None:
+            raise UserError("a text for a network that attends to no tokens", "the length of a token",
+                            "model.cross_dim=64")
         TextReader.__init__(self, words, length)
         if heads and token_dim % heads:
             raise UserError(f"tokens of length {token_dim} for {heads} heads", "a multiple of it",

@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from configs import compose
 from diffusion.runs.run import Run
 
@@ -98,16 +100,35 @@ def first_stage(size: int, channels: int) -> str:
     return str(run.folder)
 
 
+FEW = ["data.count=40", "data.count_test=24"]
+"""Scenes, which are made when they are asked for."""
+
+
+@lru_cache
+def text_base() -> str:
+    """The folder of a small model of captioned scenes, of one step."""
+    root = Path(tempfile.mkdtemp(prefix="thaw-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    run = train(root, *small("text_scenes_digits"), *FEW, "max_steps=1", "run.name=base", "callbacks.pictures.count=0")
+    return str(run.folder)
+
+
 def small(experiment: str, size: int = 32, channels: int | None = None) -> list[str]:
     """The experiment with a small network of its kind, for a few steps.
 
     :param size: of the images, at most; it matters to latent models, as do the channels
     """
+    if experiment.startswith("control_"):
+        return [f"experiment={experiment}", *(override for override in NANO if override != "model=nano"),
+                f"begin.base.run={text_base()}", "model.hint.widths=[4,8]"]
     cfg = compose("train", [f"experiment={experiment}"])
     own = "classes" in cfg.model or "latent_channels" in cfg.model  # a network of another kind
     kind = cfg.degradation._target_.split(".")[-1]
     known = cfg.model if own else ("base", "emb_dim")
-    widths = [f"model.{key}={value}" for key, value in (("base", 8), ("emb_dim", 32)) if key in known]
+    inside = "model.base" if isinstance(cfg.model.get("base"), Mapping | DictConfig) else "model"
+    own = own or inside != "model"
+    widths = [f"{inside}.{key}={value}" for key, value in (("base", 8), ("emb_dim", 32))
+              if key in known or inside != "model"]
     # What lets images of 16 px be halved, and a gallery that is there.
     fitting = {"Downsample": ["degradation.levels=3"], "Animorph": ["degradation/target_set=digits"]}.get(kind, [])
     stage = [f"begin.first_stage.run={first_stage(min(size, cfg.data.size), channels or cfg.data.channels)}"] \

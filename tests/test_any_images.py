@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import small, train
+from helpers import small, text_base, train
 from PIL import Image
 
 from configs import UserError, compose, registry
@@ -18,6 +18,9 @@ SIZES = ((5, 5), (200, 3), (3, 200), (64, 48), (33, 77))
 SETTINGS = ["data=folder", "data.size=16", "batch=2", "max_steps=1", "callbacks.pictures.count=0"]
 CLASSIFIERS = [name for name in registry.available("experiment") if "classifier" in name]
 OF_CLASSES = [name for name in CLASSIFIERS if name != "classifier_celeba64"]
+OF_SCENES = [name for name in registry.available("experiment")
+             if name.startswith(("judge_", "embed_", "identity_", "control_"))]
+"""Experiments about what only scenes, or images with captions, have."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,8 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [name for name in registry.available("experiment") if name not in CLASSIFIERS])
+@pytest.mark.parametrize("name", [name for name in registry.available("experiment")
+                                  if name not in (*CLASSIFIERS, *OF_SCENES)])
 def test_every_experiment_trains(name, photos, tmp_path, caplog):
     """With nothing but ``data=folder data.root=...``: a label is left out, with a word, and the guidance by it."""
     overrides = [*small(name, 16, 3), *SETTINGS, f"data.root={photos}"]
@@ -48,6 +52,33 @@ def test_every_experiment_trains(name, photos, tmp_path, caplog):
     assert not content["config"]["condition"].get("signals", {}).get("label")
     assert content["config"]["sampling"] == run.config["sampling"]
     assert not any("cfg" in override for override in run.config["sampling"])
+
+
+@pytest.mark.parametrize("name", OF_SCENES)
+def test_what_is_about_scenes_alone_refuses_other_images(name, photos, tmp_path):
+    with pytest.raises(UserError):
+        train(tmp_path / "runs", *small(name, 16, 3), *SETTINGS, f"data.root={photos}")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["text_scenes_digits", "edges_scenes_digits", "control_scenes_edges"])
+def test_text_experiments_train_on_a_folder_with_captions(name, photos, tmp_path):
+    """Their vocabulary is that of the captions, or of the base run."""
+    folder = tmp_path / "captioned"
+    folder.mkdir()
+    for i, path in enumerate(sorted(photos.iterdir())):
+        (folder / path.name).write_bytes(path.read_bytes())
+        (folder / path.with_suffix(".txt").name).write_text(["a red seven", "a small blue two on white"][i % 2])
+    words = [f"data.words=${{of:{text_base()},condition.signals.text.words}}", "data.length=12"] \
+        if name.startswith("control") else []
+    run = train(tmp_path / "runs", *small(name, 16, 3), *SETTINGS, f"data.root={folder}", "data.signals=[text]", *words)
+    text = run.config["condition"]["signals"]["text"]
+    assert {"a", "red", "seven", "white"} <= set(text["words"])
+    assert any("cfg" in override for override in run.config["sampling"])
+    asked = add_run_defaults([f"run={run.folder}", "samples=0-1", "sampler.num_steps=2", "text=a red seven",
+                              *([] if name == "text_scenes_digits" else [f"hint.of={photos}"])])
+    made = commands.sample(compose("sample", asked))
+    assert (made / "grid.png").is_file()
 
 
 @pytest.mark.parametrize("name", OF_CLASSES)

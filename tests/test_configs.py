@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from faces import write_list
-from helpers import NANO, ROOT, first_stage, small, train
+from helpers import FEW, NANO, ROOT, first_stage, small, train
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -26,6 +26,7 @@ from degradations.base import Degradation
 from degradations.randomness import BatchStream
 from diffusion.data.augment import Augmentation
 from diffusion.data.files.attributes import ATTRIBUTES, LIST
+from diffusion.data.scenes.captions import WORDS
 from diffusion.data.sets.cifar10 import CLASSES
 from diffusion.data.sets.gallery import Gallery
 from diffusion.metrics.base import Metric, PairMetric
@@ -59,12 +60,14 @@ OPTIONS = [(str(path.parent), path.name) for path in FILES if len(path.parts) > 
     "hydra", "experiment", "debug", "trainer", "extractor", "metrics", "table", "budget", "task")]
 EXPERIMENTS = registry.available("experiment")
 DESCRIBED = {"label": {"num_classes": 10}, "attributes": {"words": ["old"]}, "vector": {"in_dim": 3},
+             "text": {"words": WORDS, "length": 12}, "answers": {"words": {"digit": ["0", "1"]}},
              "landmarks": {"side": 16}}
 NESTED = {"guidance/schedule": ("cfg", "guidance.cfg.schedule"),
           "guidance/perturbation": ("pag", "guidance.pag.perturbation")}
 """Groups inside a keyed part of another: the choice with that part, and its place."""
 PARENT = {"degradation/kernels": ["degradation=blur"], "degradation/flakes": ["degradation=snow"],
           "degradation/target_set": ["degradation=animorph"], "begin": ["begin.base.run=x"],
+          "condition": ["model.cross_dim=16"],
           **{f"objective/{part}": ["objective=autoencoder"] for part in ("perceptual", "discriminator")}}
 ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": object, "degradation/schedule": object,
          "degradation/flakes": object, "degradation/target_set": Gallery,
@@ -91,7 +94,7 @@ def roots(tmp_path_factory) -> dict[str, Path]:
     write_list(photos / LIST, random.random((20, len(ATTRIBUTES))) < 0.5)
     raw = mnist / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for prefix, count in (("train", 12), ("t10k", 4)):
+    for prefix, count in (("train", 12), ("t10k", 10)):
         pixels = random.integers(0, 256, (count, 28, 28), np.uint8)
         (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + pixels.tobytes())
         labels = np.arange(count, dtype=np.uint8) % 10
@@ -104,12 +107,13 @@ def roots(tmp_path_factory) -> dict[str, Path]:
     with tarfile.open(shards / "0.tar", "w") as tar:
         for photo in sorted(photos.glob("*.png")):
             tar.add(photo, photo.name)
-    return {"Folder": photos, "CelebA": photos, "MNIST": mnist, "CIFAR10": cifar10, "Shards": shards}
+    return {"Folder": photos, "CelebA": photos, "MNIST": mnist, "Scenes": mnist, "CIFAR10": cifar10, "Shards": shards}
 
 
 def placed(overrides: list[str], roots: dict[str, Path]) -> list[str]:
     """The overrides, with the places of the data that they name."""
     cfg, more = compose("train", overrides), []
+    more += FEW if "count_test" in cfg.data else []
     for place in ("data", "data.sets.subject", "data.sets.others", "degradation.target_set.data"):
         reader = OmegaConf.select(cfg, f"{place}._target_", default="").split(".")[-1]
         more += [f"{place}.root={roots[reader]}"] if reader in roots else []

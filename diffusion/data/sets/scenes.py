@@ -136,8 +136,12 @@ class Scenes(Data):
         """What is in the scenes of a split."""
         labels = self._digits(name)[1]
         omit = self.omit if name == "train" else 0.0
-        return draw_facts(self.layout, name, self.counts[name], self.size, self.seed, self.combos, omit,
-                          [np.flatnonzero(labels == digit) for digit in range(len(DIGITS))])
+        rows_of = [np.flatnonzero(labels == digit) for digit in range(len(DIGITS))]
+        missing = [DIGITS[digit] for digit, rows in enumerate(rows_of) if not len(rows)]
+        if missing:
+            raise UserError(f"data.source={self.source} without a {missing[0]} in the {name} split",
+                            "images of all ten digits", "data.source=digits, or the whole of MNIST")
+        return draw_facts(self.layout, name, self.counts[name], self.size, self.seed, self.combos, omit, rows_of)
 
     def _make(self, digits: UInt8[np.ndarray, "m h h"], facts: Facts) -> Made:
         boxes = place_boxes(facts, self.size)
