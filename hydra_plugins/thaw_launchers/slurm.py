@@ -65,12 +65,12 @@ class SlurmLauncher(Launcher):
     :param signal_s: seconds before that at which it gets SIGUSR1, saves, and goes back into the queue
     """
 
-    def __init__(self, *, timeout_min: int, signal_s: int, more: Mapping[str, Any], **options: Any):
+    def __init__(self, *, timeout_min: int, signal_s: int, more: Mapping[str, Any] | None, **options: Any):
         if find_spec("hydra_plugins.hydra_submitit_launcher") is None:
             raise UserError("hydra/launcher=slurm without submitit", "the package hydra-submitit-launcher",
                             'pip install "thaw[slurm]"')
         self.options = {"timeout_min": timeout_min, **options}
-        self.more = {"signal": f"USR1@{signal_s}", "requeue": True, **more}
+        self.more = {"signal": f"USR1@{signal_s}", "requeue": True, **(more or {})}
         self._told: str | None = None
         if timeout_min * 60 <= signal_s:
             raise UserError(f"hydra.launcher.timeout_min={timeout_min} and signal_s={signal_s}",
