@@ -3,7 +3,9 @@
 import atexit
 import contextlib
 import io
+import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,17 @@ LEARNED = ["max_steps=12", "optimizer.lr=0.01", "ema=0.5", "callbacks.pictures.c
 """Steps after which weights, averages and classes differ."""
 CLASSIFIER = ["experiment=classifier_digits", "debug=fast", "model.base=8", "model.emb_dim=32", "trainer.threads=1",
               "trainer.accelerator=cpu"]
+
+
+def read_blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page, such as ``docs/clusters.md``."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def read_commands(page: str, *programs: str) -> list[list[str]]:
+    """The words of every command of a page that calls one of these programs, such as ``python``."""
+    lines = "".join(read_blocks(page, "bash")).replace("\\\n", "").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.split(" ")[0] in programs]
 
 
 def write_package(folder: Path, files: Mapping[str, str]) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from faces import draw_values, save_photos, write_list
-from helpers import ROOT, call
+from helpers import ROOT, call, read_blocks, read_commands
 from oracles import Arbitrary, state_of
 from PIL import Image
 
@@ -46,14 +46,9 @@ def text(page: str) -> str:
     return (ROOT / page).read_text()
 
 
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text(page), re.DOTALL | re.MULTILINE)
-
-
 def commands(page: str) -> list[list[str]]:
     """The arguments of every ``python ...`` line, without comments."""
-    lines = "".join(blocks(page, "bash")).replace("\\\n", "").splitlines()
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("python ")]
+    return [words[1:] for words in read_commands(page, "python")]
 
 
 def listed(pages: list[str]) -> list:
@@ -102,7 +97,7 @@ def guest(tmp_path_factory):
     """The package that docs/extending.md writes, as pip would install it."""
     folder = tmp_path_factory.mktemp("site")
     for language in ("python", "yaml"):
-        for block in blocks(GUEST, language):
+        for block in read_blocks(GUEST, language):
             path = folder / re.match(r"# ([\w/.]+)", block)[1].rstrip(":")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block)
@@ -110,7 +105,7 @@ def guest(tmp_path_factory):
         (folder / package / "__init__.py").touch()
     (folder / "my_methods-1.dist-info").mkdir()
     (folder / "my_methods-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: my_methods\nVersion: 1\n")
-    table = blocks(GUEST, "toml")[0].replace('[project.entry-points."thaw.configs"]', "[thaw.configs]")
+    table = read_blocks(GUEST, "toml")[0].replace('[project.entry-points."thaw.configs"]', "[thaw.configs]")
     (folder / "my_methods-1.dist-info" / "entry_points.txt").write_text(table.replace('"', ""))
     return folder
 
@@ -189,14 +184,14 @@ def test_a_long_command_composes(page, arguments, monkeypatch, capsys):
 def execute(page: str, desk: Path, monkeypatch) -> dict:
     """The namespace that the python blocks of a page leave."""
     names: dict = {"__name__": page}
-    for block in blocks(page, "python"):
+    for block in read_blocks(page, "python"):
         provide(block, desk, monkeypatch)
         # A thousand steps otherwise.
         exec(block.replace('"sampler=ddpm"', '"sampler=ddpm", "sampler.num_steps=2"'), names)
     return names
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page, "python")])
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if read_blocks(page, "python")])
 def test_python(page, at_desk, monkeypatch):
     execute(page, at_desk, monkeypatch)
 
@@ -218,7 +213,7 @@ def test_the_readme_shows_all_three_commands():
 def extending(guest, monkeypatch):
     """The classes of docs/extending.md by name."""
     found: dict = {}
-    for block in blocks(GUEST, "python"):
+    for block in read_blocks(GUEST, "python"):
         assert len(block.splitlines()) < 30
         exec(block, found)
     return found
