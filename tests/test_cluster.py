@@ -5,7 +5,10 @@ import sys
 
 import pytest
 from helpers import COLD, DIGITS, train
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from configs import UserError, cluster, compose
 from configs.cluster import find_job, requeue
@@ -143,3 +146,20 @@ class TestLauncher:
         assert "#SBATCH --signal=USR1@60" in text
         assert "#SBATCH --requeue\n" in text
         assert "USR2" not in text
+
+    def test_other_options_of_sbatch_can_be_typed(self):
+        with initialize_config_module("configs", version_base="1.3"):
+            cfg = hydra_compose("train", ["experiment=ddpm_digits", "hydra/launcher=slurm",
+                                          "hydra.launcher.more={mail-type: FAIL}"], return_hydra_config=True)
+        options = OmegaConf.to_container(cfg.hydra.launcher)
+        assert isinstance(options, dict)
+        launcher = slurm.SlurmLauncher(**{str(key): value for key, value in options.items() if key != "_target_"})
+        assert launcher.more["mail-type"] == "FAIL"
+        assert launcher.more["signal"] == "USR1@120"
+
+    def test_the_log_of_a_job_is_shown_without_what_others_say(self, tmp_path):
+        path = tmp_path / "log.out"
+        path.write_text("submitit INFO (2026-01-01 10:00:00,000) - Starting\nfd  1.5 - 2\n\nkid 3\n"
+                        "srun: error: node1\nsubmitit INFO (2026-01-01 10:00:01,000) - Job completed\nJob completed\n")
+        assert slurm.read_log(path) == ["fd  1.5 - 2", "kid 3"]
+        assert slurm.read_log(tmp_path / "nothing") == []

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from submissions import TINY, over, read_log, require_same, states, submit, sweep, wait_until
+from submissions import TINY, over, read_log, require_same, start, states, submit, sweep, wait_until
 
 pytestmark = pytest.mark.slurm
 
@@ -54,16 +54,30 @@ def test_a_job_that_dies_ends_the_sweep_with_an_error(run):
     assert "failed" in died.stdout
 
 
-def test_a_preempted_job_goes_on(run):
-    settings = [*TINY, "max_steps=300", "callbacks.checkpoint.every=1000", "callbacks.log.every=5"]
+def test_preempted_jobs_go_on(run):
+    """One of sbatch and one of a sweep make room for others, and end with the weights of a run that nobody
+    interrupted."""
+    settings = ["max_steps=60", "callbacks.checkpoint.every=1000", "callbacks.log.every=5", "run.name=a"]
+    slow = "+callbacks.slow={_target_:submissions.Slow}"
     low = submit("train.sbatch", "--partition=low", "--nodelist=node2", "--exclusive", "--output=low.log",
-                 "--signal=USR1@30", overrides=[*settings, "run.root=low", "run.name=a"])
-    wait_until(lambda: "step 10/" in read_log(Path("low.log")))
-    subprocess.run(["sbatch", "--partition=high", "--nodelist=node2", "--exclusive", "--output=/dev/null",
-                    "--wrap", "sleep 1"], check=True, capture_output=True, timeout=60)
-    whole = run(sys.executable, "train.py", *settings, "run.root=whole", "run.name=a")
+                 "--signal=USR1@30", overrides=[*TINY, *settings, slow, "run.root=low"])
+    swept = start(sweep(*settings, slow, "run.root=swept", "hydra.launcher.partition=low", "hydra.launcher.signal_s=30",
+                        "hydra.launcher.more={nodelist: node1, exclusive: true}"))
+
+    def said(word: str) -> bool:
+        logs = [Path("low.log"), *Path("swept/.sweep").glob("*/*_log.out")]
+        return len(logs) == 2 and all(word in read_log(log) for log in logs)
+
+    wait_until(lambda: said("step 5/"))
+    subprocess.run(["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap",
+                    "sleep 1"], check=True, capture_output=True, timeout=60)
+    whole = run(sys.executable, "train.py", *TINY, *settings, "run.root=whole")
     assert whole.returncode == 0, whole.stderr
+    table, why = swept.communicate(timeout=200)
+    assert swept.returncode == 0, table + why
+    assert "done" in table
     wait_until(lambda: over(low))
-    assert "resuming at step" in read_log(Path("low.log"))
-    assert "done: step 300" in read_log(Path("low.log"))
-    require_same(Path("low/ddpm_digits/a"), Path("whole/ddpm_digits/a"))
+    assert said("resuming at step")
+    assert said("done: step 60")
+    for folder in (*Path("low/ddpm_digits").iterdir(), *Path("swept/ddpm_digits").iterdir()):
+        require_same(folder, Path("whole/ddpm_digits/a"))
