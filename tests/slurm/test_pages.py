@@ -64,6 +64,16 @@ def train(desk, *names: str) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_no_command_is_left_out():
+    used = [("sbatch", "train.sbatch"), ("srun", "train.py"), ("sbatch", "sample_array.sbatch"), ("sbatch", "--wrap"),
+            ("srun", "sample.py")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    commands = [" ".join(command) for page in pages for command in read_commands(str(page), "srun", "sbatch")]
+    assert len(commands) == len(used)
+    assert all(any(command.startswith(program) and script in command for command in commands)
+               for program, script in used)
+
+
 def test_trainings_on_two_nodes_are_that_of_one_process(desk):
     """Those of ``srun`` and of ``sbatch``; the first holds its network in shards."""
     rng = np.random.default_rng(0)
