@@ -1,10 +1,12 @@
 """What is done for clusters and needs none: which process this is, several runs in one command, refusals."""
 
+import os
 import signal
+import subprocess
 import sys
 
 import pytest
-from helpers import COLD, DIGITS, train
+from helpers import COLD, DIGITS, ROOT, train
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -62,6 +64,14 @@ class TestJob:
             signal.signal(signal.SIGUSR1, before)
         assert end.value.code == 128 + signal.SIGUSR1
         assert asked == [1]
+
+    def test_a_signal_at_the_very_end_does_no_harm(self):
+        late = ("import os, signal\nfrom configs.cluster import watch_signal\nwatch_signal()\n"
+                "class Late:\n    def __del__(self, kill=os.kill, own=os.getpid(), number=signal.SIGUSR1):\n"
+                "        kill(own, number)\nlate = Late()\n")
+        ended = subprocess.run([sys.executable, "-c", late], cwd=ROOT, env={**os.environ, "SLURM_JOB_ID": "7"},
+                               timeout=60)
+        assert ended.returncode == 0
 
 
 @pytest.fixture(scope="module")
