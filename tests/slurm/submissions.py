@@ -19,11 +19,11 @@ TINY = ["experiment=ddpm_digits", "batch=16", "model.base=16", "model.head_dim=1
 
 
 class Slow(Callback):
-    """Half a second for each batch of a job's first start, however fast the machine is; later starts are fast."""
+    """A second for each batch of a job's first start, however fast the machine is; later starts are fast."""
 
     def on_train_batch_end(self, *_: object) -> None:
         if "SLURM_RESTART_COUNT" not in os.environ:
-            time.sleep(0.5)
+            time.sleep(1)
 
 
 class Death(Callback):

@@ -23,7 +23,7 @@ def test_a_sweep_goes_on_over_time_limits_and_is_not_submitted_twice(run):
     back into the queue, and ends with the weights of a run that nobody interrupted. The same again submits nothing."""
     longer = ["seed=5", "max_steps=90", "callbacks.checkpoint.every=1000"]
     first = run(*sweep(*longer, "run.root=cut", "optimizer.clip=1,-1", "+callbacks.slow={_target_:submissions.Slow}",
-                       "hydra.launcher.timeout_min=1", "hydra.launcher.signal_s=20"), timeout=300)
+                       "hydra.launcher.timeout_min=1", "hydra.launcher.signal_s=5"), timeout=300)
     assert first.returncode == 2, first.stdout + first.stderr
     assert "optimizer.clip=-1" in first.stderr
     assert "log: " in first.stderr
