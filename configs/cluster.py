@@ -1,5 +1,6 @@
 """The SLURM job of this process, and how that is put back into the queue."""
 
+import atexit
 import logging
 import os
 import signal
@@ -50,3 +51,5 @@ def watch_signal() -> None:
 
     if find_job() is not None:
         signal.signal(signal.SIGUSR1, leave)
+        # Python drops its handlers before it has quite ended: the signal would end a job that is done as a failed one.
+        atexit.register(signal.signal, signal.SIGUSR1, signal.SIG_IGN)

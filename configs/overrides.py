@@ -94,7 +94,7 @@ def refuse_unknown(cfg: DictConfig, config: str) -> None:
     tables = {"": (cfg, [*known, *groups])}
     tables |= {f"{key}.": ({} if cfg.get(key) is None else cfg[key], list(node))
                for key, node in known.items() if isinstance(node, dict)
-               and key != "condition"}  # the run knows its own signals
+               and key not in ("condition", "data")}  # the run knows its own signals and data
     for place, (given, names) in tables.items():
         if not isinstance(given, Mapping | DictConfig):
             raise UserError(f"{place[:-1]}={given}", "settings with names of their own",

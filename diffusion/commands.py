@@ -25,7 +25,7 @@ from configs.values import (
 )
 from diffusion.runs.origins import find_origins
 from diffusion.runs.run import Run
-from diffusion.runs.share import Share, find_launcher, find_share
+from diffusion.runs.share import Share, find_share
 
 log = logging.getLogger(__name__)
 
@@ -170,10 +170,10 @@ def find_own_share(cfg: DictConfig) -> Share:
                             "one process that throws something away", "another out=FOLDER, or remove the folder first")
     elif cfg.shard == "none":
         with contextlib.suppress(UserError):
-            started = find_launcher(os.environ)
-            if started is not None and started.count > 1:
-                log.info("%d processes (%s), each of which does all of the work: shard=auto divides it", started.count,
-                         started.source)
+            several = find_share("auto", os.environ, sweep=job() is not None)
+            if several.count > 1:
+                log.info("%d processes (%s), and this one does all of the work: shard=auto would divide it",
+                         several.count, several.source)
     return share
 
 

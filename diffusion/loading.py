@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from configs import UserError, construct, registry
 from configs.errors import describe_error
 from configs.overrides import check_recipe
-from configs.values import require_modest
+from configs.values import require_modest, to_plain
 from diffusion.data.base import LARGEST, Data
 from diffusion.model import Model
 from diffusion.runs import checkpoint
@@ -140,13 +141,19 @@ def fill_weights(model: Model, state: Mapping[str, Tensor], place: str) -> None:
                             "another run or file")
 
 
-def build_data(config: Mapping[str, Any], root: str | Sequence[str] | None, packages: Sequence[str]) -> Data:
+def build_data(config: Mapping[str, Any], changed: Mapping[str, Any] | DictConfig, packages: Sequence[str]) -> Data:
     """The data set of a run.
 
     :param config: of the run
-    :param root: where it lies now; None is where it lay
+    :param changed: settings of the data that are others now, such as ``root``, where it lies; None is as it was
     :param packages: whose classes the run's config may name
+    :raises UserError: for a setting that the data of the run do not have
     """
     node = drop_places(config["data"], "data")
-    place = root if root is None or isinstance(root, str) else list(root)
-    return construct(node | ({"root": place} if place else {}), packages=packages, role=Data)
+    plain = to_plain(changed) if isinstance(changed, DictConfig) else changed
+    now = {key: value for key, value in plain.items() if value is not None}
+    strange = [key for key in now if key not in (*config["data"], "root") or key == "_target_"]
+    if strange:
+        raise UserError(f"data.{strange[0]}, which the data of this run do not have",
+                        f"one of {', '.join(key for key in config['data'] if key != '_target_')}", "data.root=FOLDER")
+    return construct(node | now, packages=packages, role=Data)

@@ -122,7 +122,7 @@ def samplers(hot: Model, cold: Model, images: Tensor, path: Path) -> Path:
 
 def held_out(model: Model) -> Tensor:
     """``COLUMNS`` held-out images of the run's data, spread over the set."""
-    images = build_data(model.config, None, registry.trusted()).split("test")
+    images = build_data(model.config, {}, registry.trusted()).split("test")
     return to_float(images.batch(spread_indices(len(images), COLUMNS))[0])
 
 

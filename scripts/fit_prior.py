@@ -43,7 +43,7 @@ def fit_prior(cfg: DictConfig, experiment: str | None = None) -> Run:
     if not prior.count:
         raise UserError(f"the prior {type(prior).__name__}, which has nothing to fit", "one that learns from images",
                         "prior=mixture or prior=dataset")
-    images = build_data(model.config, cfg.data.root, packages).split("train")
+    images = build_data(model.config, cfg.data, packages).split("train")
     log.info("prior: fitted to %d images", min(prior.count, len(images)))
     model.fit_prior(images)
     model.config = {**model.config, "prior": chosen}

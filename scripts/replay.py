@@ -52,7 +52,7 @@ def replay(cfg: DictConfig, experiment: str | None = None) -> str | None:
         trainer["accelerator"] = "gpu" if cfg.device.startswith("cuda") else cfg.device
     if trainer.get("threads"):
         torch.set_num_threads(trainer["threads"])
-    data = build_data(config, cfg.data.root, packages)
+    data = build_data(config, cfg.data, packages)
     training = build_training(config, data, run, content, packages)
     watcher = Replay(at)
     settings = OmegaConf.create({"trainer": trainer, "accumulate": config["accumulate"], "max_steps": at})

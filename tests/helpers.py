@@ -3,7 +3,9 @@
 import atexit
 import contextlib
 import io
+import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from configs import compose
 from diffusion.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
+GUEST = "docs/extending.md"
 NANO = ["debug=fast", "model=nano", "trainer.threads=1", "trainer.accelerator=cpu"]
 DIGITS = ["experiment=ddpm_digits", *NANO, "model.base=8", "model.emb_dim=32"]
 COLD = ["experiment=cold_blur_digits", *NANO, "model.base=8", "model.emb_dim=32"]
@@ -27,6 +30,36 @@ LEARNED = ["max_steps=12", "optimizer.lr=0.01", "ema=0.5", "callbacks.pictures.c
 """Steps after which weights, averages and classes differ."""
 CLASSIFIER = ["experiment=classifier_digits", "debug=fast", "model.base=8", "model.emb_dim=32", "trainer.threads=1",
               "trainer.accelerator=cpu"]
+
+
+def read_blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page, such as ``docs/clusters.md``."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def read_commands(page: str, *programs: str) -> list[list[str]]:
+    """The words of every command of a page that calls one of these programs, such as ``python``."""
+    lines = "".join(read_blocks(page, "bash")).replace("\\\n", "").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.split(" ")[0] in programs]
+
+
+def write_guest(folder: Path) -> Path:
+    """The package that docs/extending.md writes, as pip would install it, into a folder for the path."""
+    for language in ("python", "yaml"):
+        for block in read_blocks(GUEST, language):
+            found = re.match(r"# ([\w/.]+)", block)
+            assert found is not None
+            path = folder / found[1].rstrip(":")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block)
+    table = read_blocks(GUEST, "toml")[0].replace('[project.entry-points."thaw.configs"]', "[thaw.configs]")
+    about = folder / "my_methods-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my_methods\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(table.replace('"', ""))
+    for package in ("my_methods", "my_methods/configs"):
+        (folder / package / "__init__.py").touch()
+    return folder
 
 
 def write_package(folder: Path, files: Mapping[str, str]) -> Path:

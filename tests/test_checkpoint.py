@@ -294,7 +294,7 @@ class TestStrangers:
         model, secret = load(cold.folder, device="cpu"), tmp_path / "somewhere"
         model.config["data"] = {"_target_": "diffusion.data.sets.folder.Folder", "root": str(tmp_path / "photos"),
                                 "size": 16, "channels": 1, "held_out": 0.5, "cache": str(secret)}
-        assert build_data(model.config, None, registry.trusted()).split("test").images.shape[1:] == (1, 16, 16)
+        assert build_data(model.config, {}, registry.trusted()).split("test").images.shape[1:] == (1, 16, 16)
         assert not secret.exists()
         construct(model.config["data"]).split("test")
         assert secret.exists(), "it would have been written there"

@@ -1,11 +1,16 @@
 """What is done for clusters and needs none: which process this is, several runs in one command, refusals."""
 
+import os
 import signal
+import subprocess
 import sys
 
 import pytest
-from helpers import COLD, DIGITS, train
+from helpers import COLD, DIGITS, ROOT, train
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from configs import UserError, cluster, compose
 from configs.cluster import find_job, requeue
@@ -59,6 +64,14 @@ class TestJob:
             signal.signal(signal.SIGUSR1, before)
         assert end.value.code == 128 + signal.SIGUSR1
         assert asked == [1]
+
+    def test_a_signal_at_the_very_end_does_no_harm(self):
+        late = ("import os, signal\nfrom configs.cluster import watch_signal\nwatch_signal()\n"
+                "class Late:\n    def __del__(self, kill=os.kill, own=os.getpid(), number=signal.SIGUSR1):\n"
+                "        kill(own, number)\nlate = Late()\n")
+        ended = subprocess.run([sys.executable, "-c", late], cwd=ROOT, env={**os.environ, "SLURM_JOB_ID": "7"},
+                               timeout=60)
+        assert ended.returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +156,20 @@ class TestLauncher:
         assert "#SBATCH --signal=USR1@60" in text
         assert "#SBATCH --requeue\n" in text
         assert "USR2" not in text
+
+    def test_other_options_of_sbatch_can_be_typed(self):
+        with initialize_config_module("configs", version_base="1.3"):
+            cfg = hydra_compose("train", ["experiment=ddpm_digits", "hydra/launcher=slurm",
+                                          "hydra.launcher.more={mail-type: FAIL}"], return_hydra_config=True)
+        options = OmegaConf.to_container(cfg.hydra.launcher)
+        assert isinstance(options, dict)
+        launcher = slurm.SlurmLauncher(**{str(key): value for key, value in options.items() if key != "_target_"})
+        assert launcher.more["mail-type"] == "FAIL"
+        assert launcher.more["signal"] == "USR1@120"
+
+    def test_the_log_of_a_job_is_shown_without_what_others_say(self, tmp_path):
+        path = tmp_path / "log.out"
+        path.write_text("submitit INFO (2026-01-01 10:00:00,000) - Starting\nfd  1.5 - 2\n\nkid 3\n"
+                        "srun: error: node1\nsubmitit INFO (2026-01-01 10:00:01,000) - Job completed\nJob completed\n")
+        assert slurm.read_log(path) == ["fd  1.5 - 2", "kid 3"]
+        assert slurm.read_log(tmp_path / "nothing") == []

@@ -13,24 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from faces import draw_points, draw_values, save_photos, write_list, write_points
-from helpers import ROOT, call
-from oracles import Arbitrary, state_of
+from helpers import GUEST, ROOT, call, command, read_blocks, read_commands, write_guest
 from PIL import Image
 
 import configs
-import degradations
 from configs import compose, construct, registry
 from configs.overrides import ask_signals, merge_overrides
-from degradations.randomness import BatchStream, Streams
 from diffusion.data.files import landmarks
 from diffusion.data.files.attributes import LIST
 from diffusion.data.sets.cifar10 import CLASSES
-from models.conditioning import ConditionEncoder, LabelSignal
-from models.context import Context
-from models.unet import UNet
-from samplers.guidance.base import Guided
 
 pytestmark = pytest.mark.docs
 
@@ -39,7 +31,6 @@ REPORTS = [page for page in PAGES if page.startswith("docs/results/")]
 LIVE = [page for page in PAGES if page not in REPORTS]
 SMALL = ["debug=fast", "run.root=runs", "trainer.threads=1", "callbacks.pictures.count=0"]
 WIDTHS = {"base": 8, "emb_dim": 16, "head_dim": 8, "width": 8, "depth": 3}
-GUEST = "docs/extending.md"
 FOLDER = Path(configs.__file__).parent
 
 
@@ -47,14 +38,9 @@ def text(page: str) -> str:
     return (ROOT / page).read_text()
 
 
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text(page), re.DOTALL | re.MULTILINE)
-
-
 def commands(page: str) -> list[list[str]]:
     """The arguments of every ``python ...`` line, without comments."""
-    lines = "".join(blocks(page, "bash")).replace("\\\n", "").splitlines()
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("python ")]
+    return [words[1:] for words in read_commands(page, "python")]
 
 
 def listed(pages: list[str]) -> list:
@@ -105,20 +91,7 @@ def desk(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def guest(tmp_path_factory):
-    """The package that docs/extending.md writes, as pip would install it."""
-    folder = tmp_path_factory.mktemp("site")
-    for language in ("python", "yaml"):
-        for block in blocks(GUEST, language):
-            path = folder / re.match(r"# ([\w/.]+)", block)[1].rstrip(":")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block)
-    for package in ("my_methods", "my_methods/configs"):
-        (folder / package / "__init__.py").touch()
-    (folder / "my_methods-1.dist-info").mkdir()
-    (folder / "my_methods-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: my_methods\nVersion: 1\n")
-    table = blocks(GUEST, "toml")[0].replace('[project.entry-points."thaw.configs"]', "[thaw.configs]")
-    (folder / "my_methods-1.dist-info" / "entry_points.txt").write_text(table.replace('"', ""))
-    return folder
+    return write_guest(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture
@@ -174,6 +147,20 @@ def test_command(page, arguments, at_desk, monkeypatch):
     assert code == 0, said
 
 
+@pytest.mark.parametrize(("page", "words"), [pytest.param(page, words, id=f"{page} {words[2]}")
+                                             for page in LIVE for words in read_commands(page, "torchrun")])
+def test_torchrun(page, words, at_desk, monkeypatch):
+    """With two processes; SLURM's commands are in tests/slurm."""
+    provide(" ".join(words), at_desk, monkeypatch)
+    words = [re.sub(r"^(--nproc-per-node|trainer\.devices)=\d+$", r"\1=2", word) for word in words]
+    words = ["data.root=data/cifar10" if word == "data.root=FOLDER" else word for word in words]
+    start, script, more = words[1:2], words[2], words[3:]
+    cpu = "trainer.accelerator=cpu" if script == "train.py" else "device=cpu"
+    done = command("-m", "torch.distributed.run", *start, str(ROOT / script), *small([script, *more])[1:], cpu,
+                   cwd=at_desk, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(("page", "arguments"), listed(REPORTS))
 def test_a_long_command_composes(page, arguments, monkeypatch, capsys):
     script, *rest = arguments
@@ -195,14 +182,14 @@ def test_a_long_command_composes(page, arguments, monkeypatch, capsys):
 def execute(page: str, desk: Path, monkeypatch) -> dict:
     """The namespace that the python blocks of a page leave."""
     names: dict = {"__name__": page}
-    for block in blocks(page, "python"):
+    for block in read_blocks(page, "python"):
         provide(block, desk, monkeypatch)
         # A thousand steps otherwise.
         exec(block.replace('"sampler=ddpm"', '"sampler=ddpm", "sampler.num_steps=2"'), names)
     return names
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page, "python")])
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if read_blocks(page, "python")])
 def test_python(page, at_desk, monkeypatch):
     execute(page, at_desk, monkeypatch)
 
@@ -218,85 +205,6 @@ def test_the_readme_shows_all_three_commands():
     shown = commands("README.md")
     assert {"train.py", "sample.py", "evaluate.py"} <= {c[0] for c in shown}
     assert any("-m" in c for c in shown)
-
-
-@pytest.fixture
-def extending(guest, monkeypatch):
-    """The classes of docs/extending.md by name."""
-    found: dict = {}
-    for block in blocks(GUEST, "python"):
-        assert len(block.splitlines()) < 30
-        exec(block, found)
-    return found
-
-
-def test_own_degradation(extending):
-    d = extending["Fade"]()
-    x0, t = torch.randn(3, 1, 8, 8), torch.tensor([0.0, 0.5, 1.0])
-    state = state_of(d, x0.shape)
-    x_t = d.forward(x0, t, state)
-    assert torch.equal(x_t[0], x0[0])
-    torch.testing.assert_close(x_t[2], state["c"][2].expand(1, 8, 8))
-
-
-def test_own_sampler(extending):
-    d = degradations.build("blur")
-    x_T = torch.randn(2, 1, 8, 8)
-    sampler = extending["Cautious"](num_steps=4)
-    out = sampler.sample(Arbitrary(d), d, x_T, state_of(d, x_T.shape), Context(), Streams(0, (0, 1)))
-    assert out.isfinite().all()
-
-
-def test_own_guidance_and_network(extending):
-    from diffusion.objectives.evaluator import NetworkRestorer
-    from diffusion.objectives.parameterization import V
-
-    d = degradations.build("gaussian")
-    torch.manual_seed(0)
-    x, t = torch.randn(2, 1, 8, 8), torch.full((2,), 0.5)
-    state = state_of(d, x.shape)
-    net = UNet(1, base=8, multipliers=(1, 2), attention=(1,), emb_dim=16, head_dim=8)
-    for p in net.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    for network in (net, extending["Convolutions"](emb_dim=16)):
-        encoder = ConditionEncoder({"label": LabelSignal(3, 16)}, 16)
-        ctx = encoder.with_null({"label": torch.tensor([0, 2])})
-        restorer = NetworkRestorer(network, d, V())
-        plain = restorer(x, t, ctx, state=state, step=None)
-        guided = Guided(restorer, d, [extending["Perturbed"](3.0)])(x, t, ctx, state=state, step=None)
-        changed = (plain.x0 - guided.x0).abs().max() > 1e-4
-        assert changed == (network is net), "only a network with attention is perturbed"
-
-
-def test_own_data(extending):
-    shapes = extending["Shapes"](16, 1, False)
-    images, signals = shapes.split("train").batch(np.arange(2000))
-    labels = signals["label"]
-    area = (images == 255).double().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(area[labels == 1].mean(), torch.tensor(0.4**2).double(), rtol=0.05, atol=0)
-    torch.testing.assert_close(area[labels == 0].mean(), torch.tensor(torch.pi * 0.2**2).double(), rtol=0.05, atol=0)
-    assert shapes.fingerprint() == extending["Shapes"](16, 1, False).fingerprint()
-
-
-def test_own_times(extending):
-    t = extending["Power"](2.0)(4000, degradations.build("gaussian"), BatchStream(0, 0, slice(0, 4000), 4000))
-    assert t.min() > 0
-    assert t.max() <= 1
-    torch.testing.assert_close(t.sqrt().mean(), torch.tensor(0.5), rtol=0.05, atol=0)
-
-
-def test_own_condition(extending):
-    encoder = ConditionEncoder({"label": extending["Words"](3, 16)}, 16)
-    net = UNet(1, base=8, multipliers=(1, 2), attention=(1,), emb_dim=16, head_dim=8, cross_dim=16)
-    for p in net.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    ctx = encoder.with_null({"label": torch.tensor([0, 2])})
-    x, t = torch.randn(1, 1, 8, 8).expand(2, -1, -1, -1), torch.full((2,), 0.5)
-    first, second = net(x, t, ctx)
-    null = net(x, t, ctx.null)
-    assert (first - second).abs().max() > 1e-4
-    assert (first - null[0]).abs().max() > 1e-4
-    torch.testing.assert_close(null[0], null[1])
 
 
 def test_the_objectives_of_the_papers():

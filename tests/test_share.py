@@ -1,8 +1,10 @@
 """Which process of several this one is, by environments as SLURM and torchrun make them."""
 
 import pytest
+from omegaconf import DictConfig
 
 from configs import UserError
+from diffusion.commands import find_own_share
 from diffusion.runs.share import ALONE, Share, find_share, list_array
 
 
@@ -107,3 +109,14 @@ def test_shares_are_all_of_the_work_and_even(n, count):
     cuts = [Share(i, count).cut(n) for i in range(count)]
     assert [k for cut in cuts for k in cut] == list(range(n))
     assert max(map(len, cuts)) - min(map(len, cuts)) <= 1
+
+
+@pytest.mark.parametrize(("environ", "said"), [(array(1, range(3)), "3 processes (SLURM array)"),
+                                               (torchrun(0, 2), "2 processes (torchrun)"), (srun(0, 1), "")])
+def test_one_of_several_that_does_all_of_the_work_says_so(environ, said, monkeypatch, caplog):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    caplog.set_level("INFO")
+    assert find_own_share(DictConfig({"shard": "none", "overwrite": False})) == ALONE
+    assert said in caplog.text
+    assert bool(said) == ("shard=auto" in caplog.text)

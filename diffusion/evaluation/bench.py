@@ -67,7 +67,7 @@ class EvaluationContext:
         if self.run is not None:
             self._model = load(self.run.place, weights=cfg.weights, step=cfg.step, device=cfg.device or gpu,
                                allow=cfg.allow)
-            self._data = build_data(self._model.config, cfg.data.root, self.packages)
+            self._data = build_data(self._model.config, cfg.data, self.packages)
         elif cfg.reference == "data":
             raise UserError("reference=data without a run, whose data it would be", "a run, or a folder of images",
                             "run=RUN, or reference=FOLDER")

@@ -34,6 +34,8 @@ def add_run_defaults(arguments: list[str]) -> list[str]:
     signals = (config.get("condition") or {}).get("signals") or {}
     texts = [name for name, node in signals.items() if node and {"words", "length"} <= {*node}]
     arguments = ask_signals(arguments, _name_signals(config), texts)
+    own_data = [f"data.{key}=" for key in config.get("data") or {} if key not in ("_target_", "root")]
+    arguments = [f"++{a}" if a.startswith((*own_data,)) else a for a in arguments]
     return [*arguments[:first], *merge_overrides(own, arguments[first:])]
 
 

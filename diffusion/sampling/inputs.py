@@ -71,7 +71,7 @@ def read_photos(root: Path, size: int, channels: int) -> Inputs:
 def find_inputs(model: Model, cfg: DictConfig, packages: Sequence[str]) -> Inputs:
     """The images of ``input.root``, else the held-out ones of the run's data."""
     if not cfg.input.root:
-        return take_held_out(build_data(model.config, cfg.data.root, packages))
+        return take_held_out(build_data(model.config, cfg.data, packages))
     channels, size, _ = model.image_shape
     return read_photos(find_root(cfg), size, channels)
 

@@ -109,7 +109,7 @@ class SamplingJob(Job):
         indices = choose_indices(cfg, inputs, known)
         known = spread_over_twins(known, cfg.twins, len(indices))
         conditions = Conditions(model, recipe, indices, known, inputs,
-                                lambda: build_data(model.config, cfg.data.root, packages))
+                                lambda: build_data(model.config, cfg.data, packages))
         asked = list_samples(indices, cfg, inputs, conditions.write())
         rows = {entry["file"]: row for row, entry in enumerate(asked)}
         return cls(cfg, model, asked, inputs, recipe, conditions, rows)

@@ -65,12 +65,12 @@ class SlurmLauncher(Launcher):
     :param signal_s: seconds before that at which it gets SIGUSR1, saves, and goes back into the queue
     """
 
-    def __init__(self, *, timeout_min: int, signal_s: int, more: Mapping[str, Any], **options: Any):
+    def __init__(self, *, timeout_min: int, signal_s: int, more: Mapping[str, Any] | None, **options: Any):
         if find_spec("hydra_plugins.hydra_submitit_launcher") is None:
             raise UserError("hydra/launcher=slurm without submitit", "the package hydra-submitit-launcher",
                             'pip install "thaw[slurm]"')
         self.options = {"timeout_min": timeout_min, **options}
-        self.more = {"signal": f"USR1@{signal_s}", "requeue": True, **more}
+        self.more = {"signal": f"USR1@{signal_s}", "requeue": True, **(more or {})}
         self._told: str | None = None
         if timeout_min * 60 <= signal_s:
             raise UserError(f"hydra.launcher.timeout_min={timeout_min} and signal_s={signal_s}",
@@ -205,7 +205,6 @@ class SlurmLauncher(Launcher):
                         if job.state == "submitted":
                             fail(job, ask_state(job.handle.job_id))
 
-
     def tell(self, job: Job, reason: str | None) -> None:
         """Say for what a job waits that is not its turn, such as a time limit that the partition does not have."""
         if reason not in (None, "None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", self._told):
@@ -226,15 +225,25 @@ def collect(job: Job) -> None:
             if job.run is None:
                 job.place = str(job.value) if isinstance(job.value, Path) else str(job.handle.paths.stdout)
             log.info("done: %s", job.title)
+            if job.run is None and job.value is None:  # what evaluate.py gives back is what it says
+                print("\n".join(read_log(Path(job.handle.paths.stdout))), flush=True)
+
+
+def read_log(path: Path) -> list[str]:
+    """What a job itself has said so far, without empty lines and what srun and submitit say, some of it twice."""
+    try:
+        lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return []
+    others = [line for line in lines if line.startswith(("submitit ", "srun: ", "slurmstepd"))]
+    said = {line.split(" - ", 1)[-1] for line in others}
+    return [line for line in lines if line not in others and line not in said]
 
 
 def fail(job: Job, reason: str) -> None:
     """Say at once that a job failed, with the end of its log."""
     path = Path(job.handle.paths.stdout)
-    with suppress(OSError):
-        lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-        said = [line for line in lines if not line.startswith(("submitit ", "srun: ", "slurmstepd: "))]
-        log.info("\n".join(["", *said[-6:]]))
+    log.info("\n".join(["", *read_log(path)[-6:]]))
     job.state, job.place, job.value = "failed", str(path), f"job {job.handle.job_id}: {reason}\n  log: {path}"
     log.info("failed: %s\n%s\n", job.title, job.value)
 

@@ -37,12 +37,13 @@ class Measure(Callback):
 @pytest.mark.crash
 def test_it_goes_on_from_one_process_to_two_with_half_each_and_back(tmp_path):
     """Weights, average and the optimizer's state are those of a training by one process, and each of the two holds half
-    of the network's, plus the small encoder of the condition."""
+    of the network's, plus the small encoder of the condition; with activations that are computed again."""
     for name in ("one", "two"):
         train(tmp_path / name, *SETTINGS, "max_steps=2", experiment="ddpm_digits")
     whole = train(tmp_path / "one", *SETTINGS, "max_steps=6", experiment="ddpm_digits")
     places = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
     said = subprocess.run([sys.executable, "train.py", *SETTINGS, *FSDP, "max_steps=4", f"run.root={tmp_path / 'two'}",
+                           "trainer.gradient_checkpointing=true",
                            f"+callbacks.measure={{_target_:test_sharding.Measure,folder:'{tmp_path}'}}"],
                           cwd=ROOT, capture_output=True, text=True, timeout=300,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(places)})

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -20,7 +21,7 @@ def run(tmp_path, monkeypatch) -> Callable[..., subprocess.CompletedProcess[str]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'slurm'}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHON", sys.executable)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
     for script in ("train.py", "sample.py"):
         (tmp_path / script).symlink_to(ROOT / script)
 

@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from helpers import ROOT
 from lightning.pytorch.callbacks import Callback
+
+from diffusion.runs import checkpoint
 
 TINY = ["experiment=ddpm_digits", "batch=16", "model.base=16", "model.head_dim=16", "callbacks.pictures.count=0",
         "trainer.threads=1"]
@@ -16,10 +19,11 @@ TINY = ["experiment=ddpm_digits", "batch=16", "model.base=16", "model.head_dim=1
 
 
 class Slow(Callback):
-    """Half a second for each batch, however fast the machine is."""
+    """A second for each batch of a job's first start, however fast the machine is; later starts are fast."""
 
     def on_train_batch_end(self, *_: object) -> None:
-        time.sleep(0.5)
+        if "SLURM_RESTART_COUNT" not in os.environ:
+            time.sleep(1)
 
 
 class Death(Callback):
@@ -71,3 +75,22 @@ def over(number: str) -> bool:
     """Whether a job has left the queue."""
     said = subprocess.run(["squeue", "-h", "-j", number], capture_output=True, text=True, timeout=60)
     return not said.stdout.strip()
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    """A command in the background."""
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def read_weights(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The newest weights of a run."""
+    content = checkpoint.read_latest(run / "checkpoints")
+    assert content is not None
+    return {key: content[key] for key in ("raw", "ema")}
+
+
+def require_same(a: Path, b: Path, tolerance: float = 0.0) -> None:
+    """The weights of two runs are the same."""
+    for key, weights in read_weights(a).items():
+        for name, value in read_weights(b)[key].items():
+            assert torch.allclose(weights[name].double(), value.double(), rtol=0, atol=tolerance), (key, name)

@@ -1,32 +1,14 @@
-"""Sweeps, several nodes, time limits, preemption and deaths on a real SLURM."""
+"""Sweeps, time limits, preemption and deaths on a real SLURM."""
 
-import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
-from submissions import TINY, over, read_log, states, submit, sweep, wait_until
-
-from diffusion.runs import checkpoint
+from submissions import TINY, over, read_log, require_same, start, states, submit, sweep, wait_until
 
 pytestmark = pytest.mark.slurm
-
-
-def read_weights(run: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """The newest weights of a run."""
-    content = checkpoint.read_latest(run / "checkpoints")
-    assert content is not None
-    return {key: content[key] for key in ("raw", "ema")}
-
-
-def require_same(a: Path, b: Path, tolerance: float = 0.0) -> None:
-    """The weights of two runs are the same."""
-    for key, weights in read_weights(a).items():
-        for name, value in read_weights(b)[key].items():
-            assert torch.allclose(weights[name].double(), value.double(), rtol=0, atol=tolerance), (key, name)
 
 
 def count_jobs() -> int:
@@ -41,7 +23,7 @@ def test_a_sweep_goes_on_over_time_limits_and_is_not_submitted_twice(run):
     back into the queue, and ends with the weights of a run that nobody interrupted. The same again submits nothing."""
     longer = ["seed=5", "max_steps=90", "callbacks.checkpoint.every=1000"]
     first = run(*sweep(*longer, "run.root=cut", "optimizer.clip=1,-1", "+callbacks.slow={_target_:submissions.Slow}",
-                       "hydra.launcher.timeout_min=1", "hydra.launcher.signal_s=20"), timeout=300)
+                       "hydra.launcher.timeout_min=1", "hydra.launcher.signal_s=5"), timeout=300)
     assert first.returncode == 2, first.stdout + first.stderr
     assert "optimizer.clip=-1" in first.stderr
     assert "log: " in first.stderr
@@ -72,46 +54,30 @@ def test_a_job_that_dies_ends_the_sweep_with_an_error(run):
     assert "failed" in died.stdout
 
 
-def test_two_nodes_train_as_one_process_does(run):
-    many = submit("train.sbatch", "--nodes=2", "--output=two.log", overrides=[
-        *TINY, "max_steps=20", "run.root=two", "run.name=a", "trainer=ddp", "trainer.accelerator=cpu",
-        "trainer.devices=1", "trainer.num_nodes=2"])
-    one = run(sys.executable, "train.py", *TINY, "max_steps=20", "run.root=one", "run.name=a")
-    assert one.returncode == 0, one.stderr
-    wait_until(lambda: over(many))
-    assert "done: step 20" in read_log(Path("two.log"))
-    assert read_log(Path("two.log")).count("run folder") == 1, "one process speaks"
-    require_same(Path("two/ddpm_digits/a"), Path("one/ddpm_digits/a"), 1e-5)
-
-
-def test_a_preempted_job_goes_on(run):
-    settings = [*TINY, "max_steps=300", "callbacks.checkpoint.every=1000", "callbacks.log.every=5"]
+def test_preempted_jobs_go_on(run):
+    """One of sbatch and one of a sweep make room for others, and end with the weights of a run that nobody
+    interrupted."""
+    settings = ["max_steps=60", "callbacks.checkpoint.every=1000", "callbacks.log.every=5", "run.name=a"]
+    slow = "+callbacks.slow={_target_:submissions.Slow}"
     low = submit("train.sbatch", "--partition=low", "--nodelist=node2", "--exclusive", "--output=low.log",
-                 "--signal=USR1@30", overrides=[*settings, "run.root=low", "run.name=a"])
-    wait_until(lambda: "step 10/" in read_log(Path("low.log")))
-    subprocess.run(["sbatch", "--partition=high", "--nodelist=node2", "--exclusive", "--output=/dev/null",
-                    "--wrap", "sleep 1"], check=True, capture_output=True, timeout=60)
-    whole = run(sys.executable, "train.py", *settings, "run.root=whole", "run.name=a")
+                 "--signal=USR1@30", overrides=[*TINY, *settings, slow, "run.root=low"])
+    swept = start(sweep(*settings, slow, "run.root=swept", "hydra.launcher.partition=low", "hydra.launcher.signal_s=30",
+                        "hydra.launcher.more={nodelist: node1, exclusive: true}"))
+
+    def said(word: str) -> bool:
+        logs = [Path("low.log"), *Path("swept/.sweep").glob("*/*_log.out")]
+        return len(logs) == 2 and all(word in read_log(log) for log in logs)
+
+    wait_until(lambda: said("step 5/"))
+    subprocess.run(["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap",
+                    "sleep 1"], check=True, capture_output=True, timeout=60)
+    whole = run(sys.executable, "train.py", *TINY, *settings, "run.root=whole")
     assert whole.returncode == 0, whole.stderr
+    table, why = swept.communicate(timeout=200)
+    assert swept.returncode == 0, table + why
+    assert "done" in table
     wait_until(lambda: over(low))
-    assert "resuming at step" in read_log(Path("low.log"))
-    assert "done: step 300" in read_log(Path("low.log"))
-    require_same(Path("low/ddpm_digits/a"), Path("whole/ddpm_digits/a"))
-
-
-def test_an_array_draws_what_one_process_draws(run):
-    settings = [*TINY, "max_steps=2", "run.root=runs", "run.name=a"]
-    assert run(sys.executable, "train.py", *settings).returncode == 0
-    asked = ["run=runs/ddpm_digits/a", "samples=0-11", "batch=4", "sampler.num_steps=3", "device=cpu"]
-    number = submit("sample_array.sbatch", "--array=3-7:2", "--output=array-%a.log",
-                    overrides=[*asked, "out=parts"])
-    one = run(sys.executable, "sample.py", *asked, "out=whole")
-    assert one.returncode == 0, one.stderr
-    wait_until(lambda: over(number))
-    for place, part in ((3, 1), (5, 2), (7, 3)):
-        assert f"part {part} of 3 (SLURM array" in read_log(Path(f"array-{place}.log"))
-    files = {path.name: path.read_bytes() for path in Path("whole").iterdir() if path.suffix == ".png"}
-    assert len(files) == 13
-    assert {path.name: path.read_bytes() for path in Path("parts").iterdir() if path.suffix == ".png"} == files
-    drawn = [json.loads(Path(name, "manifest.json").read_text())["samples"] for name in ("whole", "parts")]
-    assert drawn[0] == drawn[1]
+    assert said("resuming at step")
+    assert said("done: step 60")
+    for folder in (*Path("low/ddpm_digits").iterdir(), *Path("swept/ddpm_digits").iterdir()):
+        require_same(folder, Path("whole/ddpm_digits/a"))
