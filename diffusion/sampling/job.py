@@ -108,6 +108,8 @@ class SamplingJob(Job):
         known = read_texts(model.readers(recipe), to_plain(cfg.condition))
         indices = choose_indices(cfg, inputs, known)
         known = spread_over_twins(known, cfg.twins, len(indices))
+        if any(value is not None for value in cfg.data.values()):
+            build_data(model.config, cfg.data, packages)  # what was typed is refused; what only is not there is not
         conditions = Conditions(model, recipe, indices, known, inputs,
                                 lambda: build_data(model.config, cfg.data, packages))
         asked = list_samples(indices, cfg, inputs, conditions.write())
