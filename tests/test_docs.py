@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faces import draw_points, draw_values, save_photos, write_list, write_points
-from helpers import GUEST, ROOT, call, command, read_blocks, read_commands, write_guest
+from helpers import FEW, GUEST, ROOT, call, command, read_blocks, read_commands, write_guest
+from omegaconf import OmegaConf
 from PIL import Image
 
 import configs
@@ -117,8 +118,12 @@ def small(arguments: list[str]) -> list[str]:
     arguments = ["hydra.sweeper.n_trials=2" if a.startswith("hydra.sweeper.n_trials") else a for a in arguments]
     match arguments[0]:
         case "train.py":
-            widths = compose("train", single(arguments)).model
-            return [*arguments, *SMALL, *(f"model.{key}={value}" for key, value in WIDTHS.items() if key in widths)]
+            cfg = compose("train", single(arguments))
+            of_run = isinstance(OmegaConf.to_container(cfg.model).get("base"), str)
+            inside = "model.base" if "hint" in cfg.model else "model"
+            widths = [] if of_run else [f"{inside}.{key}={value}" for key, value in WIDTHS.items()
+                                        if key in OmegaConf.select(cfg, inside)]
+            return [*arguments, *SMALL, *widths, *(FEW if "count_test" in cfg.data else [])]
         case "sample.py" | "evaluate.py" if any(a.startswith("run=runs/autoencoder") for a in arguments):
             return arguments  # it samples nothing
         case "sample.py":
