@@ -115,6 +115,7 @@ class ControlledNet(nn.Module):
             raise UserError(f"images of {in_channels} channels, and a base for {base.in_channels}", "the same",
                             f"model.base.in_channels={in_channels}, or data like those of the base")
         self.base, self.hint, self.signal, self.only_middle = base, hint, signal, only_middle
+        self.in_channels, self.emb_dim = base.in_channels, base.emb_dim
         self.encoder, self.middle = copy.deepcopy(base.encoder), copy.deepcopy(base.middle)
         patch = entry.in_channels // (base.in_channels + base.spatial_channels)
         self.encoder.entry = Widened(entry, hint.width * patch)

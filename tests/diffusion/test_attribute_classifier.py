@@ -193,7 +193,7 @@ class TestEvaluation:
         found = EvaluationContext(compose("evaluate", add_run_defaults([f"run={judge.folder}", "device=cpu"])))
         assert found.extractor is found.judge
         assert found.judge is not None
-        assert found.judge.attributes == list(ATTRIBUTES)
+        assert found.judge.words == list(ATTRIBUTES)
 
 
 class TestBalancedShare:

@@ -16,6 +16,7 @@ from degradations.base import State
 from degradations.shapes import flatten_rows
 from diffusion import commands, load
 from diffusion.data.pixels import to_float, to_uint8
+from diffusion.data.sets.digits import Digits
 from diffusion.evaluation import bench, subjects
 from diffusion.evaluation.report import Report, compare, folder_name
 from diffusion.evaluation.subjects import spread_indices, state_sampling
@@ -266,7 +267,7 @@ class TestWhoLooks:
         found = bench.EvaluationContext(config(f"run={tmp_path}/ddpm_digits/run"))
         assert found.judge is not None
         assert found.extractor is found.judge
-        assert classifier.find_classifier(tmp_path, "other images") is None
+        assert classifier.find_classifier(tmp_path, Digits(size=8)) is None
         random = bench.EvaluationContext(config(f"run={tmp_path}/ddpm_digits/run", "extractor=random"))
         assert (random.extractor.name, random.judge.name) == ("random", "classifier")
 

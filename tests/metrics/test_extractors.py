@@ -14,6 +14,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from configs import UserError, build
 from diffusion.data.pixels import to_float
+from diffusion.data.sets.digits import Digits
 from diffusion.metrics.extractors import inception as inception_module
 from diffusion.metrics.extractors.classifier import ClassifierExtractor, find_classifier, take_predictions
 from diffusion.metrics.extractors.dinov2 import DINOv2Extractor, positions
@@ -305,13 +306,13 @@ class TestClassifier:
 
     def test_the_newest_of_the_data_is_found(self, runs):
         root, first, second, _ = runs
-        data = build("data", "digits").fingerprint()
-        assert checkpoint.read_latest(first.checkpoints)["data"] == data
+        data = build("data", "digits")
+        assert checkpoint.read_latest(first.checkpoints)["data"] == data.fingerprint()
         for newer in (first.folder, second.folder):
             path = newer / "config.yaml"
             path.touch()
             assert find_classifier(root, data) == newer
-        assert find_classifier(root, "other") is None
+        assert find_classifier(root, Digits(size=8)) is None
         assert find_classifier(root / "nothing", data) is None
         for path in checkpoint.list_checkpoints(second.checkpoints).values():
             path.write_bytes(b"damaged")
