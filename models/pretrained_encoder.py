@@ -137,8 +137,11 @@ class PretrainedEncoder(Frozen):
         with torch.no_grad():
             found = self._encode([tokens for tokens in captions if tokens not in self._known], GROUP)
         for tokens in captions:
-            found[tokens] = self._known[tokens] = found[tokens] if tokens in found else self._known[tokens]
-            self._known.move_to_end(tokens)
+            if tokens in found:
+                self._known[tokens] = found[tokens]
+            else:
+                found[tokens] = self._known[tokens]
+                self._known.move_to_end(tokens)
         most = REMEMBERED // (self.width * 4)
         held = sum(map(len, self._known))
         while held > most:
@@ -178,7 +181,7 @@ def build_encoder(config: Mapping[str, Any]) -> Any:
         return T5Stack(T5Config(**settings, is_encoder_decoder=False, use_cache=False))
     except UserError:
         raise
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except Exception as error:  # the library's own checks have classes of their own
         raise UserError(f"a text encoder that cannot be built: {describe_error(error)}", "a config that transformers "
                         "builds", "another folder") from error
 

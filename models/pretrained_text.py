@@ -86,8 +86,9 @@ class PretrainedTextSignal(CaptionSignal):
                 for row in raw.tolist()]
 
     def forward(self, value: Int[Tensor, "b n"]) -> Context:
-        captions = {row: self._find_tokens(row) for row in dict.fromkeys(map(tuple, value.tolist()))}
-        states, mask = self.frozen([captions[tuple(row)] for row in value.tolist()])
+        rows = list(map(tuple, value.tolist()))
+        tokens = {row: self._find_tokens(row) for row in dict.fromkeys(rows)}
+        states, mask = self.frozen([tokens[row] for row in rows])
         return self.make_context(self.project(self.norm(states)), mask)
 
     def null(self, n: int) -> Context:

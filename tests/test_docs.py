@@ -18,6 +18,7 @@ from faces import draw_points, draw_values, save_photos, write_list, write_point
 from helpers import ROOT, call
 from oracles import Arbitrary, state_of
 from PIL import Image
+from text_encoders import save_encoder
 
 import configs
 import degradations
@@ -89,6 +90,8 @@ def desk(tmp_path_factory):
     shutil.make_archive(str(folder / "faces"), "zip", save_photos(folder / "faces", draw_values(20), 44, 54))
     write_list(folder / LIST, draw_values(20))
     write_points(folder / landmarks.LIST, draw_points(20))
+    save_encoder(folder / "clip", "clip_text_model")
+    (folder / "captions.txt").write_text("a red seven\na small blue zero\n")
     for i in range(20):
         save(folder / "birds" / f"{i}.png", 32, 32)
     (folder / "birds" / "captions.csv").write_text("".join(f"{i}.png,a red bird\n" for i in range(20)))
