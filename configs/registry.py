@@ -124,7 +124,7 @@ def build(group: str, name: str, **overrides: Any) -> Any:
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "PIL", "hydra", "omegaconf", "lightning", "wandb", "einops",
              "rich", "yaml", "jaxtyping", "pip", "setuptools", "fsspec", "safetensors", "huggingface_hub", "diffusers",
-             "matplotlib")
+             "transformers", "tokenizers", "matplotlib")
 """Packages without classes for a config: nobody has a reason to allow them."""
 MOVED: dict[str, str] = {}
 """{old: new} ``_target_`` of the classes that have moved since runs of format 2 were first written."""

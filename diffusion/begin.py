@@ -16,12 +16,12 @@ from models.control import Widened
 
 log = logging.getLogger(__name__)
 
-FROZEN = ("space.*", "prior.*", "encoder.sources.*")
+FROZEN = ("space.*", "prior.*", "encoder.sources.*", "encoder.signals.*.frozen.*")
 """Weights that are not trained unless ``trainable`` names them."""
 
 
 def begin(model: Model, entries: Mapping[str, Mapping[str, Any]], origins: Mapping[str, Mapping[str, Any]]) -> None:
-    """Copy weights of other runs into a new model. A space that gets none of these reads its own.
+    """Copy weights of other runs into a new model. A space or signal that gets none of these reads its own.
 
     :param entries: ``begin`` of the config: ``map`` says which of their modules goes where,
         ``{"net": "net.base", "encoder": "encoder"}``; ``weights`` is ``ema`` or ``raw``
@@ -33,6 +33,10 @@ def begin(model: Model, entries: Mapping[str, Mapping[str, Any]], origins: Mappi
     places = [str(place) for entry in entries.values() for place in entry["map"].values()]
     if not any(place.split(".")[0] == "space" for place in places):
         model.space.prepare()
+    for name, signal in model.weights.encoder.signals.items():
+        if isinstance(signal, Signal) and not any(f"encoder.signals.{name}.".startswith(f"{place}.")
+                                                  for place in places):
+            signal.prepare()
     for name, entry in entries.items():
         origin, weights = origins[name], entry.get("weights") or "ema"
         if weights not in ("ema", "raw"):
@@ -63,6 +67,7 @@ def copy_module(weights: nn.Module, state: Mapping[str, Tensor], source: str, ta
             own = [key for key in mine if key.startswith(f"signals.{name}.")]
             if isinstance(signal, Signal) and not any(key in theirs for key in own):
                 signal.silence()
+                signal.prepare()
                 mine = {key: value for key, value in mine.items() if key not in own}
         mine = {key: value for key, value in mine.items() if not key.startswith("sources.") or key in theirs}
     if not mine and not theirs and target == "encoder":

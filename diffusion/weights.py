@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from diffusion.priors import Prior
 from diffusion.spaces.base import Space
 from models.conditioning import ConditionEncoder
+from models.frozen import Frozen
 
 
 class Weights(nn.Module):
@@ -22,7 +23,8 @@ class Weights(nn.Module):
     @property
     def fitted(self) -> list[nn.Module]:
         """What is made before the training and does not change in it."""
-        made = (self.space, self.prior, self.encoder.sources)
+        frozen = [part for part in self.encoder.modules() if isinstance(part, Frozen)]
+        made = (self.space, self.prior, self.encoder.sources, *frozen)
         return [part for part in made if not any(value.requires_grad for value in part.parameters())]
 
     def split(self, ema: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:

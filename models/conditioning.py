@@ -53,6 +53,10 @@ class Signal(nn.Module, Reader):
                         "mirrored image", "images as they are",
                         f"data.flip=false, or a method mirror of {type(self).__name__}")
 
+    def prepare(self) -> None:
+        """Read what the user's own files give it, such as the weights of a pretrained encoder; once, before a new
+        training whose ``begin`` does not bring them. Checkpoints hold it, so that the files are not needed again."""
+
     def silence(self) -> None:
         """Sets the last layer to zero, null included: nothing changes for the network until the signal is trained."""
         raise NotImplementedError

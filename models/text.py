@@ -104,7 +104,46 @@ class TokenMixer(nn.Module):
         return x + self.mlp(self.norm(x))
 
 
-class TextSignal(TextReader, Signal):
+class CaptionSignal(TextReader, Signal):
+    """A caption as tokens of a stream, of which the mean of the real ones may join the embedding.
+
+    :ivar stream: of the context
+    :ivar pool: makes the part of the embedding; None for none
+    """
+
+    stream: str
+    pool: nn.Linear | None
+
+    def make_context(self, tokens: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"]) -> Context:
+        """The context of encoded captions."""
+        emb = None
+        if self.pool is not None:
+            real = mask[..., None].to(tokens)
+            emb = self.pool((tokens * real).sum(1) / real.sum(1))
+        return Context(emb=emb, tokens={self.stream: tokens}, mask={self.stream: mask})
+
+    def mirror(self, raw: Tensor, side: int) -> Tensor:
+        words = [word for word in ("left", "right") if any(word in known for known in self.words)]
+        if words:
+            raise UserError(f"data.flip=true with captions that have the word {words[0]}", "images as they are",
+                            "data.flip=false")
+        return raw
+
+    def silence(self) -> None:
+        """Nothing becomes of the embedding, and there is nothing to do in a stream that no network attends to yet.
+
+        :raises UserError: in ``main``: to what a trained network attends already, more tokens take some of the weight
+        """
+        if self.stream == "main":
+            raise UserError(f"the signal {self.name} for a network that was trained without it", "tokens that it does "
+                            "not attend to yet: those of main would change its answers at once",
+                            f"condition.signals.{self.name}.stream=OTHER, and a network that reads it")
+        if self.pool is not None:
+            nn.init.zeros_(self.pool.weight)
+            nn.init.zeros_(self.pool.bias)
+
+
+class TextSignal(CaptionSignal):
     """A caption as tokens that the network attends to (Rombach et al. 2022, arXiv 2112.10752, section 3.3): an
     embedding of each word and place, and ``depth`` layers. Pads are masked everywhere, so that nothing depends on what
     is in them. The null is the empty caption, ``<bos> <eos>``.
@@ -149,31 +188,7 @@ class TextSignal(TextReader, Signal):
         x = self.embedding(value) + self.places[:value.shape[1]]
         for layer in self.layers:
             x = layer(x, mask)
-        tokens, emb = self.norm(x), None
-        if self.pool is not None:
-            real = mask[..., None].to(tokens)
-            emb = self.pool((tokens * real).sum(1) / real.sum(1))
-        return Context(emb=emb, tokens={self.stream: tokens}, mask={self.stream: mask})
+        return self.make_context(self.norm(x), mask)
 
     def null(self, n: int) -> Context:
         return self.forward(self.get_buffer("empty")[None]).repeat(n)
-
-    def mirror(self, raw: Tensor, side: int) -> Tensor:
-        words = [word for word in ("left", "right") if any(word in known for known in self.words)]
-        if words:
-            raise UserError(f"data.flip=true with captions that have the word {words[0]}", "images as they are",
-                            "data.flip=false")
-        return raw
-
-    def silence(self) -> None:
-        """Nothing becomes of the embedding, and there is nothing to do in a stream that no network attends to yet.
-
-        :raises UserError: in ``main``: to what a trained network attends already, more tokens take some of the weight
-        """
-        if self.stream == "main":
-            raise UserError(f"the signal {self.name} for a network that was trained without it", "tokens that it does "
-                            "not attend to yet: those of main would change its answers at once",
-                            f"condition.signals.{self.name}.stream=OTHER, and a network that reads it")
-        if self.pool is not None:
-            nn.init.zeros_(self.pool.weight)
-            nn.init.zeros_(self.pool.bias)

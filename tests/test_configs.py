@@ -58,6 +58,8 @@ FOLDER = Path(configs.__file__).parent
 FILES = sorted(path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.yaml"))
 OPTIONS = [(str(path.parent), path.name) for path in FILES if len(path.parts) > 1 and path.parts[0] not in (
     "hydra", "experiment", "debug", "trainer", "extractor", "metrics", "table", "budget", "task")]
+FROM_FOLDERS = [("space", "diffusers_kl"), ("condition", "text_pretrained")]
+"""Made of files of the user."""
 EXPERIMENTS = registry.available("experiment")
 DESCRIBED = {"label": {"num_classes": 10}, "attributes": {"words": ["old"]}, "vector": {"in_dim": 3},
              "text": {"words": WORDS, "length": 12}, "answers": {"words": {"digit": ["0", "1"]}},
@@ -128,7 +130,7 @@ def test_every_kind_of_trained_model_has_a_task():
         assert "run=x" in task.hint.format(run="x")
 
 
-@pytest.mark.parametrize(("group", "name"), [option for option in OPTIONS if option != ("space", "diffusers_kl")],
+@pytest.mark.parametrize(("group", "name"), [option for option in OPTIONS if option not in FROM_FOLDERS],
                          ids=lambda v: v)
 def test_every_option_composes_and_builds(group, name, roots, tmp_path):
     place = group.replace("/", ".")

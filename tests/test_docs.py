@@ -17,6 +17,7 @@ from faces import draw_points, draw_values, save_photos, write_list, write_point
 from helpers import FEW, GUEST, ROOT, call, command, read_blocks, read_commands, write_guest
 from omegaconf import OmegaConf
 from PIL import Image
+from text_encoders import save_encoder
 
 import configs
 from configs import compose, construct, registry
@@ -76,6 +77,8 @@ def desk(tmp_path_factory):
     shutil.make_archive(str(folder / "faces"), "zip", save_photos(folder / "faces", draw_values(20), 44, 54))
     write_list(folder / LIST, draw_values(20))
     write_points(folder / landmarks.LIST, draw_points(20))
+    save_encoder(folder / "clip", "clip_text_model")
+    (folder / "captions.txt").write_text("a red seven\na small blue zero\n")
     for i in range(20):
         save(folder / "birds" / f"{i}.png", 32, 32)
     (folder / "birds" / "captions.csv").write_text("".join(f"{i}.png,a red bird\n" for i in range(20)))

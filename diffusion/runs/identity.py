@@ -22,11 +22,12 @@ PATHS = ("root", "test", "cache", "download")
 
 def drop_places(node: Any, name: str) -> Any:
     """A part of a config that somebody else may have written: it may say what images to read, not what to write or to
-    fetch, nor, in a space, of which folder to take weights.
+    fetch, nor, in a space or a condition, of which folder to take weights.
 
     :param name: of the part, such as ``space``
     """
-    return drop_keys(node, ("cache", "download", "folder") if name == "space" else ("cache", "download"))
+    places = ("cache", "download", "folder") if name in ("space", "condition") else ("cache", "download")
+    return drop_keys(node, places)
 
 
 def extract_identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def extract_identity(config: dict[str, Any]) -> dict[str, Any]:
     fields |= {key: value for key, value in (("begin", begin), ("trainable", config.get("trainable"))) if value}
     for key in ("data", "degradation"):  # a degradation may name images of another set
         fields[key] = _drop_no_signals(drop_keys(fields[key] or {}, PATHS))
+    fields["condition"] = drop_keys(fields["condition"], ("folder",))
     fields["space"] = drop_keys(fields["space"] or {}, ("cache", "chunk", "folder"))
     return fields
 

@@ -17,6 +17,7 @@ from configs.registry import locate, trusted
 from diffusion.runs.diffusers_folder import resolve_first_stage
 from diffusion.runs.identity import IDENTITY, drop_places, replace_runs
 from diffusion.runs.run import Run, list_configs
+from diffusion.runs.transformers_folder import resolve_text_encoder
 
 
 def resolve_part(run: str, key: str, *, _root_: DictConfig) -> Any:
@@ -38,6 +39,7 @@ def resolve_part(run: str, key: str, *, _root_: DictConfig) -> Any:
 
 OmegaConf.register_new_resolver("of", resolve_part, replace=True)
 OmegaConf.register_new_resolver("diffusers", resolve_first_stage, replace=True)
+OmegaConf.register_new_resolver("transformers", resolve_text_encoder, replace=True)
 
 
 def find_origins(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
