@@ -21,9 +21,11 @@ class Source(nn.Module):
     checkpoint beside the signals.
 
     :cvar reads: the raw signals that it needs beside the images and the encoder's own; without them it makes nothing
+    :cvar takes: those that it makes use of where they are known, and does without where they are not
     """
 
     reads: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
 
     def train(self, mode: bool = True) -> "Source":
         """A source is never in training mode."""
@@ -34,7 +36,7 @@ class Source(nn.Module):
 
         :param images: in [-1, 1], as the network will see them: mirrored and augmented
         :param condition: what is known about the images besides, such as places from which a map is drawn: the raw
-            signals of the encoder, and those that ``reads`` names
+            signals of the encoder, and those that ``reads`` and ``takes`` name
         :param rng: for sources that draw at random
         """
         raise NotImplementedError
@@ -54,7 +56,7 @@ class Source(nn.Module):
     def mirror(self, name: str, raw: Tensor, side: int) -> Tensor:
         """The raw values of a signal that it reads, of images that are mirrored left to right.
 
-        :param name: of the signal, one of ``reads``
+        :param name: of the signal, one of ``reads`` or ``takes``
         :param side: of the images, in pixels
         :raises UserError: if the source does not say
         """
