@@ -12,14 +12,19 @@ from degradations.randomness import Draws
 from models.attention import AttentionHook
 from models.classifier import Classifier
 from models.context import Condition, Context
-from models.sources import Source
+from models.sources import Source, scale_slopes
 
 
 class Embedder(nn.Module):
     """``e(x, t) = W f(x, t) / |W f(x, t)|``: a linear layer after the features of a
     :class:`models.classifier.Classifier`, brought to length 1. For images of any size.
 
+    With ``slopes`` the network sees :func:`models.sources.scale_slopes` of the images, which are the same in all colours
+    of a thing and its background. What differs in all pairs of pictures need not be unlearned then: InfoNCE begins with
+    making all embeddings equal otherwise, and hardly leaves that again.
+
     :param in_channels: of the images
+    :param slopes: whether it sees the slopes of the images in their place
     :param length: D of the embedding
     :param base: as the following, see the classifier
     :raises UserError: for arguments that do not fit together
@@ -27,17 +32,21 @@ class Embedder(nn.Module):
 
     def __init__(self, in_channels: int, length: int = 64, base: int = 32, multipliers: Sequence[int] = (1, 2, 4),
                  blocks: int = 1, emb_dim: int | None = None, stride: int = 1, norm: str = "group",
-                 dropout: float = 0.0):
+                 dropout: float = 0.0, slopes: bool = False):
         super().__init__()
         require_at_least(2, "model", length=length)
-        self.length = length
-        self.trunk = Classifier(in_channels, length, base, multipliers, blocks, emb_dim, stride, norm, dropout)
+        self.in_channels, self.length, self.slopes = in_channels, length, slopes
+        self.trunk = Classifier(1 if slopes else in_channels, length, base, multipliers, blocks, emb_dim, stride, norm,
+                                dropout)
         self.emb_dim = self.trunk.emb_dim
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], ctx: Context | None = None,
                 attn: AttentionHook | None = None) -> Float[Tensor, "b d"]:
         """Unit vectors, float32. Context and hook are there for the protocol alone."""
-        return F.normalize(self.trunk(x, t).float(), dim=1)
+        if x.shape[1] != self.in_channels:
+            raise UserError(f"images with {x.shape[1]} channels", f"{self.in_channels}",
+                            f"model.in_channels={x.shape[1]}")
+        return F.normalize(self.trunk(scale_slopes(x) if self.slopes else x, t).float(), dim=1)
 
 
 class Embedding(Source):

@@ -64,8 +64,8 @@ class Temperature(nn.Module):
 
 class Contrastive(Criterion[NetworkEmbedder]):
     """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748, equation 4) between the embeddings ``z_i`` of the images and
-    ``r_i`` of the raw signal ``reference``, another picture of the same thing, in both directions as in CLIP (Radford et
-    al. 2021, arXiv 2103.00020, figure 3): with ``s_ij = <z_i, r_j> / tau``,
+    ``r_i`` of the raw signal ``reference``, another picture of the same thing, in both directions as in CLIP (Radford
+    et al. 2021, arXiv 2103.00020, figure 3): with ``s_ij = <z_i, r_j> / tau``,
 
     ``L_i = -1/2 (log softmax_j(s_ij)[i] + log softmax_j(s_ji)[i])``.
 
