@@ -19,9 +19,9 @@ class Embedder(nn.Module):
     """``e(x, t) = W f(x, t) / |W f(x, t)|``: a linear layer after the features of a
     :class:`models.classifier.Classifier`, brought to length 1. For images of any size.
 
-    With ``slopes`` the network sees :func:`models.sources.scale_slopes` of the images, which are the same in all colours
-    of a thing and its background. What differs in all pairs of pictures need not be unlearned then: InfoNCE begins with
-    making all embeddings equal otherwise, and hardly leaves that again.
+    With ``slopes`` the network sees :func:`models.sources.scale_slopes` of the images, which are the same in all
+    colours of a thing and its background. Where the two pictures of each pair differ in colour, InfoNCE begins with
+    making all embeddings equal, to be rid of the colours, and is long in leaving that; slopes have none.
 
     :param in_channels: of the images
     :param slopes: whether it sees the slopes of the images in their place
