@@ -18,6 +18,9 @@ from models.sources import Source
 MAX_JOINT = 4
 """Number of signals of which a context carries its alternates without any two, three, ... of them."""
 
+WRITTEN = 4
+"""Numbers of a vector that are written out under a picture, at most."""
+
 
 class Signal(nn.Module, Reader):
     """Encodes one raw signal. A new kind of condition is a subclass; it may fill any field of its context.
@@ -118,6 +121,9 @@ class VectorSignal(Signal):
                 raise UserError(f"{self.name}={value}", f"a list of {length} numbers, or a list of such lists",
                                 f"{self.name}={[0.0] * length}")
         return torch.tensor(values, dtype=torch.float32)
+
+    def caption(self, value: Any) -> str:
+        return str(value) if len(value) <= WRITTEN else f"{len(value)} numbers"
 
     def forward(self, value: Float[Tensor, "b d"]) -> Context:
         return Context(emb=self.mlp(value))
@@ -303,7 +309,7 @@ class ConditionEncoder(nn.Module):
         :raises UserError: if one does not say
         """
         sources = {name: source for source in self.sources.values() if isinstance(source, Source)
-                   for name in source.reads}
+                   for name in (*source.reads, *source.takes)}
         mirrored, readers = dict(condition), self.readers
         for name, raw in condition.items():
             if name in readers:
@@ -382,9 +388,9 @@ class ConditionEncoder(nn.Module):
         source needs and is not there is not made up."""
         made = dict(condition)
         for name, source in self.sources.items():
-            reads = source.reads if isinstance(source, Source) else ()
+            reads, takes = (source.reads, source.takes) if isinstance(source, Source) else ((), ())
             if name not in condition and all(read in condition for read in reads):
-                known = {key: raw for key, raw in condition.items() if key in self.signals or key in reads}
+                known = {key: raw for key, raw in condition.items() if key in (*self.signals, *reads, *takes)}
                 made[name] = source(images, known, rng)
         return made
 

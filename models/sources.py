@@ -12,6 +12,8 @@ from degradations.base import Degradation
 from degradations.randomness import Draws
 from models.context import Condition
 
+FLAT = 1e-4
+"""Slopes that rounding makes of nothing, at most."""
 EDGE = 0.25
 """Share of the largest Sobel magnitude of an image from which on a pixel is an edge."""
 
@@ -21,9 +23,11 @@ class Source(nn.Module):
     checkpoint beside the signals.
 
     :cvar reads: the raw signals that it needs beside the images and the encoder's own; without them it makes nothing
+    :cvar takes: those that it makes use of where they are known, and does without where they are not
     """
 
     reads: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
 
     def train(self, mode: bool = True) -> "Source":
         """A source is never in training mode."""
@@ -34,7 +38,7 @@ class Source(nn.Module):
 
         :param images: in [-1, 1], as the network will see them: mirrored and augmented
         :param condition: what is known about the images besides, such as places from which a map is drawn: the raw
-            signals of the encoder, and those that ``reads`` names
+            signals of the encoder, and those that ``reads`` and ``takes`` name
         :param rng: for sources that draw at random
         """
         raise NotImplementedError
@@ -54,7 +58,7 @@ class Source(nn.Module):
     def mirror(self, name: str, raw: Tensor, side: int) -> Tensor:
         """The raw values of a signal that it reads, of images that are mirrored left to right.
 
-        :param name: of the signal, one of ``reads``
+        :param name: of the signal, one of ``reads`` or ``takes``
         :param side: of the images, in pixels
         :raises UserError: if the source does not say
         """
@@ -63,19 +67,37 @@ class Source(nn.Module):
                         f"data.flip=false, or a method mirror of {type(self).__name__}")
 
 
-def find_edges(images: Float[Tensor, "b c h w"], share: float = EDGE) -> Float[Tensor, "b 1 h w"]:
-    """Edges, 1, on -1: where ``sqrt(sum_c (G_x * x_c)^2 + (G_y * x_c)^2)``, with the filters of Sobel and Feldman
-    (1968) over the channels c, is more than a share of its largest value in the image. Borders continue outside.
+def measure_slopes(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
+    """``sqrt(sum_c (G_x * x_c)^2 + (G_y * x_c)^2)``, with the filters of Sobel and Feldman (1968) over the channels c.
+    Borders continue outside.
 
     :param images: of any range
     """
     smooth, slope = images.new_tensor([1.0, 2.0, 1.0]), images.new_tensor([-1.0, 0.0, 1.0])
     filters = torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)])[:, None]
     padded = F.pad(images.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
-    magnitude = F.conv2d(padded, filters).square().sum(1).unflatten(0, images.shape[:2]).sum(1, keepdim=True).sqrt()
+    return F.conv2d(padded, filters).square().sum(1).unflatten(0, images.shape[:2]).sum(1, keepdim=True).sqrt()
+
+
+def find_edges(images: Float[Tensor, "b c h w"], share: float = EDGE) -> Float[Tensor, "b 1 h w"]:
+    """Edges, 1, on -1: where :func:`measure_slopes` is more than a share of its largest value in the image.
+
+    :param images: of any range
+    """
+    slopes = measure_slopes(images)
     # Rounding makes a slope of nothing in a plain image, which is no edge.
-    edges = magnitude > (share * magnitude.amax(dim=(1, 2, 3), keepdim=True)).clamp(min=1e-4)
+    edges = slopes > (share * slopes.amax(dim=(1, 2, 3), keepdim=True)).clamp(min=FLAT)
     return edges.to(images) * 2 - 1
+
+
+def scale_slopes(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
+    """``2 m / max m - 1``, m = :func:`measure_slopes`: of ``background + a (colour - background)`` with one background
+    and one colour it is the same whatever these are. A plain image is -1.
+
+    :param images: of any range
+    """
+    slopes = measure_slopes(images)
+    return 2 * slopes / slopes.amax(dim=(1, 2, 3), keepdim=True).clamp(min=FLAT) - 1
 
 
 class Edges(Source):

@@ -146,6 +146,16 @@ def text_base() -> str:
     return str(run.folder)
 
 
+@lru_cache
+def embedding(size: int = 16) -> str:
+    """The folder of a small embedding of scenes of this size, of one step."""
+    root = Path(tempfile.mkdtemp(prefix="thaw-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    run = train(root, *small("embed_scenes"), "data.count=40", "data.count_test=24", f"data.size={size}",
+                "model.length=8", "max_steps=1", f"run.name={size}", "callbacks.pictures.count=0")
+    return str(run.folder)
+
+
 def small(experiment: str, size: int = 32, channels: int | None = None) -> list[str]:
     """The experiment with a small network of its kind, for a few steps.
 
@@ -155,7 +165,7 @@ def small(experiment: str, size: int = 32, channels: int | None = None) -> list[
         return [f"experiment={experiment}", *(override for override in NANO if override != "model=nano"),
                 f"begin.base.run={text_base()}", "model.hint.widths=[4,8]"]
     cfg = compose("train", [f"experiment={experiment}"])
-    own = "classes" in cfg.model or "latent_channels" in cfg.model  # a network of another kind
+    own = not {"classes", "latent_channels", "length"}.isdisjoint(cfg.model)  # a network of another kind
     kind = cfg.degradation._target_.split(".")[-1]
     known = cfg.model if own else ("base", "emb_dim")
     inside = "model.base" if isinstance(cfg.model.get("base"), Mapping | DictConfig) else "model"
@@ -166,6 +176,8 @@ def small(experiment: str, size: int = 32, channels: int | None = None) -> list[
     fitting = {"Downsample": ["degradation.levels=3"], "Animorph": ["degradation/target_set=digits"]}.get(kind, [])
     stage = [f"begin.first_stage.run={first_stage(min(size, cfg.data.size), channels or cfg.data.channels)}"] \
         if "first_stage" in cfg.begin else []
+    if "identity" in cfg.begin:
+        stage = [f"begin.identity.run={embedding()}"]
     if cfg.objective.get("discriminator"):  # patches within the images
         fitting = ["objective.discriminator.network.layers=1", "objective.discriminator.network.base=4"]
     return [f"experiment={experiment}", *(override for override in NANO if override != "model=nano" or not own),

@@ -36,6 +36,7 @@ from diffusion.objectives.adversarial import Adversarial
 from diffusion.objectives.autoencoder import NetworkAutoencoder
 from diffusion.objectives.base import Criterion
 from diffusion.objectives.classification import NetworkClassifier
+from diffusion.objectives.embedding import NetworkEmbedder
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import Parameterization
 from diffusion.objectives.perceptual import Perceptual
@@ -82,7 +83,7 @@ ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": obje
          "guidance/schedule": ScaleSchedule,
          "guidance/perturbation": Perturbation, "callbacks": dict,
          "logger": dict, "begin": dict, "edit": dict}
-EVALUATORS = {kind.task: kind for kind in (NetworkRestorer, NetworkClassifier, NetworkAutoencoder)}
+EVALUATORS = {kind.task: kind for kind in (NetworkRestorer, NetworkClassifier, NetworkAutoencoder, NetworkEmbedder)}
 SMALL = [*NANO, "model.base=8", "model.emb_dim=32"]
 
 
@@ -184,7 +185,8 @@ def test_every_experiment_trains(name, roots, tmp_path):
         assert [row.split(",")[0] for row in (run.folder / "accuracy.csv").read_text().splitlines()] == ["step", "3"]
     else:
         pictures = sorted(path.name for path in run.pictures.iterdir())
-        shown = ["pairs"] if "latent_channels" in cfg.model else ["estimates", "samples"]
+        shown = ["pairs"] if "latent_channels" in cfg.model else ["nearest"] if "length" in cfg.model else \
+            ["estimates", "samples"]
         assert pictures == [f"{name}-00000003.png" for name in shown]
     content = checkpoint.read_latest(run.checkpoints)
     assert content is not None

@@ -1,6 +1,6 @@
 """What a network is trained for: a loss per image, and the use that the trained network is put to."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -93,6 +93,13 @@ class Criterion(Generic[E]):
         """Refuse a condition that the objective cannot treat.
 
         :raises UserError: saying why
+        """
+
+    def check_data(self, known: Collection[str]) -> None:
+        """Refuse images of which too little is known.
+
+        :param known: names of the signals that the images have
+        :raises UserError: if one that the objective needs is not among them
         """
 
     def check_shape(self, shape: Sequence[int]) -> None:

@@ -113,6 +113,7 @@ def build_training(config: dict[str, Any], data: Data, run: Run, content: Mappin
     images, model = data.split("train"), Model(config, packages)
     config = model.config
     model.weights.encoder.check_sources(data.described)
+    model.objective.check_data(data.described)
     if content is None:
         begin(model, config.get("begin") or {}, config["origin"])
     select_trainable(model.weights, config.get("trainable"))

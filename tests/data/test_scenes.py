@@ -243,3 +243,28 @@ def test_the_set_is_an_image_set_as_any_other():
     assert data.fingerprint() != make(n=30, signals=["text", "label"], seed=3).fingerprint()
     assert data.accepts_judge({"source": "digits", "layout": "one", "size": 16, "combos": "all"}, "")
     assert not data.accepts_judge({"source": "digits", "layout": "one", "size": 16, "combos": "seen"}, "")
+
+
+@pytest.mark.parametrize("combos", ["seen", "held_out", "all"])
+@pytest.mark.parametrize(("layout", "size"), [("one", 16), ("two", 16), ("three", 32)])
+def test_a_reference_shows_the_same_digit_in_another_colour(layout, size, combos):
+    data = make(layout, size, 300, combos, ["attrs", "reference"])
+    images = data.split("test")
+    scenes, (digits, labels) = data.facts("test"), data._digits("test")
+    others = facts.draw_references(scenes, "test", size, 0)
+    assert np.array_equal(others.row, scenes.row[:, :1])
+    assert np.array_equal(others.digit[:, 0], labels[others.row[:, 0]])
+    assert (others.colour[:, 0] != scenes.colour[:, 0]).all()
+    assert not (facts.find_forbidden(others.colour, others.position) == others.digit).any()
+    for drawn, count in ((others.colour, 6), (others.position, 5), (others.size, 2), (others.background, 3)):
+        assert set(np.unique(drawn)) == set(range(count))
+    boxes = facts.place_boxes(others, size)
+    expected = render.compose_images(render.render_opacities(digits, others, boxes, size), others)
+    assert np.array_equal(images.signals["reference"].numpy(), expected)
+
+
+def test_a_reference_depends_on_the_index_and_costs_nothing_unless_it_is_asked_for():
+    few, many = (make(n=n, signals=["reference"]).split("train").signals["reference"] for n in (5, 70))
+    assert torch.equal(few, many[:5])
+    assert "reference" not in make(signals=["label"]).split("train").signals
+    assert torch.equal(make(n=5, signals=["label"]).split("train").images, make(n=5).split("train").images)

@@ -118,6 +118,31 @@ def draw_facts(layout: str, split: str, count: int, size: int, seed: int, combos
                  omitted, happens(3 * k))
 
 
+def draw_references(facts: Facts, split: str, size: int, seed: int) -> Facts:
+    """Another scene for each scene, of layout ``one``: the first digit of that scene, the same image of the source, in
+    another colour, its size, place and background drawn anew. None shows a combination that is held out, see
+    :func:`find_forbidden`.
+
+    :param facts: of the scenes 0 to n - 1 of a split
+    :param size: of a scene, in pixels
+    :param seed: of all scenes
+    """
+    index, digit, colour = np.arange(len(facts)), facts.digit[:, :1], facts.colour[:, :1]
+
+    def choose(name: str, n: int) -> np.ndarray:
+        return (bits(index, "scenes", seed, split, f"reference/{name}", 0) % np.uint64(n)).astype(np.int64)[:, None]
+
+    position, step = choose("position", 5), 1 + choose("colour", len(COLOURS) - 1)
+    others = (colour + step) % len(COLOURS)
+    held_out = find_forbidden(others, position) == digit
+    others = np.where(held_out, (colour + step % (len(COLOURS) - 1) + 1) % len(COLOURS), others)
+    reach = size // 16
+    shift = np.stack([choose("dy", 2 * reach + 1) - reach, choose("dx", 2 * reach + 1) - reach], axis=2)
+    silent = np.zeros(len(facts), bool)
+    return Facts("one", digit, others, choose("size", len(SIZES)), position, facts.row[:, :1],
+                 choose("background", len(BACKGROUNDS))[:, 0], shift, np.zeros((len(facts), 1, 3), bool), silent)
+
+
 def place_boxes(facts: Facts, size: int) -> Int[np.ndarray, "n k 4"]:
     """Top, left, height and width of the box of each digit, in pixels: around the centre of its place, shifted, and
     inside the scene, or its half of it."""

@@ -14,7 +14,7 @@ from configs.values import require_at_least
 from diffusion.data.base import Data, ImageSet, Split
 from diffusion.data.pixels import to_float, to_uint8
 from diffusion.data.scenes import captions, render
-from diffusion.data.scenes.facts import COMBOS, DIGITS, OBJECTS, SIDES, Facts, draw_facts, place_boxes
+from diffusion.data.scenes.facts import COMBOS, DIGITS, OBJECTS, SIDES, Facts, draw_facts, draw_references, place_boxes
 from diffusion.data.sets.digits import Digits
 from diffusion.data.sets.mnist import MNIST
 from models.sources import find_edges
@@ -55,6 +55,8 @@ class Scenes(Data):
     objects       (n, 3, S, S)   the masks in their colours, on black
     depth         (n, 1, S, S)   the masks, large digits 255, small ones 128
     source        (n,)           which digit of the source the first one is
+    reference     (n, 3, S, S)   another scene that shows this digit alone, in another colour, see
+                                 :func:`diffusion.data.scenes.facts.draw_references`
     ============= ============== ==================================================================================
 
     :param root: the folder with ``MNIST/raw`` inside, for ``source=mnist``
@@ -105,7 +107,7 @@ class Scenes(Data):
     def described(self) -> dict[str, dict[str, Any]]:
         known = {"text": {"words": captions.WORDS, "length": captions.LENGTHS[self.layout]},
                  "answers": {"words": captions.list_questions(self.layout, self.size)}}
-        channels = {"edges": 1, "objects": 3, "depth": 1}
+        channels = {"edges": 1, "objects": 3, "depth": 1, "reference": 3}
         known |= {name: {"channels": count, "side": self.size} for name, count in channels.items()}
         return super().described | {name: known.get(name, {}) for name in self.signals if name != "label"}
 
@@ -125,11 +127,13 @@ class Scenes(Data):
         pixels = torch.empty(n, 3, self.size, self.size, dtype=torch.uint8)
         parts: dict[str, list[Tensor]] = {signal: [] for signal in self.signals}
         digits, facts = self._digits(name)[0], self.facts(name)
+        references = draw_references(facts, name, self.size, self.seed)
         for rows in render.split_rows(n):
             made = self._make(digits, facts.take(rows))
             pixels[rows] = torch.from_numpy(made[3])
             for signal, found in parts.items():
-                found.append(torch.from_numpy(SIGNALS[signal](self, made)))
+                of = self._make(digits, references.take(rows)) if signal == "reference" else made
+                found.append(torch.from_numpy(SIGNALS[signal](self, of)))
         return ImageSet(pixels, {signal: torch.cat(found) for signal, found in parts.items()})
 
     def facts(self, name: Split) -> Facts:
@@ -191,4 +195,5 @@ SIGNALS: Mapping[str, Callable[[Scenes, Made], np.ndarray]] = {
     "edges": lambda data, made: to_uint8(find_edges(to_float(torch.from_numpy(made[3])))).numpy(),
     "objects": lambda data, made: render.fill_objects(made[2], made[0]),
     "depth": lambda data, made: render.fill_depth(made[2], made[0]),
-    "source": lambda data, made: made[0].row[:, 0]}
+    "source": lambda data, made: made[0].row[:, 0],
+    "reference": lambda data, made: made[3]}
