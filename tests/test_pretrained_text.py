@@ -188,6 +188,13 @@ class TestRun:
         assert not any(name.startswith(place) for kind in ("raw", "ema") for name in content[kind])
         assert "encoder.signals.text.project.weight" in content["raw"]
 
+    def test_it_is_exported_whole(self, run, tmp_path):
+        done("scripts/export.py", f"run={run[0].folder}", f"to={tmp_path / 'clip.safetensors'}")
+        mine, other = (load(place, device="cpu") for place in (tmp_path / "clip.safetensors", run[0].folder))
+        a, b = (model.sample([0], recipe=model.recipe(["sampler.num_steps=2"]), text="a purple seven")
+                for model in (mine, other))
+        assert torch.equal(a, b)
+
     def test_it_goes_on_without_the_folder(self, run, folders, tmp_path):
         trained, gone = run
         runs = shutil.copytree(trained.folder.parents[1], tmp_path / "runs")
