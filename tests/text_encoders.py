@@ -18,7 +18,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from configs import compose, construct
+from configs.values import to_plain
+from diffusion import commands  # noqa: F401  (registers the resolvers)
 from diffusion.data.scenes.captions import WORDS
+from models.pretrained_text import PretrainedTextSignal
 from models.text import RESERVED
 
 SPECIAL = ["<pad>", "<start>", "<end>", "<unk>"]
@@ -30,6 +34,11 @@ T5 = {"vocab_size": len(PIECES) + 3, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_
       "feed_forward_proj": "gated-gelu"}
 VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 8,
           "patch_size": 4}
+FAST = ["experiment=ddpm_digits", "debug=fast", "model=nano", "model.base=8", "model.emb_dim=32", "model.cross_dim=16",
+        "trainer.threads=1", "trainer.accelerator=cpu", "data=scenes", "data.source=digits", "data.size=16",
+        "data.count=32", "data.count_test=8", "callbacks.pictures.count=0", "condition=text_pretrained",
+        "condition.signals.text.length=12"]
+"""A training on scenes of such an encoder, but for its folder."""
 
 
 def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
@@ -58,3 +67,18 @@ def save_encoder(folder: Path, kind: str, seed: int = 3, **settings) -> Path:
     model.save_pretrained(folder)
     make_tokenizer(kind).save_pretrained(folder)
     return folder
+
+
+def where(folder: Path) -> str:
+    """The setting that names a folder."""
+    return f"condition.signals.text.folder={folder}"
+
+
+def signal_of(folder: Path, length: int = 12, **settings) -> PretrainedTextSignal:
+    """The signal of a folder as a new training has it."""
+    overrides = [f"condition.signals.text.{key}={value}" for key, value in
+                 {"folder": folder, "length": length, **settings}.items()]
+    node = to_plain(compose("train", [*FAST, *overrides]))["condition"]["signals"]["text"]
+    signal = construct({**node, "words": WORDS})
+    signal.prepare()
+    return signal
