@@ -21,7 +21,7 @@ class Embedder(nn.Module):
 
     With ``slopes`` the network sees :func:`models.sources.scale_slopes` of the images, which are the same in all
     colours of a thing and its background. Where the two pictures of each pair differ in colour, InfoNCE begins with
-    making all embeddings equal, to be rid of the colours, and is long in leaving that; slopes have none.
+    making all embeddings equal, to be rid of the colours, and stays there for hundreds of steps; slopes have none.
 
     :param in_channels: of the images
     :param slopes: whether it sees the slopes of the images in their place
