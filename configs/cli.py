@@ -1,7 +1,9 @@
 """What the three commands share: compose the config, run the task, answer errors in words."""
 
+import difflib
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -25,6 +27,8 @@ from configs.registry import plugins, searchpath
 ROOT = Path(__file__).parents[1]
 SWEEPS = "${oc.select:run.root,runs}/.sweep"
 """Where a launcher or a sweeper writes: beside the runs, on a disk that all nodes of a cluster see."""
+MISSING = re.compile(r"Could not find '(.+/)?([^/']*)'")
+"""What Hydra says of an option that there is not."""
 FAILED: list[str] = []
 """Of each job of a sweep that failed: what it was, and why."""
 
@@ -134,14 +138,19 @@ def raising() -> Iterator[None]:
 
 
 def _explain_refusal(error: BaseException) -> str:
-    """What Hydra has against the overrides, and why."""
+    """What Hydra has against the overrides, and why. The options that there are make one line, the nearest another."""
     lines: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
         lines += [line for line in str(cause).splitlines() if line not in lines
                   and not line.startswith(("Config search path", "\tprovider="))]
         cause = cause.__cause__
-    return "\n".join(line for line in lines if line.strip())
+    options = [line.strip() for line in lines if line.startswith("\t")]
+    said = [line for line in lines if line.strip() and not line.startswith("\t")]
+    missing = next((found[2] for found in map(MISSING.search, said) if found), "")
+    near = difflib.get_close_matches(missing, options, n=1)
+    shown = [", ".join(options)] if options else []
+    return "\n".join([*said, *shown, *(f"Did you mean {name}?" for name in near)])
 
 
 class Plain(logging.Formatter):
