@@ -29,6 +29,25 @@ def read_limit(name: str, default: int) -> int:
     return int(given)
 
 
+def read_library_config(path: Path, most: int, library: str) -> Any:
+    """What the JSON file of a model of another library says, of anybody.
+
+    :param most: bytes that are read, unless ``THAW_MOST_CONFIG_BYTES`` says otherwise
+    :param library: that writes such files
+    :raises UserError: if it cannot be read, or is longer
+    """
+    most = read_limit("MOST_CONFIG_BYTES", most)
+    try:
+        with path.open("rb") as file:
+            text = file.read(most + 1)
+        if len(text) > most:
+            raise ValueError(f"it has more than {most} bytes (THAW_MOST_CONFIG_BYTES)")
+        return json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}", f"the file that {library} wrote",
+                        "another folder") from error
+
+
 def to_plain(cfg: DictConfig | ListConfig) -> dict[str, Any]:
     """A config as plain, resolved data.
 

@@ -5,14 +5,13 @@ The folder may be a stranger's: of its config only the numbers and words that de
 its kind and range, and nothing in it is resolved, built or fetched here. Nothing here imports torch.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from configs.errors import UserError
-from configs.values import MOST, read_limit
+from configs.values import MOST, read_library_config
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 MOST_BYTES = 2**20
@@ -43,16 +42,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         found = "no folder" if not folder.exists() else f"no {CONFIG} in it"
         raise UserError(f"{folder}: {found}", f"a folder with {CONFIG}, {WEIGHTS} and {TOKENIZER}",
                         "condition.signals.text.folder=WHERE")
-    most = read_limit("MOST_CONFIG_BYTES", MOST_BYTES)
-    try:
-        with path.open("rb") as file:
-            text = file.read(most + 1)
-        if len(text) > most:
-            raise ValueError(f"it has more than {most} bytes (THAW_MOST_CONFIG_BYTES)")
-        config = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}", "the file that transformers wrote",
-                        "another folder") from error
+    config = read_library_config(path, MOST_BYTES, "transformers")
     name = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(name, str) or name not in NAMES:
         raise UserError(f"{path} describes {f'a model of type {name}' if name else 'nothing of transformers'}",

@@ -5,7 +5,6 @@ Nothing here imports torch.
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from configs import UserError
-from configs.values import read_limit, require_modest
+from configs.values import read_library_config, require_modest
 from diffusion.runs.run import MOST_BYTES, list_configs
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -65,15 +64,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         inside = [name.parent.name for name in sorted(folder.glob(f"*/{CONFIG}"))]
         raise UserError(f"space.folder={folder}: {found}", f"a folder with {CONFIG} and {WEIGHTS}",
                         f"space.folder={folder / 'vae' if 'vae' in inside else 'WHERE'}")
-    most = read_limit("MOST_CONFIG_BYTES", MOST_BYTES)
-    try:
-        with path.open("rb") as file:
-            text = file.read(most + 1)
-        if len(text) > most:
-            raise ValueError(f"it has more than {most} bytes (THAW_MOST_CONFIG_BYTES)")
-        config = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}", "the file that diffusers wrote", "another folder") from error
+    config = read_library_config(path, MOST_BYTES, "diffusers")
     name = config.get("_class_name") if isinstance(config, dict) else None
     if name != KIND:
         raise UserError(f"{path} describes {'a ' + str(name) if name else 'nothing of diffusers'}", f"an {KIND}",

@@ -91,12 +91,10 @@ def test_gradients_reach_the_zero_layers_then_the_copy_then_the_hint():
 
     entry = net.encoder.entry.weight
     seen = []
-    for steps in (1, 2, 3):
+    for _ in range(3):
         learn(net, 1)
-        seen.append((moving(net.zeros.parameters()), moving([net.middle.get_submodule("0").res.conv1.weight])
-                     if hasattr(net.middle, "0") else moving(net.middle.parameters()), moving([entry]),
+        seen.append((moving(net.zeros.parameters()), moving(net.middle.parameters()), moving([entry]),
                      moving(net.hint.parameters()), moving(net.base.parameters())))
-        del steps
     assert seen == [(True, False, False, False, False), (True, True, True, False, False),
                     (True, True, True, True, False)]
 
@@ -130,8 +128,7 @@ def test_strength_by_depth_by_time_and_in_the_null():
     assert torch.allclose(made.h, features.h + 0.5 * seen[n])
     assert torch.equal(found.null.extra["control"], found.extra["control"])
     guess = ControlStrength(scale=0.5, guess=True)(told, None)
-    assert (guess.extra["control"][:, 0], guess.null.extra["control"][:, 0], guess.nulls["a"].extra["control"][:, 0]) \
-        != guess
+    assert guess.extra["control"][:, 0].tolist() == [0.5, 0.5, 0.5]
     assert guess.null.extra["control"][:, 0].tolist() == guess.nulls["a"].extra["control"][:, 0].tolist() == [0, 0, 0]
     late = ControlStrength(begin=0.7, end=0.3)
     for time, scale in ((0.9, 0), (0.7, 1), (0.5, 1), (0.2, 0)):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from configs.errors import UserError
 
@@ -42,12 +42,23 @@ class AttributeList:
         :param photos: their paths
         :raises UserError: if the list lacks one
         """
-        places = [self.places.get(Path(photo).stem) for photo in photos]
-        missing = [photo for photo, place in zip(photos, places, strict=True) if place is None]
-        if missing:
-            raise UserError(f"{len(missing)} photos such as {missing[0]} without a row in {self.path}",
-                            "a row for each photo", "the whole list, the photos that belong to it, or data.signals=[]")
-        return self.values[np.array(places, np.int64)]
+        return self.values[find_rows(self.path, self.places, photos)]
+
+
+def find_rows(path: Path, places: Mapping[str, int], photos: Sequence[str]) -> Int64[np.ndarray, " n"]:
+    """The rows of photos in a list of CelebA.
+
+    :param path: of the list, for messages
+    :param places: the row of each photo, by its name without folder and ending
+    :param photos: their paths
+    :raises UserError: if the list lacks one
+    """
+    rows = [places.get(Path(photo).stem) for photo in photos]
+    missing = [photo for photo, row in zip(photos, rows, strict=True) if row is None]
+    if missing:
+        raise UserError(f"{len(missing)} photos such as {missing[0]} without a row in {path}",
+                        "a row for each photo", "the whole list, the photos that belong to it, or data.signals=[]")
+    return np.array(rows, np.int64)
 
 
 def read_attributes(*folders: Path) -> AttributeList:

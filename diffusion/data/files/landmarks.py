@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from configs.errors import UserError
+from diffusion.data.files.attributes import find_rows
 from diffusion.data.files.decode import Decoder, central_square
 
 LIST, ARCHIVE = "list_landmarks_align_celeba.txt", "landmarks_estimated.npz"
@@ -42,12 +43,7 @@ class LandmarkList:
         :param photos: their paths
         :raises UserError: if the list lacks one
         """
-        places = [self.places.get(Path(photo).stem) for photo in photos]
-        missing = [photo for photo, place in zip(photos, places, strict=True) if place is None]
-        if missing:
-            raise UserError(f"{len(missing)} photos such as {missing[0]} without a row in {self.path}",
-                            "a row for each photo", "the whole list, the photos that belong to it, or data.signals=[]")
-        return np.array(places, np.int64)
+        return find_rows(self.path, self.places, photos)
 
 
 def read_landmarks(*folders: Path) -> LandmarkList:
