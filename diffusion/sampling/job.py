@@ -128,11 +128,12 @@ class SamplingJob(Job):
     def batch(self, some: Sequence[Sample], callbacks: Sequence[Callback]) -> dict[str, Tensor]:
         cfg, model, indices = self.cfg, self.model, [entry["index"] for entry in some]
         rows = [self.rows[entry["file"]] for entry in some]
-        asked = ask_again(model.readers(self.recipe), self.conditions.take(rows), slice(None))
+        taken = self.conditions.take(rows)
+        asked = ask_again(model.readers(self.recipe), taken, slice(None))
         if self.inputs is None:
             made = model.sample(indices, seed=cfg.seed, recipe=self.recipe, batch=len(some), callbacks=callbacks,
                                 **asked)
-            return {**(self.conditions.show(rows) if self.compares else {}), self.title: made}
+            return {**(self.conditions.show(rows, taken) if self.compares else {}), self.title: made}
         x0 = to_float(self.inputs.images.batch(torch.tensor(indices))[0])
         x_t, direct, restored = restore(model, self.recipe, x0, indices, seed=cfg.seed, batch=len(some),
                                         degraded=cfg.input.degraded, callbacks=callbacks, **asked)
@@ -141,7 +142,7 @@ class SamplingJob(Job):
 
     @cached_property
     def compares(self) -> bool:
-        return self.inputs is not None or bool(self.conditions.show([0]))
+        return self.inputs is not None or bool(self.conditions.show([0], self.conditions.take([0])))
 
     def describe(self) -> dict[str, str]:
         return {key: describe_part(to_plain(self.cfg[key])) for key in ("sampler", "guidance")}

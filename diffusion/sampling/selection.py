@@ -155,10 +155,13 @@ class Conditions:
         """The raw signals of all samples, where these are few."""
         return self.take(range(len(self.indices)))
 
-    def show(self, rows: Sequence[int]) -> dict[str, Tensor]:
+    def show(self, rows: Sequence[int], taken: Condition) -> dict[str, Tensor]:
         """What the conditions of these samples look like, by caption, in [-1, 1]: signals that are grey or coloured
-        images of the samples' size, and the held-out images from which signals were taken."""
-        taken, (channels, side, _) = self.take(rows), self.model.image_shape
+        images of the samples' size, and the held-out images from which signals were taken.
+
+        :param taken: what :meth:`take` gives for these rows
+        """
+        channels, side, _ = self.model.image_shape
         found = {}
         for name, reader in self.model.readers(self.recipe).items():
             if reader.picture in ((1, side), (channels, side)) and name in taken:
