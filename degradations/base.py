@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from degradations.decomposition import Decomposition
 from degradations.randomness import Draws
 from degradations.shapes import expand_like
 
@@ -89,6 +90,10 @@ class Estimate:
 
     __rmul__ = __mul__
 
+    def detach(self) -> "Estimate":
+        """The same numbers, outside of the graph."""
+        return Estimate(self.x0.detach(), self.state.map(Tensor.detach))
+
     def rows(self, index: slice | Tensor) -> "Estimate":
         """Some rows of the batch."""
         return Estimate(self.x0[index], self.state.rows(index))
@@ -138,6 +143,23 @@ class Degradation:
                  state: State) -> Float[Tensor, "b *rest"]:
         """``D(x0 + dx, t, z) - D(x0, t, z)``: for a linear operator its linear part of ``dx``."""
         return self.forward(x0 + dx, t, state) - self.forward(x0, t, state)
+
+    def observe(self, x_t: Float[Tensor, "b *rest"], t: Float[Tensor, " b"], state: State) -> Float[Tensor, "b ..."]:
+        """What a measurement takes of a degraded image: all of it. An operator that repeats pixels leaves the copies
+        out, and one that erases some puts 0 there."""
+        return x_t
+
+    def enlarge(self, y: Float[Tensor, "b ..."], shape: Sequence[int]) -> Float[Tensor, "b ..."]:
+        """The way back from :meth:`observe` to images of the shape (C, H, W), for the eye."""
+        return y
+
+    def decompose(self, shape: Sequence[int], t: float, state: State) -> "Decomposition | None":
+        """``A = U S V^T`` of what a measurement at time t takes, the linear part of :meth:`observe` of :meth:`forward`;
+        None if it is not known.
+
+        :param shape: (C, H, W) of the images
+        """
+        return None
 
     def fingerprint(self) -> str:
         """A hash of what it reads beside its settings, the images of another set; empty if that is nothing."""

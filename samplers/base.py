@@ -10,6 +10,8 @@ from torch import Tensor
 
 from configs import UserError, registry
 from degradations.base import Degradation, State
+from degradations.gaussian import Gaussian
+from degradations.measurement import Measurement
 from degradations.randomness import Streams
 from models.context import Context
 from samplers.grids import Grid
@@ -55,7 +57,8 @@ class Sampler:
 
     def steps(self, restorer: Restorer, degradation: Degradation, x_T: Float[Tensor, "b *rest"], state: State,
               ctx: Context, streams: Streams, *, callbacks: Sequence[Callback] = (), start: float = 1.0,
-              space: Codec | None = None, given: Tensor | None = None) -> Iterator[LoopState]:
+              space: Codec | None = None, given: Tensor | None = None,
+              measurement: Measurement | None = None) -> Iterator[LoopState]:
         """The loop, one :class:`LoopState` per step.
 
         :param x_T: the degraded images at time ``start``
@@ -63,13 +66,14 @@ class Sampler:
         :param streams: the samples' random numbers
         :param space: for callbacks that look at images
         :param given: the images that the run starts from, for callbacks
+        :param measurement: what the images must explain, for guidance and callbacks
         """
         times = self.times(degradation, start)
         memory: dict[Any, Any] = {}
         grad = any(callback.needs_grad for callback in callbacks)
         x_t = x_T.float()
         for i, (t, s) in enumerate(itertools.pairwise(times)):
-            step = Step(i, len(times) - 1, t, s, streams.at(i), memory)
+            step = Step(i, len(times) - 1, t, s, streams.at(i), memory, measurement)
             frame = LoopState(step, x_t, ctx, state, degradation, space, given)
             for callback in callbacks:
                 callback.before(frame)
@@ -84,8 +88,11 @@ class Sampler:
             x_t, state, ctx = frame.x_s.detach(), frame.state.map(Tensor.detach), frame.ctx
 
     def advance(self, frame: LoopState, restorer: Restorer, degradation: Degradation) -> None:
-        """One step: restore, believe, move. Fills in ``frame.estimate``, ``frame.state`` and ``frame.x_s``. A solver
-        that evaluates more than once per step replaces it; one that looks back remembers in ``step.memory``."""
+        """One step: restore, believe, move. Fills in ``frame.estimate``, ``frame.state`` and ``frame.x_s``. A step to
+        more noise evaluates nothing. A solver that evaluates more than once per step replaces it; one that looks back
+        remembers in ``step.memory``."""
+        if frame.step.s > frame.step.t:
+            return climb(frame)
         x_t, step = frame.x_t, frame.step
         t, s = (x_t.new_full(x_t.shape[:1], time) for time in (step.t, step.s))
         estimate = restorer(x_t, t, frame.ctx, state=frame.state, step=step)
@@ -99,6 +106,26 @@ class Sampler:
         """Run the loop to the end; arguments as for :meth:`steps`. Values are not clipped."""
         return run_to_end(x_T, self.steps(restorer, degradation, x_T, state, ctx, streams, callbacks=callbacks,
                                           start=start))
+
+
+def climb(frame: LoopState) -> None:
+    """A step to more noise, which asks no network: ``x_s = r x_t + sqrt(beta) n``, ``r = alpha_s / alpha_t``, a draw
+    of ``q(x_s | x_t)``. Fills in ``frame.x_s``; there is no estimate, and the state is that of the noise which x_s has.
+
+    :raises UserError: for a degradation that is not Gaussian
+    """
+    step, x_t, degradation = frame.step, frame.x_t, frame.degradation
+    if not isinstance(degradation, Gaussian):
+        raise UserError(f"a grid that goes up with the degradation {type(degradation).__name__}",
+                        "a degradation that is Gaussian", "sampler/grid=uniform")
+    t, s = (x_t.new_full((1,), time, dtype=torch.float64) for time in (step.t, step.s))
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = degradation.schedule(t), degradation.schedule(s)
+    ratio, beta = alpha_s / alpha_t, degradation.beta(s, t)
+    new = beta.clamp(min=0).sqrt() * step.streams.normal("climb", x_t.shape)
+    # x_t = alpha_t x0 + sigma_t z, so that x_s = alpha_s x0 + sigma_s z' with this z'.
+    z = (ratio * sigma_t * frame.state["z"] + new) / sigma_s
+    frame.state = frame.state.replace(z=z.to(x_t.dtype))
+    frame.x_s = (ratio * x_t + new).to(x_t.dtype)
 
 
 def run_to_end(x_T: Float[Tensor, "b *rest"], frames: Iterable[LoopState]) -> Float[Tensor, "b *rest"]:

@@ -11,13 +11,15 @@ from torch import Tensor
 from configs import UserError
 from degradations.affine import Affine
 from degradations.base import Degradation
+from degradations.gaussian import Gaussian
 
 MOST = 100_000
 """Steps of a grid."""
 
 
 class Grid:
-    """``grid(num_steps, degradation, start)``: ``num_steps + 1`` falling times, the last one 0.
+    """``grid(num_steps, degradation, start)``: ``num_steps + 1`` times, the last one 0. They fall, but for those of
+    :class:`RepaintGrid`.
 
     :cvar requires: the type of degradation that it makes sense for
     :raises UserError: if the grid does not exist for this degradation or these numbers
@@ -101,6 +103,43 @@ class QuadraticGrid(Grid):
 
     def times(self, n: int, degradation: Degradation, start: float) -> list[float]:
         return snap([start * ((n - i) / n) ** 2 for i in range(n)], degradation.levels)
+
+
+class RepaintGrid(Grid):
+    """Another grid with ways back up: at every ``jump``-th time, ``jump`` steps up and down again, ``repeats - 1``
+    times (RePaint, Lugmayr et al. 2022, arXiv 2201.09865, section 4.2; ``jump = 1`` is the time travel of DDNM, Wang et
+    al. 2022, arXiv 2212.00490, algorithm 2). Steps up evaluate nothing.
+
+    For samplers that do not look back: ``ddim`` and ``ddpm``.
+
+    :param grid: whose times they are
+    :param jump: steps of a way up
+    :param repeats: how often each piece of the way down is gone; 1 never goes up
+    """
+
+    requires = Gaussian
+
+    def __init__(self, grid: Grid | None = None, jump: int = 5, repeats: int = 3):
+        if jump < 1 or repeats < 1:
+            raise UserError(f"ways up of {jump} steps, {repeats} times", "at least 1",
+                            "sampler.grid.jump=5 sampler.grid.repeats=3")
+        self.grid, self.jump, self.repeats = grid or UniformGrid(), jump, repeats
+
+    def times(self, n: int, degradation: Degradation, start: float) -> list[float]:
+        down = [*self.grid.times(n, degradation, start), 0.0]
+        left = {n - k: self.repeats - 1 for k in range(1, n - self.jump + 1, self.jump)}
+        i, visited = 0, [0]
+        while i < n:
+            i += 1
+            visited.append(i)
+            if left.get(i):
+                left[i] -= 1
+                visited += range(i - 1, i - self.jump - 1, -1)
+                i -= self.jump
+            if len(visited) > MOST:
+                raise UserError(f"a grid of more than {MOST} steps", "fewer ways up",
+                                "sampler.grid.jump=5 sampler.grid.repeats=3")
+        return [down[i] for i in visited[:-1]]
 
 
 class NoiseLevelGrid(Grid):

@@ -6,7 +6,9 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from configs import UserError
 from degradations.base import Degradation, Estimate, State
+from degradations.measurement import Measurement
 from degradations.randomness import Streams
 from models.attention import AttentionHook
 from models.context import Context
@@ -22,6 +24,7 @@ class Step:
     :ivar s: time of x_s
     :ivar streams: random numbers of this step, per sample
     :ivar memory: what a method must remember during one run; empty at the start of each run
+    :ivar measurement: what the images must explain; None if nothing was measured
     """
 
     i: int
@@ -30,6 +33,17 @@ class Step:
     s: float
     streams: Streams
     memory: dict[Any, Any] = field(default_factory=dict)
+    measurement: Measurement | None = None
+
+    @property
+    def known(self) -> Measurement:
+        """What the images must explain.
+
+        :raises UserError: if nothing was measured
+        """
+        if self.measurement is None:
+            raise UserError("a method that explains a measurement, and none", "what was measured", "task=inpaint_box")
+        return self.measurement
 
 
 @runtime_checkable
@@ -79,9 +93,13 @@ class Callback:
     ``configs/edit/NAME.yaml`` of one or several, by keys. What it remembers during a run is in ``frame.step.memory``.
 
     :cvar needs_grad: run the restorer with gradients, ``frame.x_t`` a leaf, so that ``after`` can differentiate
+    :cvar needs_measurement: whether it makes the images explain a measurement (``task=``)
+    :cvar pixels: whether it means pixels: a model of latents is refused
     """
 
     needs_grad: bool = False
+    needs_measurement: bool = False
+    pixels: bool = False
 
     def before(self, frame: LoopState) -> None:
         """Called before the restorer."""

@@ -58,7 +58,7 @@ from samplers.guidance.schedules import ScaleSchedule
 FOLDER = Path(configs.__file__).parent
 FILES = sorted(path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.yaml"))
 OPTIONS = [(str(path.parent), path.name) for path in FILES if len(path.parts) > 1 and path.parts[0] not in (
-    "hydra", "experiment", "debug", "trainer", "extractor", "metrics", "table", "budget", "task")]
+    "hydra", "experiment", "debug", "trainer", "extractor", "metrics", "table", "budget", "kind")]
 FROM_FOLDERS = [("space", "diffusers_kl"), ("condition", "text_pretrained")]
 """Made of files of the user."""
 EXPERIMENTS = registry.available("experiment")
@@ -124,9 +124,9 @@ def placed(overrides: list[str], roots: dict[str, Path]) -> list[str]:
 
 
 def test_every_kind_of_trained_model_has_a_task():
-    assert set(EVALUATORS) == set(registry.available("task"))
+    assert set(EVALUATORS) == set(registry.available("kind"))
     for name in EVALUATORS:
-        task = registry.build("task", name)
+        task = registry.build("kind", name)
         assert isinstance(task, Task)
         assert "run=x" in task.hint.format(run="x")
 

@@ -250,7 +250,7 @@ class TestTraining:
             assert [path.name for path in run.pictures.iterdir()] == ["pairs-00000003.png"]
 
     def test_the_end_says_what_to_do_with_it(self):
-        hint = registry.build("task", "encode").hint.format(run="RUN")
+        hint = registry.build("kind", "encode").hint.format(run="RUN")
         for line in ("sample.py run=RUN input=PHOTOS", "evaluate.py run=RUN", "space=latent begin.first_stage.run=RUN"):
             assert line in hint
 

@@ -17,7 +17,7 @@ def test_a_command_shows_its_own(config):
     assert f"python {'scripts/' if config in ('reproduce', 'export') else ''}{config}.py" in said
     groups = {line.split(":")[0].strip() for line in said.partition("== Choices")[2].partition("== Settings")[0]
               .splitlines()[2:] if line}
-    foreign = {"train": {"sampler", "guidance", "table", "metrics", "task"}, "sample": {"model", "objective", "table"},
+    foreign = {"train": {"sampler", "guidance", "table", "metrics", "kind"}, "sample": {"model", "objective", "table"},
                "evaluate": {"model", "callbacks", "budget"}, "reproduce": {"model", "sampler"},
                "export": {"model", "sampler"}}[config]
     own = {"train": {"model", "experiment", "objective/times", "degradation/kernels"},

@@ -175,7 +175,7 @@ optimizer:
   lr: 0.02
   warmup: 0
 ''',
-    "guest_kinds/configs/task/compress.yaml": "_target_: guest_kinds.codec.Compress\n",
+    "guest_kinds/configs/kind/compress.yaml": "_target_: guest_kinds.codec.Compress\n",
     "guest_kinds-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: guest_kinds\nVersion: 1\n",
     "guest_kinds-1.dist-info/entry_points.txt": "[thaw.configs]\nkinds = guest_kinds.configs\n",
 }

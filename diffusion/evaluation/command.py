@@ -89,4 +89,4 @@ def choose_subject(bench: EvaluationContext) -> Subject:
     """What the config asks to be measured."""
     if bench.cfg.images:
         return PairsSubject(bench) if bench.cfg.pairs else ImagesSubject(bench)
-    return registry.build("task", bench.model.evaluator.task).choose_subject(bench)
+    return registry.build("kind", bench.model.evaluator.task).choose_subject(bench)

@@ -36,7 +36,7 @@ class Evaluator:
     """A trained network as what it was trained to be; what the commands do with it is said by its task. Only the
     network runs in lower precision: what goes in and comes out is float32.
 
-    :cvar task: what it does to images, a verb: the name of a file in ``configs/task``, see
+    :cvar task: what it does to images, a verb: the name of a file in ``configs/kind``, see
         :class:`diffusion.tasks.base.Task`
     :cvar example: what trains one, for messages
     :cvar conditional: whether the network is told what was done to an image before it was degraded

@@ -41,7 +41,7 @@ def sample(cfg: DictConfig, share: Share = ALONE) -> Path:
     steps = run.steps
     model = load(cfg.run, weights=cfg.weights, step=cfg.step, device=cfg.device or choose_gpu(share), allow=cfg.allow)
     steps |= run.steps  # a training that goes on writes and removes some
-    job = registry.build("task", model.evaluator.task).plan(cfg, model)
+    job = registry.build("kind", model.evaluator.task).plan(cfg, model)
     # What does not depend on how the work is divided, and of PNGs what has always been said.
     left_out = ("shard",) if cfg.format in ARCHIVES else ("shard", "format")
     settings: dict[str, Any] = {key: value for key, value in to_plain(cfg).items() if key not in left_out}

@@ -35,7 +35,8 @@ class Trajectory(Callback):
     @torch.no_grad()
     def after(self, frame: LoopState) -> None:
         step = frame.step
-        assert frame.estimate is not None
+        if frame.estimate is None:  # a step to more noise
+            return
         assert frame.x_s is not None
         if step.i == 0:
             self._rows = min(len(frame.x_t), self.count - self._seen)

@@ -19,7 +19,7 @@ class Task:
     """What ``sample.py``, ``evaluate.py`` and the training do with one kind of trained model.
 
     The evaluator of the model names it (:attr:`diffusion.objectives.evaluator.Evaluator.task`); the file of this name
-    in ``configs/task`` builds it. A new kind of trained model is a criterion with an evaluator, and a task.
+    in ``configs/kind`` builds it. A new kind of trained model is a criterion with an evaluator, and a task.
 
     :cvar hint: what to do with a run, for the end of its training; ``{run}`` is its folder
     """

@@ -98,7 +98,7 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
     if asked is not None:
         sys.exit(128 + asked)
     if training.step >= cfg.max_steps:
-        hint = registry.build("task", model.evaluator.task).hint
+        hint = registry.build("kind", model.evaluator.task).hint
         log.info("done: step %d\n%s", training.step, hint.format(run=shlex.quote(str(run.folder))))
 
 

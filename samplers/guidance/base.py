@@ -30,6 +30,8 @@ ROWS = {"cpu": 8}
 ``scripts/benchmark.py guidance``: with 12, a network of 9 million parameters at 32 px is a fifth slower than apart; a
 small one at 16 px would gain another tenth with 24."""
 MANY_ROWS = 512
+BASE = "base"
+"""In ``step.memory``: the estimate without guidance, for callbacks."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,13 @@ class GuidanceInput:
 
 
 class Part:
-    """One part of the guidance: a term, a hook, or a transform of the condition or of the estimate."""
+    """One part of the guidance: a term, a hook, or a transform of the condition or of the estimate.
+
+    :cvar needs_measurement: whether it makes the images explain a measurement (``task=``), which is of pixels: a model
+        of latents is refused
+    """
+
+    needs_measurement: bool = False
 
     @property
     def models(self) -> "Sequence[GuidingModel]":
@@ -82,6 +90,11 @@ class Part:
 class Term(Part):
     """Adds ``delta`` to the estimate, computed from its own branches. Linear terms add ``k (base - branch)`` to x0 and
     state alike; a neutral one (k = 0 at this step) declares no branch and costs nothing."""
+
+    def needs_grad(self, view: GuidanceInput) -> bool:
+        """Whether, at this step, ``delta`` differentiates the base with respect to ``view.x_t``, which is then a leaf
+        of the graph."""
+        return False
 
     def branches(self, view: GuidanceInput) -> Sequence[Branch]:
         """The extra evaluations at this step."""
@@ -182,6 +195,9 @@ class Guided:
         for transform in self.transforms:
             ctx = transform(ctx, step)
         view = GuidanceInput(self.restorer, self.degradation, x_t, t, ctx, state, step)
+        grad, outside = any(term.needs_grad(view) for term in self.terms), torch.is_grad_enabled()
+        if grad and not x_t.requires_grad:
+            view = replace(view, x_t=x_t.detach().requires_grad_())
         wanted = [list(term.branches(view)) for term in self.terms]
         watch = chain(*(term.watch(view) for term in self.terms))
         asked = [Branch(ctx, watch), *(branch for branches in wanted for branch in branches)]
@@ -196,13 +212,24 @@ class Guided:
                 chains[at] = chain(branch.attn, *mine, attn)
             return chains[at]
 
-        outs = evaluate(view, [replace(branch, attn=below(branch)) for branch in asked])
+        asked = [replace(branch, attn=below(branch)) for branch in asked]
+        if grad:
+            # The other branches need no graph, which would cost their memory.
+            with torch.enable_grad():
+                outs = evaluate(view, asked[:1])
+            outs += evaluate(view, asked[1:])
+        else:
+            outs = evaluate(view, asked)
         base, rest = outs[0], outs[1:]
         estimate = base
+        if step is not None:
+            step.memory[BASE] = base
         for term, branches in zip(self.terms, wanted):
             mine, rest = rest[:len(branches)], rest[len(branches):]
             delta = term.delta(base, mine, view)
             estimate = estimate if delta is None else estimate + delta
+        if grad and not outside:
+            base, estimate = base.detach(), estimate.detach()
         for transform in self.estimate_transforms:
             estimate = transform(estimate, base, view)
         return estimate

@@ -39,7 +39,7 @@ class Pictures(StepCallback):
         wanted = self.count and due(training.step, self.every, training.max_steps)
         if not wanted or not (trainer.is_global_zero or training.sharding):
             return
-        task = registry.build("task", training.model.evaluator.task)
+        task = registry.build("kind", training.model.evaluator.task)
         with training.averaged() as model, torch.no_grad():
             if not trainer.is_global_zero:
                 return
