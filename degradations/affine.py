@@ -17,6 +17,7 @@ class Affine(Degradation):
     """
 
     pixels = False
+    affine_in_x0 = True
 
     def __init__(self, schedule: Schedule):
         self.schedule = schedule

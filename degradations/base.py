@@ -104,15 +104,21 @@ class Degradation:
 
     A degradation holds no random state and no parameters: what is random is drawn once per image by :meth:`draw` and
     handed in. To write one, implement :meth:`degrade`, and :meth:`draw` if something about it is random. Linear
-    operators override :meth:`difference` and :meth:`response`, which they can compute without cancellation.
+    operators override :meth:`difference` and :meth:`response`, which they can compute without cancellation, and say
+    that they are ``affine_in_x0``.
 
     All arithmetic is done in float32 or better, whatever the precision around it.
 
     :cvar pixels: the operator means image pixels, so a latent space is refused
+    :cvar affine_in_x0: for each t and z, ``D(x0, t, z) = A x0 + b`` with a linear A: a blur (b = 0), noise that is
+        added (b = sigma z), a hole of one value (b = (1 - v) value). Then ``D(a x + (1 - a) y)`` is ``a D(x) + (1 - a)
+        D(y)`` for every number a, and :meth:`response` is ``A dx`` whatever x0. Wider than the class
+        :class:`degradations.affine.Affine`, whose A is a number alpha_t
     :ivar levels: the degradation's own number of discrete levels T (level k is ``t = k / T``), None if continuous
     """
 
     pixels: bool = True
+    affine_in_x0: bool = False
     levels: int | None = None
 
     def draw(self, shape: Sequence[int], rng: Draws) -> State:

@@ -31,6 +31,7 @@ class Compose(Degradation):
         self.stages = dict(stages)
         self.levels = next(iter(levels.values()), None)
         self.pixels = any(stage.pixels for stage in stages.values())
+        self.affine_in_x0 = all(stage.affine_in_x0 for stage in stages.values())
 
     def draw(self, shape: Sequence[int], rng: Draws) -> State:
         drawn = {name: stage.draw(shape, Within(rng, name)) for name, stage in self.stages.items()}

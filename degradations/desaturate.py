@@ -26,6 +26,7 @@ class Desaturate(Degradation):
     """
 
     levels: int
+    affine_in_x0 = True
 
     def __init__(self, levels: int = 20, keep: float | None = None, total: bool = False):
         if levels < 1:

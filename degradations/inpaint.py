@@ -13,14 +13,13 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from configs import UserError
-from degradations.base import Degradation, State, flush_denormals, locate_level
+from degradations.base import State, flush_denormals, locate_level
+from degradations.holes import CENTERS, Hole
 from degradations.randomness import Draws
 from degradations.types import Times
 
-CENTERS = ("random", "middle")
 
-
-class Inpaint(Degradation):
+class Inpaint(Hole):
     """``D(x, t) = v_t x``: the hole tends to 0, which is grey; the network is not told where it is.
 
     The state has the entry ``center`` (B, 2), row and column of the hole's center.
@@ -31,18 +30,15 @@ class Inpaint(Degradation):
     :param center: ``random``: uniform on -1 .. side - 1 along each axis, as in the code; or ``middle``
     """
 
-    levels: int
-
     def __init__(self, levels: int = 50, kernel_std: float = 0.1, initial_mask: int = 11, center: str = "random"):
-        if levels < 1:
-            raise UserError(f"inpainting of {levels} levels", "at least 1", "degradation.levels=50")
+        super().__init__(levels)
         if not kernel_std > 0:
             raise UserError(f"a mask of std {kernel_std:g} px", "std above 0", "degradation.kernel_std=0.1")
         if initial_mask < 1:
             raise UserError(f"initial_mask={initial_mask}", "at least 1", "degradation.initial_mask=1")
         if center not in CENTERS:
             raise UserError(f"the center {center!r}", f"one of {', '.join(CENTERS)}", "degradation.center=random")
-        self.levels, self.kernel_std, self.initial_mask, self.center = levels, kernel_std, initial_mask, center
+        self.kernel_std, self.initial_mask, self.center = kernel_std, initial_mask, center
 
     def draw(self, shape: Sequence[int], rng: Draws) -> State:
         b, sides = shape[0], shape[-2:]
@@ -52,17 +48,6 @@ class Inpaint(Degradation):
             zero = torch.zeros_like(rng.integers("centre", 1, (b,)))
             axes = [zero + (side - 1) // 2 for side in sides]
         return State(center=torch.stack(axes, dim=1))
-
-    def degrade(self, x0: Float[Tensor, "b c h w"], t: Times, state: State) -> Float[Tensor, "b c h w"]:
-        return self.visible(x0, t, state, torch.float32).to(x0.dtype) * x0
-
-    def difference(self, x0: Float[Tensor, "b c h w"], t: Times, s: Times, state: State) -> Float[Tensor, "b c h w"]:
-        """``(v_s - v_t) x``, the shares subtracted in float64."""
-        return self._growth(x0, t, s, state) * x0
-
-    def response(self, x0: Float[Tensor, "b c h w"], dx: Float[Tensor, "b c h w"], t: Times,
-                 state: State) -> Float[Tensor, "b c h w"]:
-        return self.visible(dx, t, state, torch.float32).to(dx.dtype) * dx
 
     def shares(self, reach: int) -> Float64[Tensor, "rows reach"]:
         """``v_k`` at the squared distances 0 .. reach - 1 from the center, for k = 0 .. T."""
@@ -85,9 +70,6 @@ class Inpaint(Degradation):
         low, high = (torch.take(table, k[:, None, None] * table.shape[1] + distance) for k in (below, above))
         return torch.lerp(low, high, share[:, None, None].to(dtype))[:, None]
 
-    def _growth(self, x: Tensor, t: Tensor, s: Tensor, state: State) -> Tensor:
-        return (self.visible(x, s, state, torch.float64) - self.visible(x, t, state, torch.float64)).to(x.dtype)
-
 
 class ColorInpaint(Inpaint):
     """``D(x, t) = v_t x + (1 - v_t) color``: the image vanishes behind one color, from the corners inwards, until at
@@ -99,14 +81,6 @@ class ColorInpaint(Inpaint):
 
     def draw(self, shape: Sequence[int], rng: Draws) -> State:
         return super().draw(shape, rng).replace(color=rng.uniform("colour", tuple(shape[:2])) - 0.5)
-
-    def degrade(self, x0: Float[Tensor, "b c h w"], t: Times, state: State) -> Float[Tensor, "b c h w"]:
-        visible, color = self.visible(x0, t, state, torch.float32).to(x0.dtype), self.fill(x0, state)
-        return visible * x0 + (1 - visible) * color
-
-    def difference(self, x0: Float[Tensor, "b c h w"], t: Times, s: Times, state: State) -> Float[Tensor, "b c h w"]:
-        """``(v_s - v_t) (x - color)``, the shares subtracted in float64."""
-        return self._growth(x0, t, s, state) * (x0 - self.fill(x0, state))
 
     def shares(self, reach: int) -> Float64[Tensor, "rows reach"]:
         shares = 1 - super().shares(reach).flip(0)

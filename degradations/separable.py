@@ -19,6 +19,7 @@ class Separable(Degradation):
     matrices are interpolated, unless :meth:`place` says otherwise."""
 
     levels: int
+    affine_in_x0 = True
 
     def table(self, size: int) -> Float64[Tensor, "rows size size"]:
         """The matrices of levels 0 .. T along an axis of ``size`` pixels."""

@@ -40,7 +40,8 @@ def shape(degradation, request):
 
 
 def test_registry_is_not_empty():
-    assert {"gaussian", "blur", "inpaint", "downsample", "snow", "desaturate", "animorph", "compose"} <= set(NAMES)
+    assert {"gaussian", "blur", "motion_blur", "inpaint", "inpaint_box", "inpaint_pixels", "downsample", "snow",
+            "desaturate", "animorph", "compose"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("shape", SHAPES, indirect=True)
@@ -97,6 +98,16 @@ def test_response_is_the_response(degradation, shape):
     x0, dx, state, t = torch.rand(shape), torch.randn(shape) / 10, state_of(degradation, shape), times(0.0, 0.35, 1.0)
     plain = degradation.forward(x0.double() + dx, t, state) - degradation.forward(x0.double(), t, state)
     torch.testing.assert_close(degradation.response(x0, dx, t, state), plain.float(), atol=1e-6, rtol=1e-5)
+
+
+def test_affine_in_x0_is_true_of_those_that_say_so_and_of_no_others(degradation, shape):
+    x, y, t, state = torch.randn(shape).double(), torch.randn(shape).double(), times(0.35, 0.8, 1.0), \
+        state_of(degradation, shape)
+    at_x, at_y = degradation.forward(x, t, state), degradation.forward(y, t, state)
+    gaps = torch.stack([(degradation.forward(torch.lerp(y, x, a), t, state) - torch.lerp(at_y, at_x, a)).abs().max()
+                        for a in (0.3, -1.0, 2.5)])
+    assert (gaps.max() < 1e-12) == degradation.affine_in_x0
+    assert degradation.affine_in_x0 or gaps.min() > 1e-2
 
 
 def test_two_evaluations_are_enough_for_a_difference(degradation, shape, monkeypatch):
