@@ -9,9 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from configs.errors import UserError
-from configs.registry import available, closest
+from configs.registry import available, closest, node
 from configs.values import PLACES
 
+JOINED = ("guidance", "edit")
+"""Groups of which a method adds to what there is."""
 RECIPE = ("sampler", "guidance", "prior", "edit", "start")
 """What a run may say about its sampling."""
 SIGNALS = re.compile(r"[A-Za-z]\w*(\+[A-Za-z]\w*)*")
@@ -149,8 +151,41 @@ def merge_overrides(defaults: Sequence[str], overrides: Sequence[str]) -> list[s
     says about it (``sampler=ddim``, ``sampler.num_steps=50``, ``sampler/grid=uniform``), and another value of a setting
     its own, so that a table is not mixed of both."""
     chosen = {override.split("=")[0] for override in overrides if "=" in override}
+    defaults, overrides = expand_method(defaults, overrides)
     kept = [d for d in defaults if group_of(d) not in chosen and d.split("=")[0] not in chosen]
     return [*kept, *overrides]
+
+
+def expand_method(defaults: Sequence[str], overrides: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """A run's ``sampling`` list, and overrides, with what ``method=NAME`` among these stands for: what its file says
+    comes before what was typed, and its guidance and edits stand beside those of the run, or those that were typed."""
+    name = next((unquote(value) for key, _, value in (o.partition("=") for o in overrides) if key == "method"), None)
+    if name is None or name not in available("method"):
+        return defaults, overrides
+    own = read_method(name)
+    joined = {key: value.strip("[]").split(",") for key, _, value in (o.partition("=") for o in own) if key in JOINED}
+    defaults = merge_overrides(defaults, [o for o in own if o.partition("=")[0] not in joined])
+
+    def join(override: str) -> str:
+        key, _, value = override.partition("=")
+        if key not in joined:
+            return override
+        there = [name for name in value.strip("[]").replace(" ", "").split(",") if name not in ("", "none", "null")]
+        return f"{key}=[{','.join(dict.fromkeys([*there, *joined[key]]))}]"
+
+    for key, names in joined.items():
+        if not any(o.startswith(f"{key}=") for o in (*defaults, *overrides)):
+            defaults = [*defaults, f"{key}=[{','.join(names)}]"]
+    typed = {o.partition("=")[0] for o in overrides}
+    return [o if o.partition("=")[0] in typed else join(o) for o in defaults], [join(o) for o in overrides]
+
+
+def read_method(name: str) -> list[str]:
+    """The overrides that ``method=NAME`` stands for.
+
+    :raises UserError: if they are no plain choices of the parts of a sampling
+    """
+    return check_recipe(OmegaConf.to_container(node("method", name))["overrides"])
 
 
 def drop_condition_guidance(overrides: Sequence[str]) -> list[str]:

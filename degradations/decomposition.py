@@ -99,26 +99,27 @@ class Kronecker(Decomposition):
 
 
 class Dense(Decomposition):
-    """Any matrix on the pixels of a channel, the same for all images.
+    """Any matrix on the pixels of a channel, the same for all images, which it leaves of their size.
 
-    :param matrix: (m, h w) with m <= h w, float64
+    :param matrix: (h w, h w), float64
+    :param sides: h and w
     """
 
-    def __init__(self, matrix: Float[Tensor, "m n"], dtype: torch.dtype):
-        self._matrix = _Matrix(matrix, dtype)
+    def __init__(self, matrix: Float[Tensor, "n n"], sides: tuple[int, int], dtype: torch.dtype):
+        self._matrix, self._sides = _Matrix(matrix, dtype), sides
         self.values = self._matrix.values
 
     def vt(self, x: Tensor) -> Tensor:
         return x.flatten(2) @ self._matrix.v
 
     def v(self, c: Tensor) -> Tensor:
-        return _unflatten(c @ self._matrix.v.mT)
+        return (c @ self._matrix.v.mT).unflatten(2, self._sides)
 
     def ut(self, y: Tensor) -> Tensor:
         return y.flatten(2) @ self._matrix.u
 
     def u(self, c: Tensor) -> Tensor:
-        return _unflatten(c @ self._matrix.u.mT)
+        return (c @ self._matrix.u.mT).unflatten(2, self._sides)
 
 
 class Mixing(Decomposition):
@@ -155,6 +156,3 @@ class _Matrix:
         self.v = vt.mT.contiguous().to(dtype)
 
 
-def _unflatten(x: Tensor) -> Tensor:
-    side = round(x.shape[-1] ** 0.5)
-    return x.unflatten(-1, (side, -1))

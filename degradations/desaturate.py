@@ -13,6 +13,7 @@ from torch import Tensor
 
 from configs import UserError
 from degradations.base import Degradation, State, locate_level
+from degradations.decomposition import Decomposition, Mixing
 from degradations.shapes import expand_like
 from degradations.types import Times
 
@@ -48,6 +49,10 @@ class Desaturate(Degradation):
     def response(self, x0: Float[Tensor, "b c h w"], dx: Float[Tensor, "b c h w"], t: Times,
                  state: State) -> Float[Tensor, "b c h w"]:
         return self.forward(dx, t, state)
+
+    def decompose(self, shape: Sequence[int], t: float, state: State) -> Decomposition:
+        color = self.color(torch.tensor([t])).item()
+        return Mixing(color * torch.eye(3, dtype=torch.float64) + (1 - color) / 3, torch.float32)
 
     def color(self, t: Times) -> Float64[Tensor, " b"]:
         """``g_t``, the share of the colour that is left."""

@@ -8,11 +8,11 @@ first halving is truly bicubic and all others are plain averages of 2 x 2.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from configs import UserError
-from degradations.base import ceil_level
+from degradations.base import State, ceil_level
 from degradations.separable import Separable
 from degradations.types import Times
 
@@ -45,6 +45,21 @@ class Downsample(Separable):
 
     def place(self, t: Times) -> tuple[Int64[Tensor, " b"], Times]:
         return ceil_level(t, self.levels), torch.zeros_like(t)
+
+    def observe(self, x_t: Float[Tensor, "b c h w"], t: Times, state: State) -> Float[Tensor, "b c m n"]:
+        """One pixel of each block. All images must be at the same time."""
+        side = self._side(float(t[0]))
+        return x_t[..., ::side, ::side]
+
+    def enlarge(self, y: Float[Tensor, "b c m n"], shape: Sequence[int]) -> Float[Tensor, "b c h w"]:
+        return y.repeat_interleave(shape[-2] // y.shape[-2], dim=-2).repeat_interleave(shape[-1] // y.shape[-1], dim=-1)
+
+    def matrix(self, size: int, t: float) -> Float64[Tensor, "rows size"]:
+        return super().matrix(size, t)[::self._side(t)]
+
+    def _side(self, t: float) -> int:
+        """Of the blocks, px."""
+        return 2 ** int(self.place(torch.tensor([t]))[0])
 
     def check(self, shape: Sequence[int]) -> None:
         reach = min((side & -side).bit_length() - 1 for side in shape[-2:])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from configs import UserError
 from degradations.base import Degradation, State, locate_level
+from degradations.decomposition import CUT, Decomposition, Diagonal
 from degradations.randomness import Draws
 from degradations.types import Times
 
@@ -60,6 +61,16 @@ class Hole(Degradation):
     def response(self, x0: Float[Tensor, "b c h w"], dx: Float[Tensor, "b c h w"], t: Times,
                  state: State) -> Float[Tensor, "b c h w"]:
         return self.visible(dx, t, state, torch.float32).to(dx.dtype) * dx
+
+    def observe(self, x_t: Float[Tensor, "b c h w"], t: Times, state: State) -> Float[Tensor, "b c h w"]:
+        """0 where next to nothing of x0 is visible."""
+        return x_t * (self.visible(x_t, t, state, torch.float32) > CUT).to(x_t.dtype)
+
+    def decompose(self, shape: Sequence[int], t: float, state: State) -> Decomposition:
+        like = next(state[name] for name in state)
+        x = torch.zeros(len(like), *shape, device=like.device)
+        visible = self.visible(x, x.new_full((len(x),), t), state, torch.float32)
+        return Diagonal(visible * (visible > CUT))
 
 
 class BoxInpaint(Hole):

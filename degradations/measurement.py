@@ -83,9 +83,11 @@ class Measurement:
             y = y + self.noise * self.degradation.observe(n, self._time(x0), self.state)
         return replace(self, y=y)
 
-    def accept(self, image: Float[Tensor, "b c h w"]) -> "Measurement":
-        """The measurement that was taken already, and is shown by an image of full size."""
-        return replace(self, y=self.degradation.observe(image, self._time(image), self.state))
+    def accept(self, picture: Float[Tensor, "b c _ _"]) -> "Measurement":
+        """The measurement that was taken already: y itself, or an image of full size that shows it."""
+        if self._whole(picture):
+            picture = self.degradation.observe(picture, self._time(picture), self.state)
+        return replace(self, y=picture)
 
     def show(self) -> Float[Tensor, "b c h w"]:
         """What was measured, as an image of full size."""

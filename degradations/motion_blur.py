@@ -5,7 +5,8 @@ The straight line is the simplest of the motions that inverse problems are state
 """
 
 from collections.abc import Sequence
-from math import ceil
+from functools import lru_cache
+from math import ceil, prod
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,12 @@ from torch import Tensor
 from configs import UserError
 from degradations.base import Degradation, State, flush_denormals, locate_level
 from degradations.blur import PADDINGS
+from degradations.decomposition import Decomposition, Dense, Kronecker
 from degradations.randomness import Draws
 from degradations.types import Times
+
+MOST_PIXELS = 32**2
+"""Pixels of images up to which the singular values of a slanting line are computed, in seconds."""
 
 
 class MotionBlur(Degradation):
@@ -66,6 +71,12 @@ class MotionBlur(Degradation):
                  state: State) -> Float[Tensor, "b c h w"]:
         return self.forward(dx, t, state)
 
+    def decompose(self, shape: Sequence[int], t: float, state: State) -> Decomposition | None:
+        """None for lines of an angle each, and for slanting ones on images of more than ``MOST_PIXELS``."""
+        if self.angle == "random" or (float(self.angle) % 90 and prod(shape[-2:]) > MOST_PIXELS):
+            return None
+        return _decompose(self, (shape[-2], shape[-1]), t)
+
     def kernel(self, t: Times, state: State) -> Float64[Tensor, "b size size"]:
         """The weight of each offset, rows down and columns to the right, the middle one being no offset."""
         below, share = locate_level(t, self.levels)
@@ -89,3 +100,17 @@ class MotionBlur(Degradation):
         if self.length > side:
             raise UserError(f"a motion blur of {self.length:g} px on images of {shape[-2]}x{shape[-1]} px",
                             f"a line of at most {side} px", f"degradation.length={side}")
+
+
+@lru_cache(maxsize=4)
+def _decompose(operator: MotionBlur, sides: tuple[int, int], t: float) -> Decomposition:
+    def blur(images: Tensor) -> Tensor:
+        return operator.forward(images[:, None], torch.full((len(images),), t), State())[:, 0]
+
+    height, width = sides
+    if float(operator.angle) % 90:
+        images = torch.eye(height * width, dtype=torch.float64).reshape(-1, height, width)
+        return Dense(blur(images).flatten(1).mT, sides, torch.float32)
+    rows = blur(torch.eye(height, dtype=torch.float64)[:, :, None].expand(-1, -1, width))[:, :, 0].mT
+    columns = blur(torch.eye(width, dtype=torch.float64)[:, None].expand(-1, height, -1))[:, 0].mT
+    return Kronecker(rows, columns, torch.float32)

@@ -3,6 +3,7 @@
 The matrices of all levels are built once per image size, in float64; the cost of D depends neither on t nor on T.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from degradations.base import Degradation, State, flush_denormals, locate_level
+from degradations.decomposition import Decomposition, Kronecker
 from degradations.types import Times
 
 
@@ -47,6 +49,15 @@ class Separable(Degradation):
                  state: State) -> Float[Tensor, "b c h w"]:
         return self.forward(dx, t, state)
 
+    def decompose(self, shape: Sequence[int], t: float, state: State) -> Decomposition:
+        return _decompose(self, tuple(shape), t)
+
+    def matrix(self, size: int, t: float) -> Float64[Tensor, "rows size"]:
+        """The matrix along an axis at time t, of what a measurement takes."""
+        below, share = self.place(torch.tensor([t], dtype=torch.float32))
+        table, above = self.table(size), (below + 1).clamp(max=self.levels)
+        return torch.lerp(table[below], table[above], share[:, None, None].double())[0]
+
     def _matrices(self, x: Tensor, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         height, width = x.shape[-2:]
         below, share = self.place(t)
@@ -68,6 +79,11 @@ def apply(x: Float[Tensor, "b c h w"], rows: Float[Tensor, "b h h"],
     x = rearrange(x, "b c h w -> b (c h) w") @ columns.mT
     x = rows @ rearrange(x, "b (c h) w -> b h (c w)", c=c)
     return rearrange(x, "b h (c w) -> b c h w", c=c)
+
+
+@lru_cache(maxsize=16)
+def _decompose(operator: Separable, shape: tuple[int, ...], t: float) -> Decomposition:
+    return Kronecker(operator.matrix(shape[-2], t), operator.matrix(shape[-1], t), torch.float32)
 
 
 @lru_cache(maxsize=16)

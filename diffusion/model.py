@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from configs import UserError, construct
 from configs.overrides import merge_overrides
 from degradations.base import Degradation, State
+from degradations.measurement import Measurement
 from degradations.randomness import Streams, key
 from diffusion.data.augment import Augmentation
 from diffusion.data.base import CHUNK, ImageSet
@@ -220,12 +221,23 @@ class Model:
         encoder = self.weights.encoder
         dropped = self.objective.dropped(encoder) if self._trained_alone() else None
         if not self.space.pixels:
+            for part in parts:
+                self.require_pixels(part, part.needs_measurement)
             parts = [part for part in parts if not getattr(part, "pixels", False)]
         for part in parts:
             part.check(encoder, dropped)
         for partner in list_models(parts):
             partner.check(self.config)
         return Guided(self.restorer, self.degradation, parts) if parts else self.restorer
+
+    def require_pixels(self, part: object, means_pixels: bool) -> None:
+        """Refuse a part of the sampling that means pixels, if the model has none.
+
+        :raises UserError: naming the methods for latents
+        """
+        if means_pixels and not self.space.pixels:
+            raise UserError(f"{type(part).__name__} with a model of latents", "a method that decodes what it believes",
+                            "method=psld or method=dps")
 
     def _trained_alone(self) -> bool:
         """Whether no other run has trained the network before, which may have seen other nulls; unknown is no."""
@@ -258,10 +270,13 @@ class Model:
 
     def trajectory(self, indices: Sequence[int], *, seed: int = 0, recipe: Recipe | None = None,
                    images: Tensor | None = None, degraded: bool = False, callbacks: Sequence[Callback] = (),
-                   **asked: Any) -> tuple[Tensor, Iterator[LoopState]]:
+                   measurement: Measurement | None = None, **asked: Any) -> tuple[Tensor, Iterator[LoopState]]:
         """``x_T`` and the loop of one batch, frame by frame, in the model's space; arguments as for :meth:`sample`."""
         recipe = recipe or self.recipe()
+        recipe.check_measurement(measurement is not None)
         restorer = self.guided(recipe.parts)
+        for edit in recipe.edits:
+            self.require_pixels(edit, edit.pixels)
         recipe.sampler.check(self.degradation)
         prior = self.start(recipe)
         streams = Streams(seed, tuple(map(int, indices)), self.device)
@@ -274,12 +289,14 @@ class Model:
             x, state = prior.sample(shape, self.degradation, streams, given, recipe.start, restorer=self.restorer,
                                     ctx=ctx)
         return x, recipe.sampler.steps(restorer, self.degradation, x, state, ctx, streams, start=recipe.start,
-                                       callbacks=[*recipe.edits, *callbacks], space=self.space, given=given)
+                                       callbacks=[*recipe.edits, *callbacks], space=self.space, given=given,
+                                       measurement=measurement)
 
     @torch.no_grad()
     def sample(self, indices: Sequence[int], *, seed: int = 0, recipe: Recipe | None = None,
                images: Float[Tensor, "n c h w"] | None = None, degraded: bool = False, batch: int = 64,
-               callbacks: Sequence[Callback] = (), **asked: Any) -> Float[Tensor, "n c h w"]:
+               callbacks: Sequence[Callback] = (), measurement: Measurement | None = None,
+               **asked: Any) -> Float[Tensor, "n c h w"]:
         """Images in [-1, 1] (not clipped), on the CPU. Sample i of a seed does not depend on the others.
 
         :param indices: global indices of the samples, e.g. ``range(16)``
@@ -288,6 +305,8 @@ class Model:
         :param images: images to restore, in [-1, 1], one per index
         :param degraded: the images are degraded already
         :param batch: samples at a time
+        :param measurement: what is known of the images, on the model's device, for a recipe with ``guidance=pigdm`` or
+            another that explains it
         :param asked: signals by name, see :meth:`condition`: ``label=3``, ``label=[0, 1, 2]``, ``text="a red seven"``
         """
         recipe = recipe or self.recipe()
@@ -297,6 +316,7 @@ class Model:
             some = ask_again(self.readers(recipe), condition, rows)
             x, frames = self.trajectory(indices[rows], seed=seed, recipe=recipe, degraded=degraded,
                                         images=images[rows] if images is not None else None, callbacks=callbacks,
+                                        measurement=measurement.rows(rows) if measurement else None,
                                         **some)
             done.append(self.space.decode(run_to_end(x, frames)).cpu())
         return torch.cat(done)

@@ -48,6 +48,18 @@ class Recipe:
         """From overrides of ``sample.py``, e.g. ``["sampler=ddim", "guidance=cfg"]``."""
         return cls.build(compose("sample", ["run=none", *check_recipe(overrides)]), packages)
 
+    def check_measurement(self, measured: bool) -> None:
+        """Refuse a measurement that nothing explains, and a method that explains one where there is none.
+
+        :raises UserError: naming the other half
+        """
+        explains = [part for part in (*self.parts, *self.edits) if part.needs_measurement]
+        if explains and not measured:
+            raise UserError(f"{type(explains[0]).__name__}, which makes images explain a measurement, and none",
+                            "what was measured", "task=inpaint_box")
+        if measured and not explains:
+            raise UserError("a measurement that nothing explains", "a method", "method=ddnm, pigdm, dps or repaint")
+
     @property
     def readers(self) -> dict[str, Reader]:
         """The signals that other models in the guidance can be told of, by name."""

@@ -256,7 +256,7 @@ class TestInput:
             photo(tmp_path / "in" / f"{i}.png", size=size)
         with caplog.at_level(logging.INFO):
             draw(cold, f"input={tmp_path / 'in'}", out=tmp_path / "out")
-            assert "photos: 4; cropped to the central square: 2; resized to the run's 16 x 16 pixels: 2" in caplog.text
+            assert "photos: 4; cropped to the central square: 2; resized to 16 x 16 pixels: 2" in caplog.text
             caplog.clear()
             draw(cold, f"input={tmp_path / 'in' / '0.png'}", out=tmp_path / "one")
             assert "cropped" not in caplog.text

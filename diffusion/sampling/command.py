@@ -104,7 +104,7 @@ def draw(job: Job, manifest: Manifest) -> None:
     todo = {i // twins * twins + k for i in todo for k in range(twins)}
     order = [asked[i] for i in sorted(todo)]
     if job.inputs and cfg.input.root:
-        log_changes(find_root(cfg), [entry["source"] for entry in order], job.model.image_shape[1])
+        log_changes(find_root(cfg), [entry["source"] for entry in order], job.inputs.side)
 
     bar = Bar(job.steps * -(-len(order) // size))
     begin, costs = time.monotonic(), {}

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from configs import UserError
 from configs.values import hash_plain
+from degradations.randomness import Streams
 from diffusion.data.base import Data, ImageSet
 from diffusion.data.files.archive import open_archive
 from diffusion.data.files.decode import Decoder, explain, open_image, read_upright
@@ -20,6 +21,7 @@ from diffusion.data.sets.folder import Folder
 from diffusion.data.sets.shards import Shards
 from diffusion.loading import build_data
 from diffusion.model import Model
+from diffusion.problem import InverseProblem
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,11 @@ class Inputs:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def side(self) -> int:
+        """Height and width to which they were brought, px."""
+        return self.images.shape[-1]
 
 
 def take_held_out(data: Data) -> Inputs:
@@ -74,6 +81,28 @@ def find_inputs(model: Model, cfg: DictConfig, packages: Sequence[str]) -> Input
         return take_held_out(build_data(model.config, cfg.data, packages))
     channels, size, _ = model.image_shape
     return read_photos(find_root(cfg), size, channels)
+
+
+def find_measured(problem: InverseProblem, model: Model, cfg: DictConfig, packages: Sequence[str]) -> Inputs:
+    """The images that are measured, or what was measured of them already: small pictures of a problem that makes them
+    small, or these enlarged.
+
+    :raises UserError: for images that the problem cannot treat
+    """
+    channels, size, _ = model.image_shape
+    measurement = problem.draw((1, *model.image_shape), Streams(0, (0,)))
+    small = measurement.forward(torch.zeros(1, *model.image_shape)).shape[-1]
+    if cfg.input.degraded and cfg.input.root and min(measure_first(find_root(cfg))) <= small < size:
+        return read_photos(find_root(cfg), small, channels)
+    return find_inputs(model, cfg, packages)
+
+
+def measure_first(root: Path) -> tuple[int, int]:
+    """Width and height of the first photo."""
+    if is_single_file(root):
+        return _shape(root.read_bytes())
+    with open_archive(root) as archive:
+        return _shape(archive.read(archive.entries()[0].name))
 
 
 def find_root(cfg: DictConfig) -> Path:
@@ -129,7 +158,7 @@ def log_changes(root: Path, names: Sequence[str], size: int) -> None:
             shapes = [_shape(archive.read(name)) for name in names]
     cropped, resized = sum(w != h for w, h in shapes), sum(min(shape) != size for shape in shapes)
     if cropped or resized:
-        log.info("photos: %d; cropped to the central square: %d; resized to the run's %d x %d pixels: %d", len(shapes),
+        log.info("photos: %d; cropped to the central square: %d; resized to %d x %d pixels: %d", len(shapes),
                  cropped, size, size, resized)
 
 

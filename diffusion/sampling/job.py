@@ -13,13 +13,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from configs import UserError, registry
+from configs import UserError, construct, registry
 from configs.values import to_plain
+from degradations.randomness import Streams
 from diffusion.data.pixels import to_float
 from diffusion.loading import build_data
 from diffusion.model import Model
+from diffusion.problem import InverseProblem
 from diffusion.recipe import Recipe
-from diffusion.sampling.inputs import Inputs, find_inputs
+from diffusion.sampling.inputs import Inputs, find_inputs, find_measured
 from diffusion.sampling.manifest import Sample, describe_part
 from diffusion.sampling.selection import (
     Conditions,
@@ -87,11 +89,13 @@ class SamplingJob(Job):
 
     :ivar conditions: the raw signals of all samples
     :ivar rows: the row of each file among these
+    :ivar problem: what is measured of the inputs, of which the images are then made
     """
 
     recipe: Recipe
     conditions: Conditions
     rows: dict[str, int] = field(default_factory=dict)
+    problem: InverseProblem | None = None
 
     @classmethod
     def plan(cls, cfg: DictConfig, model: Model) -> "SamplingJob":
@@ -101,10 +105,15 @@ class SamplingJob(Job):
         """
         packages = (*registry.trusted(), *cfg.allow)
         recipe, inputs = Recipe.build(cfg, packages), None
-        if cfg.input.root or (recipe.prior or model.prior).needs_images:
+        problem = construct(cfg.task, packages=packages, role=InverseProblem) if cfg.task else None
+        recipe.check_measurement(problem is not None)
+        if problem is not None:
+            inputs = find_measured(problem, model, cfg, packages)
+        elif cfg.input.root or (recipe.prior or model.prior).needs_images:
             recipe, inputs = adapt_recipe(model, recipe, cfg), find_inputs(model, cfg, packages)
         recipe.sampler.times(model.degradation, recipe.start)
         model.start(recipe)
+        model.guided(recipe.parts)
         known = read_texts(model.readers(recipe), to_plain(cfg.condition))
         indices = choose_indices(cfg, inputs, known)
         known = spread_over_twins(known, cfg.twins, len(indices))
@@ -114,7 +123,7 @@ class SamplingJob(Job):
                                 lambda: build_data(model.config, cfg.data, packages))
         asked = list_samples(indices, cfg, inputs, conditions.write())
         rows = {entry["file"]: row for row, entry in enumerate(asked)}
-        return cls(cfg, model, asked, inputs, recipe, conditions, rows)
+        return cls(cfg, model, asked, inputs, recipe, conditions, rows, problem)
 
     @property
     def title(self) -> str:
@@ -135,10 +144,29 @@ class SamplingJob(Job):
                                 **asked)
             return {**(self.conditions.show(rows, taken) if self.compares else {}), self.title: made}
         x0 = to_float(self.inputs.images.batch(torch.tensor(indices))[0])
+        if self.problem is not None:
+            return self.solve(x0, indices, callbacks, asked)
         x_t, direct, restored = restore(model, self.recipe, x0, indices, seed=cfg.seed, batch=len(some),
                                         degraded=cfg.input.degraded, callbacks=callbacks, **asked)
         shown = {"degraded": x_t, "direct estimate": direct, self.title: restored}
         return shown if cfg.input.degraded else shown | {"original": x0}
+
+    def solve(self, images: Tensor, indices: Sequence[int], callbacks: Sequence[Callback],
+              asked: dict[str, Any]) -> dict[str, Tensor]:
+        """What was measured of these images, or what they show of it, and images that explain it.
+
+        :param asked: the signals of the images
+        """
+        assert self.problem is not None
+        cfg, model = self.cfg, self.model
+        streams = Streams(cfg.seed, tuple(indices), model.device)
+        measurement, images = self.problem.draw((len(images), *model.image_shape), streams), images.to(model.device)
+        measurement = measurement.accept(images) if cfg.input.degraded else measurement.measure(images, streams)
+        starts = (self.recipe.prior or model.prior).needs_images
+        made = model.sample(indices, seed=cfg.seed, recipe=self.recipe, images=images if starts else None,
+                            measurement=measurement, batch=len(images), callbacks=callbacks, **asked)
+        shown = {"measurement": measurement.show().cpu(), self.title: made}
+        return shown if cfg.input.degraded else shown | {"original": images.cpu()}
 
     @cached_property
     def compares(self) -> bool:

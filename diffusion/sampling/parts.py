@@ -135,7 +135,7 @@ def draw_parts(job: Job, manifest: Manifest, share: Share) -> None:
              describe_captions(job))
     if mine and job.inputs and cfg.input.root:
         log_changes(find_root(cfg), [entry["source"] for k in mine for entry in parts.blocks[k]],
-                    job.model.image_shape[1])
+                    job.inputs.side)
     bar = Bar(job.steps * sum(-(-len(parts.blocks[k]) // size) for k in mine))
     try:
         for k in mine:

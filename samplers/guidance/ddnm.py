@@ -48,7 +48,7 @@ class DDNM(EstimateTransform):
         share, kept, new = self.plan(found, alpha, sigma, measurement.noise)
         inverse = torch.where(found.measured, share / found.values.where(found.measured, 1), 0)
         x0 = estimate.x0 + found.v(inverse * found.ut(measurement.residual(estimate.x0)))
-        if not self.eta and not measurement.noise or not sigma:
+        if (not self.eta and not measurement.noise) or not sigma:
             return Estimate(x0, estimate.state)
         z, n = estimate.state["z"], step.streams.normal("ddnm", view.x_t.shape)
         mixed = found.v(kept * found.vt(z) + new * found.vt(n))
