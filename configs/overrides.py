@@ -185,7 +185,7 @@ def read_method(name: str) -> list[str]:
 
     :raises UserError: if they are no plain choices of the parts of a sampling
     """
-    return check_recipe(OmegaConf.to_container(node("method", name))["overrides"])
+    return check_recipe([str(override) for override in node("method", name).overrides])
 
 
 def drop_condition_guidance(overrides: Sequence[str]) -> list[str]:

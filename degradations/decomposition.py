@@ -71,7 +71,14 @@ class Diagonal(Decomposition):
     def vt(self, x: Tensor) -> Tensor:
         return x
 
-    v = ut = u = vt
+    def v(self, c: Tensor) -> Tensor:
+        return c
+
+    def ut(self, y: Tensor) -> Tensor:
+        return y
+
+    def u(self, c: Tensor) -> Tensor:
+        return c
 
 
 class Kronecker(Decomposition):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -27,11 +28,14 @@ class InverseProblem:
     """
 
     def __init__(self, degradation: Degradation, t0: float = 1.0, noise: float = 0.05, mask: str | None = None):
-        if mask is not None and not isinstance(degradation, Hole):
+        self.t0, self.noise, self.mask = t0, noise, mask
+        if mask is None:
+            self.degradation = degradation
+        elif isinstance(degradation, Hole):
+            self.degradation = PixelInpaint(1, 0.5, degradation.value)
+        else:
             raise UserError(f"task.mask={mask} with {type(degradation).__name__}", "a task with a hole",
                             "task=inpaint_box, or task.mask=null")
-        self.t0, self.noise, self.mask = t0, noise, mask
-        self.degradation = degradation if mask is None else PixelInpaint(1, 0.5, degradation.value)
 
     def draw(self, shape: Sequence[int], rng: Draws) -> Measurement:
         """What will be measured of a batch of images of this shape, before it is.
@@ -53,14 +57,14 @@ def read_mask(path: Path, sides: Sequence[int]) -> Tensor:
     """
     try:
         with Image.open(path) as picture:
-            size, found = picture.size[::-1], torch.frombuffer(bytearray(picture.convert("L").tobytes()), dtype=torch.uint8)
+            grey = np.array(picture.convert("L"))
     except (OSError, ValueError) as error:
         raise UserError(f"task.mask={path} cannot be read as a picture", "a black picture, white where the hole is",
                         "task.mask=mask.png") from error
-    if tuple(size) != tuple(sides):
-        raise UserError(f"a mask of {size[0]}x{size[1]} px for images of {sides[0]}x{sides[1]} px",
+    if grey.shape != tuple(sides):
+        raise UserError(f"a mask of {grey.shape[0]}x{grey.shape[1]} px for images of {sides[0]}x{sides[1]} px",
                         "a mask of the images' size", f"a picture of {sides[1]}x{sides[0]} px")
-    hole = (found.reshape(size) > 127).float()
+    hole = torch.from_numpy(grey > 127).float()
     if hole.min() == hole.max():
         raise UserError(f"task.mask={path}, which is all {'white' if hole.max() else 'black'}",
                         "white where nothing is known, and black elsewhere", "another mask")

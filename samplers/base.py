@@ -92,7 +92,8 @@ class Sampler:
         more noise evaluates nothing. A solver that evaluates more than once per step replaces it; one that looks back
         remembers in ``step.memory``."""
         if frame.step.s > frame.step.t:
-            return climb(frame)
+            climb(frame)
+            return
         x_t, step = frame.x_t, frame.step
         t, s = (x_t.new_full(x_t.shape[:1], time) for time in (step.t, step.s))
         estimate = restorer(x_t, t, frame.ctx, state=frame.state, step=step)

@@ -1,5 +1,5 @@
-"""Pixels that are known stay: RePaint (Lugmayr et al. 2022, arXiv 2201.09865), and the masked form of SDEdit (Meng et al.
-2021, arXiv 2108.01073)."""
+"""Pixels that are known stay: RePaint (Lugmayr et al. 2022, arXiv 2201.09865), and the masked form of SDEdit (Meng et
+al. 2021, arXiv 2108.01073)."""
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,8 @@ class Masked(Callback):
             frame.step.memory[Masked] = frame.state
 
     def after(self, frame: LoopState) -> None:
-        assert frame.x_s is not None and frame.given is not None
+        assert frame.x_s is not None
+        assert frame.given is not None
         state: State = frame.step.memory[Masked]
         there = frame.degradation.forward(frame.given, frame.x_s.new_full((len(frame.x_s),), frame.step.s), state)
         mask = find_mask(frame.step.known).float()

@@ -56,7 +56,8 @@ class PiGDM(Scaled):
     def delta(self, base: Estimate, outs: object, view: GuidanceInput) -> Estimate | None:
         if not self.needs_grad(view):
             return None
-        assert isinstance(view.degradation, Affine) and view.step is not None
+        assert isinstance(view.degradation, Affine)
+        assert view.step is not None
         alpha, sigma = view.degradation.coefficients(view.t, view.x_t)
         outside = torch.is_grad_enabled()
         spread = float((self.variance * sigma**2 / (alpha**2 * self.variance + sigma**2)).flatten()[0])
