@@ -1,5 +1,7 @@
 """Methods that make images explain a measurement, against what is known in closed form."""
 
+import itertools
+
 import pytest
 import torch
 from oracles import AnalyticGaussian, Arbitrary
@@ -215,7 +217,7 @@ def test_repaint_goes_as_often_as_its_code():
     """Its get_schedule_jump(t_T=250, jump_length=10, jump_n_sample=10) has 4,570 transitions, 2,410 of them down."""
     gaussian = registry.build("degradation", "gaussian")
     times = RepaintGrid(jump=10, repeats=10)(250, gaussian)
-    down = sum(s < t for t, s in zip(times, times[1:]))
+    down = sum(s < t for t, s in itertools.pairwise(times))
     assert (len(times) - 1, down) == (4570, 2410)
     assert RepaintGrid(jump=3, repeats=1)(20, gaussian) == registry.build("sampler/grid", "uniform")(20, gaussian)
 
