@@ -89,6 +89,12 @@ class Measurement:
             picture = self.degradation.observe(picture, self._time(picture), self.state)
         return replace(self, y=picture)
 
+    def misfit(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+        """The root mean square of :meth:`residual` over what is measured, for each image."""
+        residual = self.residual(x0)
+        seen = self.degradation.observe(torch.ones_like(x0), self._time(x0), self.state).expand_as(residual)
+        return (residual.square().flatten(1).sum(1) / seen.flatten(1).sum(1).clamp(min=1)).sqrt()
+
     def show(self) -> Float[Tensor, "b c h w"]:
         """What was measured, as an image of full size."""
         return self.degradation.enlarge(self.known, self.shape)

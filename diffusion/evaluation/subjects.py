@@ -247,9 +247,9 @@ def pair_names(restored: Sequence[str], originals: Sequence[str], sources: Mappi
 def state_sampling(cfg: DictConfig, sampler: DictConfig | None) -> dict[str, Any]:
     """How images are made, for the protocol: in words, and ``composed``, as the config has it."""
     plain = to_plain(cfg)
-    nodes = {key: plain[key] or None for key in ("guidance", "prior", "edit")}
+    nodes = {key: plain[key] or None for key in ("guidance", "prior", "edit", "task")}
     nodes |= {"sampler": to_plain(sampler)} if sampler is not None else {}
-    words = {key: describe_part(node) for key, node in nodes.items() if node or key != "edit"}
+    words = {key: describe_part(node) for key, node in nodes.items() if node or key not in ("edit", "task")}
     return words | {"weights": cfg.weights, "start": cfg.start, "seed": cfg.seed, "condition": plain["condition"],
                     "composed": {key: order_tables(node) for key, node in nodes.items() if node}}
 

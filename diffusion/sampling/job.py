@@ -15,6 +15,7 @@ from torch import Tensor
 
 from configs import UserError, construct, registry
 from configs.values import to_plain
+from degradations.measurement import Measurement
 from degradations.randomness import Streams
 from diffusion.data.pixels import to_float
 from diffusion.loading import build_data
@@ -145,28 +146,14 @@ class SamplingJob(Job):
             return {**(self.conditions.show(rows, taken) if self.compares else {}), self.title: made}
         x0 = to_float(self.inputs.images.batch(torch.tensor(indices))[0])
         if self.problem is not None:
-            return self.solve(x0, indices, callbacks, asked)
+            measurement, made = solve(model, self.recipe, self.problem, x0, indices, seed=cfg.seed, batch=len(some),
+                                      degraded=cfg.input.degraded, callbacks=callbacks, **asked)
+            shown = {"measurement": measurement.show().cpu(), self.title: made}
+            return shown if cfg.input.degraded else shown | {"original": x0}
         x_t, direct, restored = restore(model, self.recipe, x0, indices, seed=cfg.seed, batch=len(some),
                                         degraded=cfg.input.degraded, callbacks=callbacks, **asked)
         shown = {"degraded": x_t, "direct estimate": direct, self.title: restored}
         return shown if cfg.input.degraded else shown | {"original": x0}
-
-    def solve(self, images: Tensor, indices: Sequence[int], callbacks: Sequence[Callback],
-              asked: dict[str, Any]) -> dict[str, Tensor]:
-        """What was measured of these images, or what they show of it, and images that explain it.
-
-        :param asked: the signals of the images
-        """
-        assert self.problem is not None
-        cfg, model = self.cfg, self.model
-        streams = Streams(cfg.seed, tuple(indices), model.device)
-        measurement, images = self.problem.draw((len(images), *model.image_shape), streams), images.to(model.device)
-        measurement = measurement.accept(images) if cfg.input.degraded else measurement.measure(images, streams)
-        starts = (self.recipe.prior or model.prior).needs_images
-        made = model.sample(indices, seed=cfg.seed, recipe=self.recipe, images=images if starts else None,
-                            measurement=measurement, batch=len(images), callbacks=callbacks, **asked)
-        shown = {"measurement": measurement.show().cpu(), self.title: made}
-        return shown if cfg.input.degraded else shown | {"original": images.cpu()}
 
     @cached_property
     def compares(self) -> bool:
@@ -191,6 +178,22 @@ def restore(model: Model, recipe: Recipe, x0: Tensor, indices: Sequence[int], *,
                             callbacks=[first, *callbacks], **asked)
     x_T, direct = (torch.cat([model.space.decode(x).cpu() for x in part]) for part in (first.x_T, first.x0))
     return x_T, direct, restored
+
+
+def solve(model: Model, recipe: Recipe, problem: InverseProblem, images: Tensor, indices: Sequence[int], *,
+          seed: int = 0, degraded: bool = False, batch: int = 64, callbacks: Sequence[Callback] = (),
+          **asked: Any) -> tuple[Measurement, Tensor]:
+    """What was measured of these images, and images that explain it.
+
+    :param images: in [-1, 1]; of which something is measured, or which show what was
+    :param degraded: they show what was measured already
+    """
+    streams, images = Streams(seed, tuple(indices), model.device), images.to(model.device)
+    measurement = problem.draw((len(images), *model.image_shape), streams)
+    measurement = measurement.accept(images) if degraded else measurement.measure(images, streams)
+    starts = (recipe.prior or model.prior).needs_images
+    return measurement, model.sample(indices, seed=seed, recipe=recipe, images=images if starts else None,
+                                     measurement=measurement, batch=batch, callbacks=callbacks, **asked)
 
 
 def adapt_recipe(model: Model, recipe: Recipe, cfg: DictConfig) -> Recipe:

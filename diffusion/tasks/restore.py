@@ -34,8 +34,11 @@ class Restore(Task):
 
     def choose_subject(self, context: "EvaluationContext") -> "Subject":
         from diffusion.evaluation.restorations import RestorationsSubject
+        from diffusion.evaluation.solutions import SolutionsSubject
         from diffusion.evaluation.subjects import SamplesSubject
 
+        if context.cfg.task:
+            return SolutionsSubject(context)
         prior = context.recipe.prior or context.model.prior
         return RestorationsSubject(context) if prior.needs_images else SamplesSubject(context)
 
