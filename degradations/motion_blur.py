@@ -6,7 +6,7 @@ The straight line is the simplest of the motions that inverse problems are state
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import ceil, prod
+from math import ceil, inf, isfinite, prod
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +46,9 @@ class MotionBlur(Degradation):
     def __init__(self, levels: int = 20, length: float = 7.0, angle: float | str = 0.0, padding: str = "reflect"):
         if levels < 1:
             raise UserError(f"a motion blur of {levels} levels", "at least 1", "degradation.levels=20")
-        if not length > 1:
+        if not 1 < length < inf:
             raise UserError(f"a motion blur of {length:g} px", "a line above 1 px", "degradation.length=7")
-        if isinstance(angle, str) and angle != "random":
+        if angle != "random" and (isinstance(angle, str) or not isfinite(angle)):
             raise UserError(f"the angle {angle!r}", "degrees, or random", "degradation.angle=45")
         if padding not in PADDINGS:
             raise UserError(f"blur padding {padding!r}", f"one of {', '.join(PADDINGS)}",

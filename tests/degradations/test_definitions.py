@@ -262,13 +262,6 @@ class TestCompose:
         assert (both.difference(x, t, s, State()) - exact).norm() / exact.norm() < 1e-5
         assert exact.abs().max() < 1e-2
 
-    def test_affine_if_all_stages_are(self):
-        from degradations.compose import Compose
-
-        blur, snow = degradations.build("blur"), degradations.build("snow", levels=20)
-        assert Compose({"a": blur, "b": degradations.build("inpaint_pixels")}).affine_in_x0
-        assert not Compose({"a": blur, "b": snow}).affine_in_x0
-
     def test_what_does_not_go_together(self):
         from degradations.compose import Compose
 

@@ -116,7 +116,9 @@ def test_a_line_as_long_as_the_image(side, padding):
     assert blurred(operator, torch.ones(1, 1, side, side), 1.0).max() <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("settings", [{"levels": 0}, {"length": 1.0}, {"angle": "left"}, {"padding": "mirror"}])
+@pytest.mark.parametrize("settings", [
+    {"levels": 0}, {"length": 1.0}, {"length": float("inf")}, {"angle": "left"}, {"angle": float("inf")},
+    {"padding": "mirror"}])
 def test_unusable_settings_are_refused(settings):
     with pytest.raises(UserError) as error:
         degradations.build("motion_blur", **settings)

@@ -7,6 +7,7 @@ from oracles import state_of
 import degradations
 from configs import UserError
 from degradations.affine import Affine
+from degradations.compose import Compose
 from degradations.randomness import BatchStream, Streams
 from diffusion.spaces.pixel import Pixel
 
@@ -108,6 +109,12 @@ def test_affine_in_x0_is_true_of_those_that_say_so_and_of_no_others(degradation,
                         for a in (0.3, -1.0, 2.5)])
     assert (gaps.max() < 1e-12) == degradation.affine_in_x0
     assert degradation.affine_in_x0 or gaps.min() > 1e-2
+
+
+def test_a_composition_is_affine_in_x0_if_all_stages_are():
+    blur, snow = degradations.build("blur"), degradations.build("snow", levels=20)
+    assert Compose({"a": blur, "b": degradations.build("inpaint_pixels")}).affine_in_x0
+    assert not Compose({"a": blur, "b": snow}).affine_in_x0
 
 
 def test_two_evaluations_are_enough_for_a_difference(degradation, shape, monkeypatch):
