@@ -207,7 +207,8 @@ class Model:
         """The run's own way of sampling, with overrides of ``sample.py`` on top."""
         if not overrides:
             return self._own_recipe
-        return Recipe.compose(merge_overrides(self.config["sampling"], overrides), self.packages)
+        merged = merge_overrides(self.config["sampling"], overrides)
+        return Recipe.compose([override for override in merged if not override.startswith("method=")], self.packages)
 
     @cached_property
     def _own_recipe(self) -> Recipe:
