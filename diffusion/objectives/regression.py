@@ -51,11 +51,11 @@ class VectorRegressor(NetworkClassifier):
         return 1 - ((truth.flatten(1) - logits) / self.spread.to(logits.device)).double().square()
 
     def try_out(self, x: Float[Tensor, "b ..."], ctx: Context) -> None:
-        super().try_out(x, ctx)
-        count = self(x, x.new_zeros(len(x))).logits.shape[1]
+        count = self.output(x, x.new_zeros(len(x)), ctx).shape[1]
         if count != len(self.words):
             raise UserError(f"a network with {count} answers for {len(self.words)} numbers of {self.signal}",
                             "one for each", f"model.classes={len(self.words)}")
+        super().try_out(x, ctx)
 
 
 class VectorRegression(Classification):
