@@ -123,8 +123,8 @@ def read_command(config: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def ask_signals(overrides: Sequence[str], names: Iterable[str], texts: Collection[str] = ()) -> list[str]:
-    """Overrides in which ``text=...`` and ``hint.of=...`` are about ``condition``, where these are names of signals. What
-    has a ``=`` in it, such as ``attributes=Smiling=1,Male=0``, is one word.
+    """Overrides in which ``text=...`` and ``hint.of=...`` are about ``condition``, where these are names of signals. A
+    value with a ``=`` in it, such as ``attributes=Smiling=1,Male=0``, is one word.
 
     :param texts: those that are said in sentences, in which commas and colons mean nothing
     """

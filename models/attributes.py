@@ -13,7 +13,6 @@ from models.conditioning import VectorSignal
 from models.context import Context
 from models.readers import Reader
 
-
 TRUTHS = {"1": True, "true": True, "0": False, "false": False}
 """How it is said whether an attribute is true, in any case."""
 
@@ -51,8 +50,8 @@ class AttributeReader(Reader):
             if truth is None:
                 raise UserError(f"{self.name}={part}", "1, 0, true or false", f'{self.name}="{name}=1"')
             if truths.setdefault(name, truth) != truth:
-                raise UserError(f"{self.name}={value}: {name} is 1 and 0", "one of them, or a list with a text for each "
-                                "sample", f'{self.name}=["{name}=1","{name}=0"]')
+                raise UserError(f"{self.name}={value}: {name} is 1 and 0", "one, or a list of texts, one for each sample",
+                                f'{self.name}=["{name}=1","{name}=0"]')
         return truths
 
     @staticmethod

@@ -36,7 +36,7 @@ def test_what_is_not_named_is_not_true(value, true):
     ("Smiling=yes", "attributes=Smiling=yes", "Smiling=1"), ("Smiling=-1", "Smiling=-1", "Smiling=1"),
     ("Smiling=", "attributes=Smiling=", "Smiling=1"), ("Smiling=1=0", "Smiling=1=0", "Smiling=1"),
     ("Male=1,Male=0", "Male is 1 and 0", '["Male=1","Male=0"]'), ("=1", "attributes==1", "Smiling=1"),
-    ("Smiling=1,", "attributes=", "[Smiling]"), (3, "attributes=3", "[Smiling]"), (True, "attributes=True", "[Smiling]"),
+    ("Smiling=1,", "attributes=", "[Smiling]"), (3, "attributes=3", "[Smiling]"), (True, "=True", "[Smiling]"),
     ([["Male"]], "Male", "[Male]"), ({"Male": 1}, "Male", "attributes=[")])
 def test_what_means_nothing_is_refused(value, got, fix):
     with pytest.raises(UserError) as error:
@@ -54,7 +54,7 @@ def test_texts_in_a_list_are_for_each_sample():
 
 @pytest.mark.parametrize(("typed", "passed"), [
     ("attributes=Smiling=1,Male=0", "++condition.attributes='Smiling=1,Male=0'"),
-    ("attributes='Smiling=1'", "++condition.attributes='Smiling=1'"), ("attributes=Male", "++condition.attributes=Male"),
+    ("attributes='Male=1'", "++condition.attributes='Male=1'"), ("attributes=Male", "++condition.attributes=Male"),
     ("attributes=[Smiling,Male]", "++condition.attributes=[Smiling,Male]"), ("out=a=b", "out=a=b"),
     ('attributes=["Male=0","Male=1"]', '++condition.attributes=["Male=0","Male=1"]')])
 def test_hydra_lets_it_through(typed, passed):

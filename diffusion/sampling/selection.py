@@ -49,7 +49,8 @@ def read_texts(readers: Mapping[str, Reader], asked: Mapping[str, Any]) -> dict[
     return found
 
 
-def choose_indices(cfg: DictConfig, inputs: Inputs | None, asked: Mapping[str, list[Any]] | None = None) -> Sequence[int]:
+def choose_indices(cfg: DictConfig, inputs: Inputs | None,
+                   asked: Mapping[str, list[Any]] | None = None) -> Sequence[int]:
     """The indices of all samples that the config asks for.
 
     :param asked: by name, what was asked of signals with a value for each sample
