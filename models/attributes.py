@@ -50,7 +50,7 @@ class AttributeReader(Reader):
             if truth is None:
                 raise UserError(f"{self.name}={part}", "1, 0, true or false", f'{self.name}="{name}=1"')
             if truths.setdefault(name, truth) != truth:
-                raise UserError(f"{self.name}={value}: {name} is 1 and 0", "one, or a list of texts, one for each sample",
+                raise UserError(f"{self.name}={value}: {name} is 1 and 0", "one of them, or a list with texts",
                                 f'{self.name}=["{name}=1","{name}=0"]')
         return truths
 
