@@ -125,7 +125,9 @@ def check_recipe_settings(cfg: DictConfig) -> None:
     require_parts(cfg, "sampler")
     require_kinds(cfg, start=float, weights=Literal["ema", "raw"], step=int | None, device=str | None, allow=list[str],
                   condition=dict, data=dict, data__root=str | list[str] | None, guidance=dict | None, edit=dict | None,
-                  prior=dict | None)
+                  prior=dict | None, pool=int | None)
+    if cfg.pool is not None:
+        require_ints(cfg, pool=1)
     places = cfg.data.root if isinstance(cfg.data.root, ListConfig) else [cfg.data.root]
     if not all(place is None or Path(place).exists() or glob(place, recursive=True) for place in places):
         raise UserError(f"there is nothing at data.root={cfg.data.root}", "where the run's data lies now",
@@ -191,7 +193,8 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None) -> dict[str, Any]
         raise UserError(f"count={cfg.count}", f"at most {MOST_SAMPLES} samples", f"count={MOST_SAMPLES}")
     check_recipe_settings(cfg)
     require_kinds(cfg, run=str | None, images=str | None, reference=str, against=str | None, judge=str | None,
-                  samplers=list | str | None, metrics=dict | None, extractor=dict | None, shard=str)
+                  embedding=str | None, samplers=list | str | None, metrics=dict | None, extractor=dict | None,
+                  shard=str)
     share = find_own_share(cfg)
     if share.count > 1 and (cfg.against or cfg.images):
         raise UserError(f"{share} with {'against' if cfg.against else 'images'}=..., where nothing is divided",

@@ -1,10 +1,12 @@
 """Signals that are made of the images themselves, such as pixel-wise hints, or drawn from another signal of them."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
+from scipy import ndimage
 from torch import Tensor, nn
 
 from configs.errors import UserError
@@ -16,6 +18,8 @@ FLAT = 1e-4
 """Slopes that rounding makes of nothing, at most."""
 EDGE = 0.25
 """Share of the largest Sobel magnitude of an image from which on a pixel is an edge."""
+OBJECT = 0.5
+"""Share of the largest difference from the background from which on a pixel belongs to an object."""
 
 
 class Source(nn.Module):
@@ -42,6 +46,14 @@ class Source(nn.Module):
         :param rng: for sources that draw at random
         """
         raise NotImplementedError
+
+    def find(self, images: Float[Tensor, "b c h w"]) -> Bool[Tensor, "b h w"] | None:
+        """Where its map would be above 0, as far as images alone say it, such as samples that were asked for a map;
+        None if they do not.
+
+        :param images: in [-1, 1]
+        """
+        return None
 
     def check(self, name: str, known: Collection[str]) -> None:
         """Refuse images of which too little is known.
@@ -100,6 +112,43 @@ def scale_slopes(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
     return 2 * slopes / slopes.amax(dim=(1, 2, 3), keepdim=True).clamp(min=FLAT) - 1
 
 
+def find_objects(images: Float[Tensor, "b c h w"], share: float = OBJECT) -> Bool[Tensor, "b h w"]:
+    """Objects on a plain background: where the Euclidean distance of the colour from that of the border is more than a
+    share of its largest value in the image. The colour of the border is the median of each channel over the outermost
+    pixels. Of ``background + a (colour - background)``, where ``a`` reaches 1 and is 0 on most of the border, it is
+    ``a > share``. A plain image has none.
+
+    :param images: of any range
+    """
+    rim = torch.cat([images[..., 0, :], images[..., -1, :], images[..., 1:-1, 0], images[..., 1:-1, -1]], dim=-1)
+    distance = (images - rim.median(-1).values[..., None, None]).square().sum(1).sqrt()
+    return distance > (share * distance.amax(dim=(1, 2), keepdim=True)).clamp(min=FLAT)
+
+
+def find_boxes(images: Float[Tensor, "b c h w"]) -> Bool[Tensor, "b h w"]:
+    """The smallest upright rectangles around the connected parts of :func:`find_objects`, filled. Pixels that touch at
+    a corner are connected.
+
+    :param images: of any range
+    """
+    boxes = np.zeros((len(images), *images.shape[2:]), dtype=bool)
+    for box, objects in zip(boxes, find_objects(images).cpu().numpy(), strict=True):
+        parts = np.zeros(objects.shape, dtype=np.int32)
+        ndimage.label(objects, np.ones((3, 3)), parts)
+        for part in ndimage.find_objects(parts):
+            box[part] = True
+    return torch.from_numpy(boxes).to(images.device)
+
+
+def mark_edges(images: Float[Tensor, "b c h w"], share: float = EDGE) -> Bool[Tensor, "b h w"]:
+    """Where :func:`find_edges` finds edges."""
+    return find_edges(images, share)[:, 0] > 0
+
+
+FOUND: Mapping[str, Callable[[Tensor], Tensor]] = {"edges": mark_edges, "objects": find_objects, "depth": find_objects}
+"""Where maps that data give by these names are above 0, found in the images alone."""
+
+
 class Edges(Source):
     """:func:`find_edges` of the images.
 
@@ -116,6 +165,9 @@ class Edges(Source):
     def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Float[Tensor, "b 1 h w"]:
         return find_edges(images, self.share)
 
+    def find(self, images: Float[Tensor, "b c h w"]) -> Bool[Tensor, "b h w"]:
+        return mark_edges(images, self.share)
+
 
 class Given(Source):
     """Another signal of the data as it is: masks or maps that the data have by another name.
@@ -129,6 +181,10 @@ class Given(Source):
 
     def forward(self, images: Float[Tensor, "b c h w"], condition: Condition, rng: Draws) -> Tensor:
         return condition[self.reads[0]]
+
+    def find(self, images: Float[Tensor, "b c h w"]) -> Bool[Tensor, "b h w"] | None:
+        known = FOUND.get(self.reads[0])
+        return None if known is None else known(images)
 
     def mirror(self, name: str, raw: Shaped[Tensor, "b c h w"], side: int) -> Tensor:
         return raw.flip(-1)
@@ -146,6 +202,9 @@ class Boxes(Source):
         across = (columns >= left) & (columns < left + width)
         inside = (down[..., :, None] & across[..., None, :]).any(dim=1, keepdim=True)
         return inside.to(images) * 2 - 1
+
+    def find(self, images: Float[Tensor, "b c h w"]) -> Bool[Tensor, "b h w"]:
+        return find_boxes(images)
 
     def mirror(self, name: str, raw: Shaped[Tensor, "b k 4"], side: int) -> Tensor:
         top, left, height, width = raw.unbind(-1)

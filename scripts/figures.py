@@ -21,7 +21,7 @@ from degradations.randomness import Streams
 from diffusion import load
 from diffusion.data.pixels import to_float
 from diffusion.data.sets.digits import Digits
-from diffusion.evaluation.subjects import spread_indices
+from diffusion.evaluation.losses import spread_indices
 from diffusion.loading import build_data
 from diffusion.model import Model
 from diffusion.pictures import save_grid

@@ -15,7 +15,7 @@ from configs import UserError
 from configs.overrides import check_recipe
 from configs.values import MOST_NODES, require_plain
 from diffusion import load
-from diffusion.evaluation.bench import find_images
+from diffusion.evaluation.folders import find_images
 from diffusion.loading import rebuild
 from diffusion.runs import checkpoint
 from diffusion.runs.run import Run, read_yaml

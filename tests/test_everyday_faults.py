@@ -15,7 +15,7 @@ from configs import UserError, build, compose
 from configs.overrides import quote_place
 from diffusion import commands
 from diffusion.data.files.decode import open_image
-from diffusion.evaluation.subjects import pair_names
+from diffusion.evaluation.folders import pair_names
 from diffusion.pictures import arrange_by_condition
 from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults

@@ -12,7 +12,7 @@ from configs import UserError, compose
 from diffusion import commands, load
 from diffusion.data.base import CHUNK
 from diffusion.evaluation import together
-from diffusion.evaluation.bench import find_images
+from diffusion.evaluation.folders import find_images
 from diffusion.metrics.extractors.base import Extractor
 from diffusion.sampling import parts
 from diffusion.sampling.parts import FOLDER

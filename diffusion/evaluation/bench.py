@@ -1,43 +1,43 @@
 """What is at hand for an evaluation: model, data, metrics, and the networks that look at images."""
 
-import contextlib
 import logging
 import time
-from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Int64
 from omegaconf import DictConfig
 from torch import Tensor
 
 from configs import UserError, construct, registry
 from configs.values import to_plain
-from degradations.randomness import bits
 from diffusion.data.base import Data, ImageSet
-from diffusion.data.files.arrays import name_rows
-from diffusion.data.files.images import Files, size
+from diffusion.evaluation.folders import find_images
 from diffusion.evaluation.report import Numbers
 from diffusion.evaluation.together import Together
 from diffusion.loading import build_data, load
-from diffusion.metrics.base import Features, Images, Metric, MetricInput, PairMetric
+from diffusion.metrics.base import Features, Images, Metric, MetricInput, ModelMetric, PairMetric
+from diffusion.metrics.evidence import Evidence, shuffle
 from diffusion.metrics.extractors import classifier
 from diffusion.metrics.extractors.base import Extractor
+from diffusion.metrics.extractors.embedding import EmbeddingExtractor, choose_embedding
 from diffusion.metrics.features import features, fingerprint
 from diffusion.metrics.intervals import assign_groups
 from diffusion.model import Model
+from diffusion.objectives.regression import VectorRegressor
 from diffusion.recipe import Recipe
 from diffusion.runs.run import Run
-from diffusion.sampling.manifest import read_manifest
 from models.attributes import AttributeReader
+from models.embedder import Embedding
 
 log = logging.getLogger(__name__)
 
-JUDGED = ("attributes", "answers")
+JUDGED = ("attributes", "answers", "landmarks", "box")
 """Signals of several things at once, of which there are judges."""
+
+Look = Callable[[Extractor], Features]
+"""What an extractor sees in a set of images."""
 
 
 class EvaluationContext:
@@ -56,8 +56,9 @@ class EvaluationContext:
         check(cfg)
         self.cfg, self.packages = cfg, (*registry.trusted(), *cfg.allow)
         self.device: str = cfg.device or gpu or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.metrics: dict[str, Metric | PairMetric] = {
-            key: construct(node, role=(Metric, PairMetric)) for key, node in to_plain(cfg.metrics).items() if node}
+        self.metrics: dict[str, Metric | PairMetric | ModelMetric] = {
+            key: construct(node, role=(Metric, PairMetric, ModelMetric))
+            for key, node in to_plain(cfg.metrics).items() if node}
         self.files, self.manifest = find_images(cfg.images) if cfg.images else (None, {})
         known = cfg.run or self.manifest.get("run")
         self.run = Run.open(known) if known and (cfg.run or Run.at(known).exists) else None
@@ -112,6 +113,22 @@ class EvaluationContext:
         return judge
 
     @cached_property
+    def identities(self) -> list[str]:
+        """Names of the signals of the run by which it is told whom to draw: embeddings of pictures of the data."""
+        sources = self.model.weights.encoder.sources if self._model is not None else {}
+        return [name for name, source in sources.items() if isinstance(source, Embedding) and source.takes]
+
+    @cached_property
+    def embedding(self) -> EmbeddingExtractor | None:
+        """The embedding that judges identities, if the run is told some and there is one."""
+        if not self.identities or self.cfg.embedding == "none":
+            return None
+        sources = self.model.weights.encoder.sources
+        taught = [source.network for source in sources.values() if isinstance(source, Embedding)]
+        assert self.run is not None
+        return choose_embedding(self.cfg.embedding, self.run.roots, self.data, taught, self.device)
+
+    @cached_property
     def extractor(self) -> Extractor:
         """What the features are of."""
         node = self.cfg.extractor
@@ -141,7 +158,8 @@ class EvaluationContext:
 
     def protocol(self, what: str, count: int, reference: dict[str, Any], **more: Any) -> dict[str, Any]:
         """All on which the numbers depend, as plain data."""
-        networks = {"extractor": self.extractor} | ({"judge": self.judge} if self.judge else {})
+        networks = {"extractor": self.extractor} | ({"judge": self.judge} if self.judge else {}) | \
+            ({"embedding": self.embedding} if self.embedding else {})
         return {"what": what, "count": count, "run": str(self.run.place) if self.run else None, **more,
                 "reference": reference,
                 **{key: {"name": n.name, "identity": n.identity, "resizing": n.resizing}
@@ -150,24 +168,29 @@ class EvaluationContext:
                 "pixels": "uint8, round((x + 1) 127.5)"}
 
     def sets(self, images: Images, what: str, reference: Features, like: Images | None = None,
-             together: Together | None = None, **more: Any) -> MetricInput:
+             together: Together | None = None, gather: Callable[[Look], Evidence] | None = None,
+             **more: Any) -> MetricInput:
         """A set of images as metrics see it.
 
         :param what: the images in words
         :param like: images of which these have the conditions; None takes their own
         :param together: has the features, if several processes have extracted them
+        :param gather: gives the evidence of what they were asked to show, by what an extractor sees in them
         :param more: ``train`` and ``held_out``
         """
+        @cache
         def look(extractor: Extractor) -> Features:
             return features(images, extractor, what) if together is None else together.collect(extractor)
 
         found = look(self.extractor)
+        if gather is not None:
+            more["evidence"] = gather(look)
         labels, conditions = (like or images).labels, (like or images).conditions
         predictions = None
         of_classes = self.judge is None or self.judge.signal == "label"
         asked = labels if of_classes else self._find_truth(like or images)
         if self.judge is not None and asked is not None:
-            seen = found if self.judge is self.extractor else look(self.judge)
+            seen = look(self.judge)
             if of_classes:
                 predictions = classifier.take_predictions(seen)
             else:
@@ -184,6 +207,8 @@ class EvaluationContext:
         assert self.judge is not None
         if self.run is None:
             return None
+        if isinstance(self.judge.classifier, VectorRegressor):  # whose numbers are no right or wrong answers
+            return None
         known = self.data.described.get(self.judge.signal, {}).get("words") == self.judge.words
         if isinstance(images, ImageSet):
             return images.signals.get(self.judge.signal) if known else None
@@ -196,16 +221,19 @@ class EvaluationContext:
             return None
         return reader.read([one["attributes"] for one in written])
 
-    def numbers(self, sets: MetricInput, what: str, skipped: dict[str, str], restorations: bool = False) -> Numbers:
+    def numbers(self, sets: MetricInput, what: str, skipped: dict[str, str], restorations: bool = False,
+                conditions: bool = False) -> Numbers:
         """All that can be measured of a set.
 
         :param skipped: gets the reasons for what cannot
         :param restorations: only what says something about restorations
+        :param conditions: only what is about conditions
         :raises UserError: if there are too few images for a metric
         """
         found: Numbers = {}
         for key, metric in self.metrics.items():
-            if not isinstance(metric, Metric) or (restorations and not metric.of_restorations):
+            if not isinstance(metric, Metric) or (restorations and not metric.of_restorations) or \
+                    (conditions and not metric.of_conditions):
                 continue
             reason = metric.lacks(sets)
             if reason is not None:
@@ -247,11 +275,6 @@ class EvaluationContext:
         return f"{name}/{self.extractor.name}" + (f"@{short}" if name == "fd" else "")
 
 
-def shuffle(n: int) -> Int64[Tensor, " n"]:
-    """An order of n rows that has nothing to do with them, always the same."""
-    return torch.from_numpy(bits(np.arange(n), "shuffle").argsort())
-
-
 def check(cfg: DictConfig) -> None:
     """Refuse settings that mean nothing, before any work."""
     for name in ("pairs", "baseline", "overwrite"):
@@ -267,47 +290,3 @@ def check(cfg: DictConfig) -> None:
     if cfg.pairs and (not cfg.images or cfg.reference == "data"):
         raise UserError("pairs=true without two folders", "restorations and originals of the same names",
                         "images=FOLDER reference=FOLDER pairs=true")
-
-
-def find_images(root: str, option: str = "images") -> tuple[Files, dict[str, Any]]:
-    """The images of a folder or archive, and the manifest if ``sample.py`` has made them; then they are those that it
-    names, in its order, with their classes.
-
-    :param option: the override that names ``root``, for messages
-    :raises UserError: if there are none
-    """
-    place = Path(str(root)).expanduser()
-    manifest = read_manifest_of(place, f"{option}=ANOTHER_FOLDER, or remove manifest.json to measure all images there")
-    if manifest is None:
-        return Files(place, option=option), {}
-    samples = manifest["samples"]
-    if "archive" in manifest:
-        place = place if place.is_file() else place / manifest["archive"]
-    if place.suffix == ".npz":  # whose images have no names
-        samples = [{**s, "file": row} for s, row in zip(samples, name_rows(len(samples)), strict=True)]
-        manifest = manifest | {"samples": samples}
-    return Files(place, [s["file"] for s in samples], [s["condition"] for s in samples], option), manifest
-
-
-def read_manifest_of(place: Path, fix: str) -> dict[str, Any] | None:
-    """The manifest of a folder of samples, or of the archive of one; None if there is none.
-
-    :param fix: for messages
-    :raises UserError: if that of a folder is not as ``sample.py`` writes it
-    """
-    if not place.is_file():
-        return read_manifest(place, fix)
-    with contextlib.suppress(UserError):  # a file of somebody else, which says nothing of the archive
-        manifest = read_manifest(place.parent, fix) or {}
-        return manifest if manifest.get("archive") == place.name else None
-    return None
-
-
-def require_equal_sizes(images: Images, reference: Images, what: str) -> None:
-    """Refuse a reference of another size or mode.
-
-    :raises UserError: saying what both are
-    """
-    if images.shape[1:] != reference.shape[1:]:
-        raise UserError(f"{what} of {size(images.shape)}, and a reference of {size(reference.shape)}",
-                        "images of one size and mode", "reference=FOLDER with such images, or the run that made them")

@@ -35,6 +35,7 @@ class Report:
     :ivar subject: which of the sets the evaluation is about
     :ivar skipped: why a metric was not measured, by its key
     :ivar cost: of each set that a model has made
+    :ivar losses: which of the sets are about the model itself and not about images of it
     """
 
     protocol: dict[str, Any]
@@ -42,12 +43,13 @@ class Report:
     sets: dict[str, Numbers] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     cost: dict[str, dict[str, Any]] = field(default_factory=dict)
+    losses: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
         """As ``evaluation.json`` has it."""
         rows = {name: {key: number.plain() for key, number in numbers.items()} for name, numbers in self.sets.items()}
         return {"rows": rows, "subject": self.subject, "skipped": self.skipped, "cost": self.cost,
-                "protocol": self.protocol, "environment": describe_environment()}
+                "losses": self.losses, "protocol": self.protocol, "environment": describe_environment()}
 
     def save(self, folder: Path) -> None:
         """Write ``evaluation.json``, and ``parts.pt`` with the parts of each number, by which it can be compared."""
@@ -64,7 +66,8 @@ class Report:
         values = torch.load(folder / "parts.pt", weights_only=True)
         sets = {name: {key: MetricValue(**number, pseudo_values=values[name][key]) for key, number in numbers.items()}
                 for name, numbers in content["rows"].items()}
-        return cls(content["protocol"], content["subject"], sets, content["skipped"], content["cost"])
+        return cls(content["protocol"], content["subject"], sets, content["skipped"], content["cost"],
+                   content.get("losses", []))
 
     @classmethod
     def read(cls, folder: Path, protocol: dict[str, Any]) -> "Report | None":
@@ -96,8 +99,8 @@ def describe_protocol(protocol: Mapping[str, Any]) -> str:
     made = [protocol[key] for key in ("sampler", "guidance") if protocol.get(key, "none") != "none"]
     parts = [f"{protocol['count']} {protocol['what']}", *made,
              f"reference: {reference['what']} ({reference['count']} of {size(reference['shape'])})",
-             *(f"{key}: {protocol[key]['name']} ({protocol[key]['identity']})" for key in ("extractor", "judge")
-               if key in protocol)]
+             *(f"{key}: {protocol[key]['name']} ({protocol[key]['identity']})" for key in
+               ("extractor", "judge", "embedding") if key in protocol)]
     return "; ".join(parts)
 
 
@@ -150,6 +153,8 @@ def compare(a: Report, b: Report) -> dict[str, dict[str, dict[str, Any]]]:
         other = b.sets.get(name) or (b.sets[b.subject[0]] if len(a.subject) == len(b.subject) == 1 else {})
         if rows := compare_numbers(a.sets[name], other, pairs):
             result[name] = rows
+    for name in [name for name in a.losses if name in b.losses]:
+        result[name] = compare_numbers(a.sets[name], b.sets[name], a.protocol.get("seed") == b.protocol.get("seed"))
     return result
 
 

@@ -15,9 +15,10 @@ from diffusion.data.base import ImageSet
 from diffusion.data.pixels import to_float
 from diffusion.evaluation.bench import EvaluationContext
 from diffusion.evaluation.cost import count_sample_flops
+from diffusion.evaluation.losses import add_losses, choose_evenly, spread_indices
 from diffusion.evaluation.pair_scores import PairScores
 from diffusion.evaluation.report import Report
-from diffusion.evaluation.subjects import Subject, choose_evenly, spread_indices, state_sampling
+from diffusion.evaluation.subjects import Subject, state_sampling
 from diffusion.metrics.features import features
 from diffusion.pictures import save_grid
 from diffusion.recipe import Recipe
@@ -115,6 +116,7 @@ class RestorationsSubject(HeldOutSubject):
             recipe = Recipe(sampler, bench.recipe.parts, bench.recipe.prior, bench.recipe.start,
                             bench.recipe.edits)
             report.cost[name] = self._restore(recipe, originals, condition, outcome, name)
+        add_losses(bench, report)
 
     def _restore(self, recipe: Recipe, originals: ImageSet, condition: Condition, outcome: Mapping[str, PairScores],
                  name: str) -> dict[str, Any]:

@@ -3,26 +3,27 @@ reconstructions. Each states its protocol before any work, and then measures."""
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Int64
 from omegaconf import DictConfig
-from torch import Tensor
 
 from configs import UserError, compose
 from configs.values import to_plain
 from diffusion.data.base import ImageSet
 from diffusion.data.files.images import Files
 from diffusion.data.pixels import to_float
-from diffusion.evaluation.bench import EvaluationContext, find_images, require_equal_sizes
+from diffusion.evaluation.bench import EvaluationContext, Look
 from diffusion.evaluation.cost import count_sample_flops
+from diffusion.evaluation.evidence import find_asked, gather_evidence, tell_held_out, tell_samples
+from diffusion.evaluation.folders import find_images, pair_names, require_equal_sizes
+from diffusion.evaluation.losses import add_losses, choose_evenly
 from diffusion.evaluation.pair_scores import PairScores
 from diffusion.evaluation.report import Report
 from diffusion.evaluation.together import PARTS, Together
-from diffusion.metrics.base import Features, MetricInput
+from diffusion.metrics.base import Features, Images, Metric, MetricInput
+from diffusion.metrics.evidence import Evidence
 from diffusion.metrics.features import features, fingerprint
 from diffusion.metrics.intervals import mean, share
 from diffusion.pictures import save_grid
@@ -33,7 +34,7 @@ from diffusion.sampling.manifest import describe_part, order_tables, read_manife
 log = logging.getLogger(__name__)
 
 SHARED = ("run", "sampler", "guidance", "prior", "edit", "seed", "condition", "weights", "step", "start", "batch",
-          "device", "data", "allow")
+          "device", "data", "allow", "pool")
 """Settings that ``sample.py`` has too."""
 SUSPECTS = 8
 """Samples that are shown beside the nearest image of the training."""
@@ -89,14 +90,23 @@ class ImagesSubject(Subject):
         require_equal_sizes(images, self.reference, self.what)
         reference = features(self.reference, bench.extractor, "the reference", self.protocol["reference"]["hash"])
         more = self._real(reference) if bench.run is not None else {}
-        sets = bench.sets(images, self.what, reference, None, bench.together, **more)
+        sets = bench.sets(images, self.what, reference, None, bench.together,
+                          lambda look: self.gather(images, look), **more)
         report = Report(self.protocol, [self.what], cost=cost)
         report.sets[self.what] = bench.numbers(sets, self.what, report.skipped)
         if sets.train is not None:
             save_suspects(sets, bench.data.split("train"), folder)
         if bench.run is not None and bench.cfg.baseline and bench.cfg.reference == "data":
             self._baseline(report, reference, images.shape[0])
+        self.add(report, reference)
         return report
+
+    def gather(self, images: Images, look: Look) -> Evidence:
+        """What the images were asked to show, beside what is seen in them; nothing is known of a folder."""
+        return Evidence()
+
+    def add(self, report: Report, reference: Features) -> None:
+        """Further columns."""
 
     def found(self) -> tuple[Files, dict[str, dict[str, Any]]]:
         """The images, and what they have cost, by set."""
@@ -133,13 +143,38 @@ class SamplesSubject(ImagesSubject):
 
     def stated(self) -> tuple[int, dict[str, Any]]:
         bench = self.bench
-        return bench.cfg.count, state_sampling(bench.cfg, bench.cfg.sampler) | {"checkpoint": bench.checkpoint}
+        pool = {} if bench.cfg.pool is None else {"pool": bench.cfg.pool}
+        return bench.cfg.count, state_sampling(bench.cfg, bench.cfg.sampler) | {"checkpoint": bench.checkpoint} | pool
+
+    @property
+    def of_conditions(self) -> bool:
+        """Whether one of the metrics is about what was asked for, and something may have been."""
+        bench = self.bench
+        return bool(bench.model.readers()) and any(isinstance(metric, Metric) and metric.of_conditions
+                                                   for metric in bench.metrics.values())
+
+    def gather(self, images: Images, look: Look) -> Evidence:
+        if not self.of_conditions:
+            return Evidence()
+        return gather_evidence(self.bench, find_asked(self.bench, images, tell_samples(self.bench)), look)
+
+    def add(self, report: Report, reference: Features) -> None:
+        """What held-out images themselves would have of the metrics of conditions: what a perfect model would. And the
+        losses."""
+        bench = self.bench
+        if self.of_conditions and bench.cfg.baseline and bench.data.holds_out:
+            images, what = choose_evenly(bench.data.split("test"), bench.cfg.count), "held-out images"
+            sets = bench.sets(images, what, reference, gather=lambda look: gather_evidence(
+                bench, find_asked(bench, images, tell_held_out(bench, images)), look))
+            if numbers := bench.numbers(sets, what, {}, conditions=True):
+                report.sets[what] = report.sets.get(what, {}) | numbers
+        add_losses(bench, report)
 
     def share(self, folder: Path, share: Share) -> bool:
         bench = self.bench
         samples = self._draw(share)
         bench.together = Together(folder / PARTS, samples, [f"{i:06d}.png" for i in range(bench.cfg.count)])
-        looking = [bench.extractor, *([bench.judge] if bench.judge not in (None, bench.extractor) else [])]
+        looking = dict.fromkeys(filter(None, (bench.extractor, bench.judge, bench.embedding)))
         there = bench.together.extract(looking, share)
         manifest = read_manifest(samples, "overwrite=true") or {"samples": []}
         return there and {*bench.together.names} <= {entry["file"] for entry in manifest["samples"]}
@@ -221,29 +256,6 @@ class ClassifierSubject(Subject):
         return report
 
 
-def pair_names(restored: Sequence[str], originals: Sequence[str], sources: Mapping[str, str | None]) -> list[str]:
-    """The original of each restored file.
-
-    :param sources: the original of a file, where it is known
-    :raises UserError: if the two do not belong together one by one
-    """
-    stems: dict[str, list[str]] = {}
-    for name in originals:
-        stems.setdefault(name.rpartition(".")[0], []).append(name)
-    known, found = set(originals), {}
-    for name in restored:
-        source, alike = sources.get(name), stems.get(name.rpartition(".")[0], [])
-        if source in known or name in known:
-            found[name] = source if source in known else name
-        elif len(alike) == 1:
-            found[name] = alike[0]
-    alone = sorted({*restored} - {*found} | known - {*found.values()})
-    if alone or len(set(found.values())) < len(found):
-        raise UserError(f"files without a partner: {', '.join(alone[:5])}" + (" ..." if len(alone) > 5 else ""),
-                        "two folders with the same file names", "pairs=false, or the missing files")
-    return [str(found[name]) for name in restored]
-
-
 def state_sampling(cfg: DictConfig, sampler: DictConfig | None) -> dict[str, Any]:
     """How images are made, for the protocol: in words, and ``composed``, as the config has it."""
     plain = to_plain(cfg)
@@ -260,14 +272,3 @@ def save_suspects(sets: MetricInput, train: ImageSet, folder: Path) -> None:
     rows = distances.argsort()[:SUSPECTS]
     images = torch.cat([to_float(sets.images.batch(rows)[0]), to_float(train.batch(indices[rows])[0])])
     save_grid(images, folder / "nearest.png", len(rows), rows=["sample", "nearest of the training"])
-
-
-def choose_evenly(images: ImageSet, count: int) -> ImageSet:
-    """``count`` images of a set, evenly spread over it."""
-    return images.choose(spread_indices(len(images), count))
-
-
-def spread_indices(n: int, count: int) -> Int64[Tensor, " m"]:
-    """``count`` of n indices (all, if there are fewer), evenly spread: sets are often sorted by class."""
-    count = min(n, count)
-    return torch.arange(count) * n // count

@@ -4,16 +4,20 @@ A new one is a file with a class, and a line in ``configs/metrics``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
+from diffusion.data.base import ImageSet
 from diffusion.metrics.distances import nearest
+from diffusion.metrics.evidence import Evidence
 from diffusion.metrics.intervals import MetricValue
+from diffusion.model import Model
+from models.context import Condition
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class Features:
 
     :ivar values: (N, D) float32
     :ivar logits: (N, K) of the classes that the extractor knows, if it knows any
-    :ivar attributes: (N, A) what a classifier of several things at once says: the log odds of attributes, or the
-        logits of the answers to its questions
+    :ivar attributes: (N, A) what a classifier of several things at once says: the log odds of attributes, the logits
+        of the answers to its questions, or the numbers of a vector
     """
 
     values: Float[Tensor, "n d"]
@@ -69,6 +73,7 @@ class MetricInput:
     :ivar right_shuffled: the same, compared with what was asked of other samples: chance
     :ivar train: features of the images of the training, where they are known
     :ivar held_out: features of real images that were not among these
+    :ivar evidence: what the samples were asked to show, beside what is seen in them
     """
 
     images: Images
@@ -83,6 +88,7 @@ class MetricInput:
     right_shuffled: Float64[Tensor, "n a"] | None = None
     train: Features | None = None
     held_out: Features | None = None
+    evidence: Evidence = field(default_factory=Evidence)
 
     @cached_property
     def nearest_train(self) -> tuple[Float64[Tensor, " n"], Int64[Tensor, " n"]]:
@@ -99,6 +105,7 @@ class Metric(ABC):
     :cvar of_features: the numbers are distances and the like between features, and carry the extractor in their names
     :cvar of_restorations: it says something about restorations too, each of which has an original of its own
     :cvar of_train: it looks at the images of the training
+    :cvar of_conditions: it looks at the evidence of what was asked for
     """
 
     min_samples: int = 2
@@ -106,6 +113,7 @@ class Metric(ABC):
     of_features: ClassVar[bool] = True
     of_restorations: ClassVar[bool] = False
     of_train: ClassVar[bool] = False
+    of_conditions: ClassVar[bool] = False
 
     def lacks(self, sets: MetricInput) -> str | None:
         """What it would need and the sets have not, in words, such as "labels"; None if it can be measured."""
@@ -135,3 +143,22 @@ class PairMetric(ABC):
     @abstractmethod
     def __call__(self, a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
         """The value of each pair of images in [-1, 1]."""
+
+
+class ModelMetric(ABC):
+    """Numbers about a model that need no samples of it, in columns of their own."""
+
+    def lacks(self, model: Model) -> str | None:
+        """What it would need and the model has not, in words; None if it can be measured."""
+        return None
+
+    @abstractmethod
+    def __call__(self, model: Model, images: ImageSet, condition: Condition, *, seed: int,
+                 batch: int) -> Mapping[str, Mapping[str, MetricValue]]:
+        """The numbers by column and name.
+
+        :param images: held-out images, at least two
+        :param condition: the raw signals of these, on the CPU
+        :param seed: of the draws
+        :param batch: images at a time
+        """

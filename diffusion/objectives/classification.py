@@ -34,13 +34,15 @@ class NetworkClassifier(Evaluator):
     """``classifier(x_t, t) -> Answer(logits, features)`` from one network evaluation. Gradients flow.
 
     :cvar signal: what it predicts: the name of a signal of the images
+    :cvar scored: what :meth:`grade_logits` gives a share of, for messages
     :param network: with ``features(x, t)`` and ``head(features)`` besides its call
     :param precision: of the network, see :class:`diffusion.objectives.evaluator.Evaluator`
     """
 
     task = "classify"
     example = "experiment=classifier_digits"
-    signal: ClassVar[str] = "label"
+    signal: str = "label"
+    scored: ClassVar[str] = "right"
     network: ClassifierNetwork
 
     def __call__(self, x_t: Float[Tensor, "b ..."], t: Times) -> Answer:
@@ -87,7 +89,7 @@ class Classification(Criterion[NetworkClassifier]):
     :cvar signal: that it learns to predict
     """
 
-    signal: ClassVar[str] = "label"
+    signal: str = "label"
 
     def __init__(self, times: TimeDistribution, smoothing: float = 0.0):
         if not 0 <= smoothing < 1:

@@ -3,21 +3,21 @@
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from configs import UserError
-from degradations.base import Degradation
+from degradations.base import Degradation, State
 from degradations.randomness import Draws
 from degradations.shapes import flatten_rows
-from degradations.types import Images
+from degradations.types import Images, Times
 from diffusion.objectives.base import Criterion, Losses
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import Parameterization
 from diffusion.objectives.times import TimeDistribution
 from diffusion.objectives.weighting import Weighting
 from models.conditioning import ConditionEncoder
-from models.context import Condition
+from models.context import Condition, Context
 from models.protocol import Network
 from models.readers import is_number
 
@@ -54,12 +54,22 @@ class Objective(Criterion[NetworkRestorer]):
         state = degradation.draw(x0.shape, rng)
         x_t = degradation.forward(x0, t, state)
         ctx = encoder(condition, self.draw_drops(condition, x0.shape[0], rng), n=x0.shape[0])
+        values = self.measure(evaluator, degradation, x0, x_t, t, state, ctx)
+        if "weight" in condition:
+            values = values * condition["weight"]
+        return Losses(values, t)
+
+    def measure(self, evaluator: NetworkRestorer, degradation: Degradation, x0: Images, x_t: Images, t: Times,
+                state: State, ctx: Context) -> Float[Tensor, " b"]:
+        """The weighted loss of images that are degraded already.
+
+        :param x_t: what the state and the time have made of x0
+        :param ctx: what the network is told
+        """
         out = evaluator.output(x_t, t, ctx)
         target = self.parameterization.target(x0, t, state, degradation)
         weight = self.weighting(t, degradation, self.parameterization)
-        if "weight" in condition:
-            weight = weight * condition["weight"]
-        return Losses(weight * flatten_rows(self.error(out - target)).mean(dim=1), t)
+        return weight * flatten_rows(self.error(out - target)).mean(dim=1)
 
     def dropped(self, encoder: ConditionEncoder) -> set[frozenset[str]]:
         return {frozenset(encoder.droppable if event == "all" else event.split("+"))

@@ -113,7 +113,7 @@ class SamplingJob(Job):
         if any(value is not None for value in cfg.data.values()):
             build_data(model.config, cfg.data, packages)  # what was typed is refused; what only is not there is not
         conditions = Conditions(model, recipe, indices, known, inputs,
-                                lambda: build_data(model.config, cfg.data, packages))
+                                lambda: build_data(model.config, cfg.data, packages), cfg.pool)
         asked = list_samples(indices, cfg, inputs, conditions.write())
         rows = {entry["file"]: row for row, entry in enumerate(asked)}
         return cls(cfg, model, asked, inputs, recipe, conditions, rows)

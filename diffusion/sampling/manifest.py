@@ -29,6 +29,8 @@ def drop_free(settings: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for all samples of a folder: settings without the free ones and the input's place."""
     archive = settings.get("format", "png") != "png"
     kept = {key: value for key, value in settings.items() if key not in FREE or (archive and key in OF_ARCHIVES)}
+    if kept.get("pool") is None:  # the usual, which no folder names
+        kept.pop("pool", None)
     return kept | {"input": {key: value for key, value in kept["input"].items() if archive or key != "root"}}
 
 

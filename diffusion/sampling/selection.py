@@ -109,11 +109,12 @@ class Conditions:
     :param asked: by name, see :meth:`diffusion.model.Model.condition`; of a signal that is an image, a folder of
         images, or ``{"of": FOLDER}``, photos of which the run's source makes it
     :param data: gives the run's data; only asked where there is no other way
+    :param pool: so many held-out images are taken in turn; None takes all
     :raises UserError: if a signal is unknown, cannot be read, or is missing and has to be given
     """
 
     def __init__(self, model: Model, recipe: Recipe, indices: Sequence[int], asked: Mapping[str, Any],
-                 inputs: Inputs | None, data: Callable[[], Data]):
+                 inputs: Inputs | None, data: Callable[[], Data], pool: int | None = None):
         self.model, self.recipe, self.indices, self.asked = model, recipe, indices, dict(asked)
         readers = model.readers(recipe)
         self._photos: dict[str, Inputs] = {}
@@ -131,7 +132,8 @@ class Conditions:
         self._images = inputs
         if self._missing and inputs is None:
             try:
-                self._images = Inputs(data().split("test"))
+                held_out = data().split("test")
+                self._images = Inputs(held_out if pool is None else held_out.choose(torch.arange(len(held_out))[:pool]))
                 log.info("%s: of the held-out images, in turn", ", ".join(self._missing))
             except UserError as error:
                 log.info("%s: not given, and the run's data are not there (%s)", ", ".join(self._missing), error.got)
@@ -144,6 +146,18 @@ class Conditions:
             places = [row % CHUNK for row in some]
             parts.append({name: raw[places] for name, raw in self._read(chunk).items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    @property
+    def from_images(self) -> list[str]:
+        """Names of the signals that are those of the image to restore, or of a held-out one."""
+        return [] if self._images is None else self._missing
+
+    def take_facts(self, rows: Sequence[int]) -> Condition:
+        """All that the data say about these images, which may be more than the model is told; nothing without them."""
+        if not self.from_images or self._images is None:
+            return {}
+        places = torch.tensor([self.indices[row] % len(self._images) for row in rows])
+        return dict(self._images.images.choose(places).signals)
 
     def write(self) -> list[dict[str, Any]]:
         """The condition of each sample in words, for manifests."""

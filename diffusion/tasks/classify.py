@@ -10,12 +10,17 @@ if TYPE_CHECKING:
 
 
 class Classify(Task):
-    """A :class:`diffusion.objectives.classification.NetworkClassifier`, of classes, attributes or answers."""
+    """A :class:`diffusion.objectives.classification.NetworkClassifier`, of classes, attributes or answers, or of the
+    numbers of a vector."""
 
     def choose_subject(self, context: "EvaluationContext") -> "Subject":
         from diffusion.evaluation.answers import AnswersSubject
         from diffusion.evaluation.attributes import AttributesSubject
+        from diffusion.evaluation.regressions import RegressionSubject
         from diffusion.evaluation.subjects import ClassifierSubject
+        from diffusion.objectives.regression import VectorRegressor
 
+        if isinstance(context.model.evaluator, VectorRegressor):
+            return RegressionSubject(context)
         subjects = {"label": ClassifierSubject, "attributes": AttributesSubject, "answers": AnswersSubject}
         return subjects[context.model.classifier.signal](context)

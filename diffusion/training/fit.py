@@ -61,7 +61,7 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
              "".join(f", {words['num_classes']} classes" if name == "label" else f", {name}"
                      for name, words in described.items()))
     config = fix_steps({**to_plain(cfg), "origin": dict(origins or {})}, origins or {})
-    training = build_training(fill_signals(config, described), data, run, content)
+    training = build_training(fill_signals(config, describe_vector(config, data)), data, run, content)
     model = training.model
     condition = derive_signals(model, Inputs(images), [0])
     if data.flip:  # refused before the work, not after a while
@@ -226,14 +226,15 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
     """
     config, model = {**config, "model": dict(config["model"])}, config["model"]
     if "classes" in model:
-        signal = getattr(locate(config["objective"]["_target_"]), "signal", "label")
+        criterion = config["objective"]
+        signal = criterion.get("signal") or getattr(locate(criterion["_target_"]), "signal", "label")
         what, fix = NEEDS.get(signal, (signal, f"data that have {signal}"))
         if signal not in described:
             raise UserError(f"a classifier of images without {what}", f"images with {what}", fix)
         said = described[signal]
         words = said.get("words") or ()
-        classes = said.get("num_classes") or (sum(map(len, words.values())) if isinstance(words, Mapping)
-                                              else len(words))
+        classes = said.get("num_classes") or len(said.get("mean", ())) or \
+            (sum(map(len, words.values())) if isinstance(words, Mapping) else len(words))
         config["model"]["classes"] = classes if model["classes"] is None else model["classes"]
         if config["model"]["classes"] < classes:
             raise UserError(f"model.classes={model['classes']} for images of {classes} {what}",
@@ -264,6 +265,24 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
         config["condition"] = {**config["condition"], "signals": signals}
     config["sampling"] = drop_condition_guidance(config["sampling"]) if not droppable else config["sampling"]
     return config
+
+
+def describe_vector(config: Mapping[str, Any], data: Data) -> dict[str, dict[str, Any]]:
+    """What the data say about their signals, and ``mean`` and ``spread`` (the standard deviation, 1 where there is
+    none) of the numbers of the one that the criterion names: they scale a regression.
+
+    :param config: of a training
+    :raises UserError: for images that may be mirrored, of which nobody would say where the numbers are then
+    """
+    described, signal = data.described, config["objective"].get("signal")
+    if signal not in described:
+        return described
+    if data.flip:
+        raise UserError(f"data.flip=true of a regression of {signal}", "images as they are", "data.flip=false")
+    numbers = data.split("train").signals[signal].flatten(1).double()
+    spread = numbers.std(0, correction=0)
+    scale = {"mean": numbers.mean(0).tolist(), "spread": spread.where(spread > 0, 1.0).tolist()}
+    return described | {signal: {**described[signal], **scale}}
 
 
 def loggers(cfg: DictConfig, run: Run, step: int) -> list[Any]:

@@ -19,7 +19,7 @@ from diffusion.data.files.attributes import ATTRIBUTES, LIST
 from diffusion.data.pixels import to_float, to_uint8
 from diffusion.evaluation.attributes import MAJORITY
 from diffusion.evaluation.bench import EvaluationContext
-from diffusion.evaluation.subjects import choose_evenly
+from diffusion.evaluation.losses import choose_evenly
 from diffusion.metrics.intervals import balanced_share, share
 from diffusion.objectives.attributes import AttributeClassification, AttributeClassifier
 from diffusion.objectives.classification import NetworkClassifier

@@ -14,7 +14,8 @@ from configs import UserError, compose, registry
 from degradations.randomness import BatchStream, Streams
 from diffusion import commands, load
 from diffusion.data.pixels import to_float
-from diffusion.evaluation.embeddings import embed, measure_likeness
+from diffusion.evaluation.embeddings import embed
+from diffusion.metrics.likeness import measure_likeness
 from diffusion.objectives.embedding import Contrastive, NetworkEmbedder, Temperature, compare_pairs, mask_alike
 from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults

@@ -18,8 +18,9 @@ from diffusion import commands, load
 from diffusion.data.pixels import to_float, to_uint8
 from diffusion.data.sets.digits import Digits
 from diffusion.evaluation import bench, subjects
+from diffusion.evaluation.losses import spread_indices
 from diffusion.evaluation.report import Report, compare, folder_name
-from diffusion.evaluation.subjects import spread_indices, state_sampling
+from diffusion.evaluation.subjects import state_sampling
 from diffusion.metrics.extractors import classifier
 from diffusion.metrics.frechet import frechet
 from diffusion.metrics.intervals import MetricValue

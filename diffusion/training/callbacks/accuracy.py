@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 class Accuracy(StepCallback):
     """Every ``every`` steps: the share of the held-out images, clean, that the averaged weights put into their class,
-    or the share of their attributes that these weights get right; a row of ``accuracy.csv``, the loggers, a line.
+    or the share of their attributes that these weights get right, or of the variance of their numbers that they
+    explain; a row of ``accuracy.csv``, the loggers, a line.
 
     :param every: steps between two rows, None for the end only
     """
@@ -48,12 +49,14 @@ class Accuracy(StepCallback):
         append(self._file, {"step": training.step, "accuracy": share})
         for logger in trainer.loggers:
             logger.log_metrics({"test/accuracy": share}, step=training.step)
-        log.info("step %d/%d  %.2f%% of %s%d held-out images right", training.step, training.max_steps, 100 * share,
-                 "" if model.classifier.signal == "label" else f"the {model.classifier.signal} of ", len(self.held_out))
+        log.info("step %d/%d  %.2f%% of %s%d held-out images %s", training.step, training.max_steps, 100 * share,
+                 "" if model.classifier.signal == "label" else f"the {model.classifier.signal} of ", len(self.held_out),
+                 model.classifier.scored)
 
 
 def accuracy(model: "Model", images: ImageSet) -> float:
-    """The share of the images that the model puts into their class, or the mean share of their attributes."""
+    """The share of the images that the model puts into their class, or the mean share of their attributes, or of the
+    variance of their numbers."""
     classifier, right = model.classifier, 0.0
     for pixels, signals in images.chunks():
         logits = model.classify(to_float(pixels)).logits
