@@ -44,7 +44,7 @@ class ConditionLoss(ModelMetric):
     """
 
     def __init__(self, intervals: Sequence[Sequence[float]] = ((0.6, 1.0),), draws: int = 2):
-        for pair in intervals:
+        for pair in intervals or [()]:
             if len(pair) != 2 or not all(map(is_number, pair)) or not 0 <= pair[0] < pair[1] <= 1:
                 raise UserError(f"an interval of times {list(pair)}", "two times in [0, 1], the lower one first",
                                 "'metrics.condition_loss.intervals=[[0.6,1]]'")
