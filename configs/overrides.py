@@ -125,7 +125,8 @@ def read_command(config: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def ask_signals(overrides: Sequence[str], names: Iterable[str], texts: Collection[str] = ()) -> list[str]:
-    """Overrides in which ``text=...`` and ``hint.of=...`` are about ``condition``, where these are names of signals.
+    """Overrides in which ``text=...`` and ``hint.of=...`` are about ``condition``, where these are names of signals. A
+    value with a ``=`` in it, such as ``attributes=Smiling=1,Male=0``, is one word.
 
     :param texts: those that are said in sentences, in which commas and colons mean nothing
     """
@@ -134,9 +135,11 @@ def ask_signals(overrides: Sequence[str], names: Iterable[str], texts: Collectio
     found = []
     for override in overrides:
         name, _, value = override.partition("=")
-        if name in texts and value and value[0] not in "[{'\"" and value != "null":
+        asked = own is not None and own.match(override) is not None
+        said = name in texts or (asked and "=" in value)
+        if said and value and value[0] not in "[{'\"" and value != "null":
             override = f"{name}={quote(value)}"
-        found.append(f"++condition.{override}" if own and own.match(override) else override)
+        found.append(f"++condition.{override}" if asked else override)
     return found
 
 

@@ -18,9 +18,9 @@ SIZES = ((5, 5), (200, 3), (3, 200), (64, 48), (33, 77))
 SETTINGS = ["data=folder", "data.size=16", "batch=2", "max_steps=1", "callbacks.pictures.count=0"]
 CLASSIFIERS = [name for name in registry.available("experiment") if "classifier" in name]
 OF_CLASSES = [name for name in CLASSIFIERS if name != "classifier_celeba64"]
-OF_SCENES = [name for name in registry.available("experiment")
-             if name.startswith(("judge_", "embed_", "identity_", "control_"))]
-"""Experiments about what only scenes, or images with captions, have."""
+OF_KNOWN = [name for name in registry.available("experiment")
+             if name.startswith(("judge_", "embed_", "identity_", "control_", "attributes_", "pose_"))]
+"""Experiments about what only scenes, faces, or images with captions, have."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def photos(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", [name for name in registry.available("experiment")
-                                  if name not in (*CLASSIFIERS, *OF_SCENES)])
+                                  if name not in (*CLASSIFIERS, *OF_KNOWN)])
 def test_every_experiment_trains(name, photos, tmp_path, caplog):
     """With nothing but ``data=folder data.root=...``: a label is left out, with a word, and the guidance by it."""
     overrides = [*small(name, 16, 3), *SETTINGS, f"data.root={photos}"]
@@ -54,14 +54,15 @@ def test_every_experiment_trains(name, photos, tmp_path, caplog):
     assert not any("cfg" in override for override in run.config["sampling"])
 
 
-@pytest.mark.parametrize("name", OF_SCENES)
-def test_what_is_about_scenes_alone_refuses_other_images(name, photos, tmp_path):
+@pytest.mark.parametrize("name", OF_KNOWN)
+def test_what_is_about_scenes_or_faces_refuses_other_images(name, photos, tmp_path):
     with pytest.raises(UserError):
         train(tmp_path / "runs", *small(name, 16, 3), *SETTINGS, f"data.root={photos}")
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["text_scenes_digits", "edges_scenes_digits", "control_scenes_edges"])
+@pytest.mark.parametrize("name", ["text_scenes_digits", "text_latent_scenes", "edges_scenes_digits",
+                                  "control_scenes_edges"])
 def test_text_experiments_train_on_a_folder_with_captions(name, photos, tmp_path):
     """Their vocabulary is that of the captions, or of the base run."""
     folder = tmp_path / "captioned"
@@ -76,7 +77,7 @@ def test_text_experiments_train_on_a_folder_with_captions(name, photos, tmp_path
     assert {"a", "red", "seven", "white"} <= set(text["words"])
     assert any("cfg" in override for override in run.config["sampling"])
     asked = add_run_defaults([f"run={run.folder}", "samples=0-1", "sampler.num_steps=2", "text=a red seven",
-                              *([] if name == "text_scenes_digits" else [f"hint.of={photos}"])])
+                              *([] if name.startswith("text") else [f"hint.of={photos}"])])
     made = commands.sample(compose("sample", asked))
     assert (made / "grid.png").is_file()
 

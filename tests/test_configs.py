@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faces import write_list
+from faces import draw_points, write_list, write_points
 from helpers import FEW, NANO, ROOT, first_stage, small, train
 from omegaconf import OmegaConf
 from PIL import Image
@@ -25,6 +25,7 @@ from configs.values import require_values, to_plain
 from degradations.base import Degradation
 from degradations.randomness import BatchStream
 from diffusion.data.augment import Augmentation
+from diffusion.data.files import landmarks
 from diffusion.data.files.attributes import ATTRIBUTES, LIST
 from diffusion.data.scenes.captions import WORDS
 from diffusion.data.sets.cifar10 import CLASSES
@@ -94,6 +95,7 @@ def roots(tmp_path_factory) -> dict[str, Path]:
     random = np.random.default_rng(0)
     for i in range(20):
         Image.fromarray(random.integers(0, 256, (30, 24, 3), np.uint8)).save(photos / f"{i + 1:06d}.png")
+    write_points(photos / landmarks.LIST, draw_points(20))
     write_list(photos / LIST, random.random((20, len(ATTRIBUTES))) < 0.5)
     raw = mnist / "MNIST" / "raw"
     raw.mkdir(parents=True)

@@ -115,9 +115,11 @@ class SamplingJob(Job):
         recipe.sampler.times(model.degradation, recipe.start)
         model.start(recipe)
         model.guided(recipe.parts)
-        known = read_texts(model.readers(recipe), to_plain(cfg.condition))
-        indices = choose_indices(cfg, inputs, known)
-        known = spread_over_twins(known, cfg.twins, len(indices))
+        readers = model.readers(recipe)
+        known = read_texts(readers, to_plain(cfg.condition))
+        each = {name: known[name] for name, reader in readers.items() if not reader.is_single(known.get(name))}
+        indices = choose_indices(cfg, inputs, each)
+        known |= spread_over_twins(each, cfg.twins, len(indices))
         if any(value is not None for value in cfg.data.values()):
             build_data(model.config, cfg.data, packages)  # what was typed is refused; what only is not there is not
         conditions = Conditions(model, recipe, indices, known, inputs,

@@ -49,13 +49,14 @@ def read_texts(readers: Mapping[str, Reader], asked: Mapping[str, Any]) -> dict[
     return found
 
 
-def choose_indices(cfg: DictConfig, inputs: Inputs | None, asked: Mapping[str, Any] | None = None) -> Sequence[int]:
+def choose_indices(cfg: DictConfig, inputs: Inputs | None,
+                   asked: Mapping[str, list[Any]] | None = None) -> Sequence[int]:
     """The indices of all samples that the config asks for.
 
-    :param asked: what was asked of the signals, by name
+    :param asked: by name, what was asked of signals with a value for each sample
     :raises UserError: if there is no such image to restore
     """
-    lengths = [len(value) for value in (asked or {}).values() if isinstance(value, list)]
+    lengths = list(map(len, (asked or {}).values()))
     if cfg.samples is not None:
         indices = parse(cfg.samples)
     elif inputs is not None:
@@ -70,13 +71,13 @@ def choose_indices(cfg: DictConfig, inputs: Inputs | None, asked: Mapping[str, A
     return [i for i in indices for _ in range(cfg.twins)]
 
 
-def spread_over_twins(asked: Mapping[str, Any], twins: int, count: int) -> dict[str, Any]:
+def spread_over_twins(asked: Mapping[str, list[Any]], twins: int, count: int) -> dict[str, Any]:
     """What was asked of the signals, where a list of as many values as there are twins is one for each twin.
 
+    :param asked: by name, a list of values
     :param count: of samples, twins counted
     """
-    return {name: value * (count // twins) if isinstance(value, list) and len(value) == twins > 1 else value
-            for name, value in asked.items()}
+    return {name: value * (count // twins) if len(value) == twins > 1 else value for name, value in asked.items()}
 
 
 def list_samples(indices: Sequence[int], cfg: DictConfig, inputs: Inputs | None,
