@@ -44,6 +44,7 @@ from diffusion.objectives.perceptual import Perceptual
 from diffusion.objectives.times import TimeDistribution
 from diffusion.objectives.weighting import Weighting
 from diffusion.priors import Prior
+from diffusion.problem import InverseProblem
 from diffusion.recipe import Recipe
 from diffusion.runs import checkpoint
 from diffusion.spaces.base import Space
@@ -59,7 +60,7 @@ from samplers.guidance.schedules import ScaleSchedule
 FOLDER = Path(configs.__file__).parent
 FILES = sorted(path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.yaml"))
 OPTIONS = [(str(path.parent), path.name) for path in FILES if len(path.parts) > 1 and path.parts[0] not in (
-    "hydra", "experiment", "debug", "trainer", "extractor", "metrics", "table", "budget", "kind")]
+    "hydra", "experiment", "debug", "trainer", "extractor", "metrics", "table", "budget", "kind", "method")]
 FROM_FOLDERS = [("space", "diffusers_kl"), ("condition", "text_pretrained")]
 """Made of files of the user."""
 EXPERIMENTS = registry.available("experiment")
@@ -83,7 +84,7 @@ ROLES = {"data": object, "degradation": Degradation, "degradation/kernels": obje
          "sampler/grid": Grid, "guidance": dict,
          "guidance/schedule": ScaleSchedule,
          "guidance/perturbation": Perturbation, "callbacks": dict,
-         "logger": dict, "begin": dict, "edit": dict}
+         "logger": dict, "begin": dict, "edit": dict, "task": InverseProblem}
 EVALUATORS = {kind.task: kind for kind in (NetworkRestorer, NetworkClassifier, NetworkAutoencoder, NetworkEmbedder)}
 SMALL = [*NANO, "model.base=8", "model.emb_dim=32"]
 
@@ -140,7 +141,7 @@ def test_every_option_composes_and_builds(group, name, roots, tmp_path):
     if group in NESTED:
         whole, place = NESTED[group]
         cfg = compose("sample", ["run=x", f"guidance={whole}", f"{group}@{place}={name}"])
-    elif group.split("/")[0] in ("sampler", "guidance", "edit"):
+    elif group.split("/")[0] in ("sampler", "guidance", "edit", "task"):
         cfg = compose("sample", ["run=x", f"{group}={name}"])
     else:
         needed = [f"begin.first_stage.run={first_stage(16, 1)}"] if name == "latent" else \
