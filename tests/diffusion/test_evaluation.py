@@ -82,7 +82,7 @@ def test_restoration(cold, judge, data, seen, rounding):
     chosen = spread_indices(296, COUNT)
     originals, signals = held_out.batch(chosen)
     images = to_float(originals)
-    assert list(result["rows"]) == ["degraded", "direct", "cold1", "cold2"]
+    assert list(result["rows"]) == ["degraded", "direct", "cold1", "cold2", "loss"]
     model = load(cold.folder, device="cpu")
     x_T = model.degradation.forward(images, torch.ones(COUNT), State())
     expected = {"degraded": x_T, "direct": model.direct(x_T, 1.0, indices=range(COUNT))}
@@ -107,7 +107,7 @@ def test_restoration(cold, judge, data, seen, rounding):
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 def test_generation(hot, judge, data, seen, weights):
     result = evaluate(hot, f"weights={weights}", "seed=2", f"judge={judge.folder}")
-    assert list(result["rows"]) == ["samples", "training images"]
+    assert list(result["rows"]) == ["samples", "training images", "loss"]
     model = load(hot.folder, device="cpu", weights=weights)
     samples = seen(model.sample(range(COUNT), seed=2, recipe=model.recipe(QUICK)))
     name = f"fd/classifier@{COUNT}"
