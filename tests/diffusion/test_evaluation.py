@@ -82,7 +82,7 @@ def test_restoration(cold, judge, data, seen, rounding):
     chosen = spread_indices(296, COUNT)
     originals, signals = held_out.batch(chosen)
     images = to_float(originals)
-    assert list(result["rows"]) == ["degraded", "direct", "cold1", "cold2", "loss"]
+    assert list(result["rows"]) == ["degraded", "direct", "cold1", "cold2"]
     model = load(cold.folder, device="cpu")
     x_T = model.degradation.forward(images, torch.ones(COUNT), State())
     expected = {"degraded": x_T, "direct": model.direct(x_T, 1.0, indices=range(COUNT))}
