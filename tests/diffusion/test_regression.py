@@ -11,9 +11,9 @@ from configs import UserError, build, compose, registry
 from configs.values import to_plain
 from degradations.randomness import BatchStream
 from diffusion import load
-from diffusion.objectives.regression import VectorRegression, VectorRegressor
+from diffusion.objectives.regression import VectorRegression, VectorRegressor, describe_vector
 from diffusion.objectives.times import CleanTimes
-from diffusion.training.fit import describe_vector, fill_signals
+from diffusion.training.fit import fill_signals
 from models.classifier import Classifier
 from models.conditioning import ConditionEncoder
 
