@@ -61,6 +61,11 @@ class Asked:
     references: dict[str, References] = field(default_factory=dict)
     gallery: Gallery | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether anything was asked for that can be looked for."""
+        return bool(self.maps or self.references or self.vector is not None)
+
 
 def tell_samples(bench: EvaluationContext) -> Tell:
     """What the samples of a run are made of, in their order."""

@@ -116,7 +116,11 @@ class RestorationsSubject(HeldOutSubject):
             recipe = Recipe(sampler, bench.recipe.parts, bench.recipe.prior, bench.recipe.start,
                             bench.recipe.edits)
             report.cost[name] = self._restore(recipe, originals, condition, outcome, name)
-        add_losses(bench, report)
+
+    def measure(self, folder: Path) -> Report:
+        report = super().measure(folder)
+        add_losses(self.bench, report)
+        return report
 
     def _restore(self, recipe: Recipe, originals: ImageSet, condition: Condition, outcome: Mapping[str, PairScores],
                  name: str) -> dict[str, Any]:

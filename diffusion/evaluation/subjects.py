@@ -164,10 +164,10 @@ class SamplesSubject(ImagesSubject):
         bench = self.bench
         if self.of_conditions and bench.cfg.baseline and bench.data.holds_out:
             images, what = choose_evenly(bench.data.split("test"), bench.cfg.count), "held-out images"
-            sets = bench.sets(images, what, reference, gather=lambda look: gather_evidence(
-                bench, find_asked(bench, images, tell_held_out(bench, images)), look))
-            if numbers := bench.numbers(sets, what, {}, conditions=True):
-                report.sets[what] = report.sets.get(what, {}) | numbers
+            asked = find_asked(bench, images, tell_held_out(bench, images))
+            if asked.known and len(images) > 1:
+                sets = bench.sets(images, what, reference, gather=lambda look: gather_evidence(bench, asked, look))
+                report.sets[what] = report.sets.get(what, {}) | bench.numbers(sets, what, {}, conditions=True)
         add_losses(bench, report)
 
     def share(self, folder: Path, share: Share) -> bool:

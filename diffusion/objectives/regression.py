@@ -1,6 +1,7 @@
 """Regressions: what of a vector, such as the places of landmarks, can be read in an image."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Shaped
@@ -9,6 +10,7 @@ from torch import Tensor
 from configs import UserError
 from degradations.base import Degradation
 from degradations.types import Times
+from diffusion.data.base import Data
 from diffusion.objectives.classification import Answer, Classification, NetworkClassifier
 from diffusion.objectives.times import TimeDistribution
 from models.context import Context
@@ -51,11 +53,11 @@ class VectorRegressor(NetworkClassifier):
         return 1 - ((truth.flatten(1) - logits) / self.spread.to(logits.device)).double().square()
 
     def try_out(self, x: Float[Tensor, "b ..."], ctx: Context) -> None:
-        super().try_out(x, ctx)
-        count = self(x, x.new_zeros(len(x))).logits.shape[1]
+        count = self.output(x, x.new_zeros(len(x)), ctx).shape[1]
         if count != len(self.words):
             raise UserError(f"a network with {count} answers for {len(self.words)} numbers of {self.signal}",
                             "one for each", f"model.classes={len(self.words)}")
+        super().try_out(x, ctx)
 
 
 class VectorRegression(Classification):
@@ -90,3 +92,21 @@ class VectorRegression(Classification):
 
     def use(self, network: Network, degradation: Degradation, precision: str) -> VectorRegressor:
         return VectorRegressor(network, precision, self.signal, self.mean, self.spread, self.words)
+
+
+def describe_vector(config: Mapping[str, Any], data: Data) -> dict[str, dict[str, Any]]:
+    """What the data say about their signals, and ``mean`` and ``spread`` (the standard deviation, 1 where there is
+    none) of the numbers of the one that the criterion names: they scale a regression.
+
+    :param config: of a training
+    :raises UserError: for images that may be mirrored, of which nobody would say where the numbers are then
+    """
+    described, signal = data.described, config["objective"].get("signal")
+    if signal not in described:
+        return described
+    if data.flip:
+        raise UserError(f"data.flip=true of a regression of {signal}", "images as they are", "data.flip=false")
+    numbers = data.split("train").signals[signal].flatten(1).double()
+    spread = numbers.std(0, correction=0)
+    scale = {"mean": numbers.mean(0).tolist(), "spread": spread.where(spread > 0, 1.0).tolist()}
+    return described | {signal: {**described[signal], **scale}}

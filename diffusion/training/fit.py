@@ -26,6 +26,7 @@ from diffusion.begin import begin, select_trainable
 from diffusion.data.base import Data
 from diffusion.model import Model
 from diffusion.objectives.base import Rule
+from diffusion.objectives.regression import describe_vector
 from diffusion.runs import checkpoint
 from diffusion.runs.identity import extract_identity, hash_identity
 from diffusion.runs.origins import fix_steps
@@ -265,24 +266,6 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
         config["condition"] = {**config["condition"], "signals": signals}
     config["sampling"] = drop_condition_guidance(config["sampling"]) if not droppable else config["sampling"]
     return config
-
-
-def describe_vector(config: Mapping[str, Any], data: Data) -> dict[str, dict[str, Any]]:
-    """What the data say about their signals, and ``mean`` and ``spread`` (the standard deviation, 1 where there is
-    none) of the numbers of the one that the criterion names: they scale a regression.
-
-    :param config: of a training
-    :raises UserError: for images that may be mirrored, of which nobody would say where the numbers are then
-    """
-    described, signal = data.described, config["objective"].get("signal")
-    if signal not in described:
-        return described
-    if data.flip:
-        raise UserError(f"data.flip=true of a regression of {signal}", "images as they are", "data.flip=false")
-    numbers = data.split("train").signals[signal].flatten(1).double()
-    spread = numbers.std(0, correction=0)
-    scale = {"mean": numbers.mean(0).tolist(), "spread": spread.where(spread > 0, 1.0).tolist()}
-    return described | {signal: {**described[signal], **scale}}
 
 
 def loggers(cfg: DictConfig, run: Run, step: int) -> list[Any]:

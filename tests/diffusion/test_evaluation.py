@@ -107,7 +107,7 @@ def test_restoration(cold, judge, data, seen, rounding):
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 def test_generation(hot, judge, data, seen, weights):
     result = evaluate(hot, f"weights={weights}", "seed=2", f"judge={judge.folder}")
-    assert list(result["rows"]) == ["samples", "training images"]
+    assert list(result["rows"]) == ["samples", "training images", "loss"]
     model = load(hot.folder, device="cpu", weights=weights)
     samples = seen(model.sample(range(COUNT), seed=2, recipe=model.recipe(QUICK)))
     name = f"fd/classifier@{COUNT}"
