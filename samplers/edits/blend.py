@@ -1,6 +1,7 @@
 """Local blending: Hertz et al. 2022 (prompt-to-prompt), arXiv 2208.01626, section 3.2 and the code."""
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,8 @@ class LocalBlend(Callback):
         """Where the words are, by the maps of each row, at the size of its image."""
         step, maps = frame.step, frame.step.memory[MAPS]
         assert frame.x_s is not None
-        size = max(size for _, size, _ in maps.values() if size[0] * size[1] <= LARGEST or len(maps) == 1)
+        sizes = sorted({size for _, size, _ in maps.values()}, key=prod)
+        size = next((size for size in reversed(sizes) if prod(size) <= LARGEST), sizes[0])
         total = torch.stack([total for _, here, total in maps.values() if here == size]).mean(dim=0)
         said = torch.zeros(len(total), total.shape[2], device=total.device)
         for row, caption in enumerate(step.captions):
