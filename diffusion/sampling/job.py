@@ -26,6 +26,7 @@ from diffusion.sampling.manifest import Sample, describe_part
 from diffusion.sampling.selection import (
     Conditions,
     caption_conditions,
+    ask_captions,
     choose_indices,
     list_samples,
     read_texts,
@@ -114,7 +115,7 @@ class SamplingJob(Job):
         recipe.sampler.times(model.degradation, recipe.start)
         model.start(recipe)
         model.guided(recipe.parts)
-        known = read_texts(model.readers(recipe), to_plain(cfg.condition))
+        known = ask_captions(cfg, model.readers(recipe), read_texts(model.readers(recipe), to_plain(cfg.condition)))
         indices = choose_indices(cfg, inputs, known)
         known = spread_over_twins(known, cfg.twins, len(indices))
         if any(value is not None for value in cfg.data.values()):
@@ -123,6 +124,9 @@ class SamplingJob(Job):
                                 lambda: build_data(model.config, cfg.data, packages))
         asked = list_samples(indices, cfg, inputs, conditions.write())
         rows = {entry["file"]: row for row, entry in enumerate(asked)}
+        for first in range(0, len(indices) if cfg.twins > 1 else 1, cfg.twins):  # an edit may not fit its source
+            some = range(first, first + cfg.twins)
+            model.check_plan(recipe, [indices[row] for row in some], model.context(conditions.take(some), len(some)))
         return cls(cfg, model, asked, inputs, recipe, conditions, rows, problem)
 
     @property
@@ -146,6 +150,10 @@ class SamplingJob(Job):
         x0 = to_float(self.inputs.images.batch(torch.tensor(indices))[0])
         if self.problem is not None:
             return self.solve(x0, indices, callbacks, asked)
+        if cfg.to:
+            made = model.sample(indices, seed=cfg.seed, recipe=self.recipe, images=x0, degraded=cfg.input.degraded,
+                                batch=len(some), callbacks=callbacks, **asked)
+            return {"original": x0, self.title: made}
         x_t, direct, restored = restore(model, self.recipe, x0, indices, seed=cfg.seed, batch=len(some),
                                         degraded=cfg.input.degraded, callbacks=callbacks, **asked)
         shown = {"degraded": x_t, "direct estimate": direct, self.title: restored}

@@ -92,9 +92,9 @@ def require_words(words: Sequence[str], captions: Sequence[Sequence[str]], key: 
     :param key: of the setting that names them
     :raises UserError: naming the first, with the nearest that is there
     """
-    there = [word for caption in captions for word in caption if word and not word.startswith("<")]
+    there = list(dict.fromkeys(word for caption in captions for word in caption if word and word[0] != "<"))
     for word in words:
         if not any(find_tokens(caption, word) for caption in captions):
             said = " / ".join(" ".join(w for w in caption if w and not w.startswith("<")) for caption in captions)
-            raise UserError(f'{key}: "{word}", which is not in "{said}"', f"one of {', '.join(dict.fromkeys(there))}",
-                            f"{closest(word, there)} in the place of {word}" if there else "another caption")
+            raise UserError(f'{key}: "{word}", which is not in "{said}"', f"one of {', '.join(there)}",
+                            f"{key}: {closest(word, there)}" if there else "another caption")
