@@ -25,8 +25,8 @@ from diffusion.sampling.inputs import Inputs, find_inputs, find_measured
 from diffusion.sampling.manifest import Sample, describe_part
 from diffusion.sampling.selection import (
     Conditions,
-    caption_conditions,
     ask_captions,
+    caption_conditions,
     choose_indices,
     list_samples,
     read_texts,

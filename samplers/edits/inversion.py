@@ -10,7 +10,7 @@ from torch import Tensor
 
 from configs import UserError
 from degradations.shapes import expand_like, flatten_rows
-from samplers.guidance.base import Guided, GuidanceInput
+from samplers.guidance.base import GuidanceInput, Guided
 from samplers.guidance.cfg import CFG
 from samplers.protocol import Callback, LoopState, Plan
 

@@ -14,7 +14,7 @@ from models.context import Context
 from samplers.guidance.base import Hook
 from samplers.guidance.sites import weights
 from samplers.guidance.words import find_tokens, map_tokens, require_words
-from samplers.protocol import Plan, Step
+from samplers.protocol import Plan, Step, find_sources
 
 MODES = ("replace", "refine")
 MAPS = "maps of the words"
@@ -53,8 +53,8 @@ class PromptToPrompt(Hook):
 
     with M from the words of one caption to those of the other (section 3.2): those in the same place (``replace``), or
     equal ones of an alignment (``refine``), and c a factor for each word. Nothing is normalised again. The maps of
-    self-attention are the source's, too, where they are small: the layout stays. The null of the guidance is not edited,
-    a branch with perturbed attention is; the source is what it is without edits, bit for bit on a CPU.
+    self-attention are the source's, too, where they are small: the layout stays. The null of the guidance is not
+    edited, a branch with perturbed attention is. The source is what it is without edits.
 
     Nothing is edited in a sampler's last steps, so that the changed word can shape its own details. With both shares 0
     the edit is the sample of its own caption.
@@ -80,11 +80,13 @@ class PromptToPrompt(Hook):
         if not all(type(value) in (int, float) for value in (*self.words.values(), *self.word_steps.values())):
             raise UserError(f"words={self.words}, word_steps={self.word_steps} of prompt-to-prompt",
                             "a number for each word", "guidance.p2p.words='{red: 2.0}'")
-        if not all(0 <= share <= 1 for share in (cross_replace_steps, self_replace_steps, *self.word_steps.values())):
-            raise UserError(f"prompt-to-prompt for the shares {cross_replace_steps:g} and {self_replace_steps:g} of the "
-                            "steps", "shares in [0, 1]",
+        shares = (cross_replace_steps, self_replace_steps, *self.word_steps.values())
+        if not all(0 <= share <= 1 for share in shares):
+            raise UserError(f"prompt-to-prompt for the shares {', '.join(map(str, shares))} of the steps",
+                            "shares in [0, 1]",
                             "guidance.p2p.cross_replace_steps=0.8 guidance.p2p.self_replace_steps=0.4")
-        self.cross_replace_steps, self.self_replace_steps, self.largest = cross_replace_steps, self_replace_steps, largest
+        self.cross_replace_steps, self.self_replace_steps = cross_replace_steps, self_replace_steps
+        self.largest = largest
 
     def check_plan(self, plan: Plan) -> None:
         require_edits(plan, "guidance=p2p")
@@ -134,7 +136,7 @@ class PromptToPrompt(Hook):
         :param length: tokens of the stream
         """
         rows = [self._align_row(step.captions[source], caption, length)
-                for source, caption in zip(step.sources.tolist(), step.captions, strict=True)]
+                for source, caption in zip(find_sources(step.streams.indices), step.captions, strict=True)]
         mapping, taken, factor, ends = (torch.stack(part).to(step.streams.device) for part in zip(*rows))
         wide = [each[:, None, None] for each in (taken, factor, ends)]
         return Alignment(step.sources, mapping[:, None], *wide)
