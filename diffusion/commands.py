@@ -144,6 +144,7 @@ def sample(cfg: DictConfig) -> Path:
     """
     refuse_unknown(cfg, "sample")
     require_values(cfg)
+    settle_captions(cfg)
     settle_paths(cfg)
     require_ints(cfg, batch=1, seed=0)
     check_recipe_settings(cfg)
@@ -157,6 +158,23 @@ def sample(cfg: DictConfig) -> Path:
     from diffusion.sampling import command as sampling
 
     return sampling.sample(cfg, share)
+
+
+def settle_captions(cfg: DictConfig) -> None:
+    """Check ``from`` and ``to``, the captions of a source and of its edit, which are twins.
+
+    :raises UserError: for one without the other, or for twins of another number
+    """
+    require_kinds(cfg, **{"from": str | list[str] | None, "to": str | list[str] | None})
+    given = [key for key in ("from", "to") if cfg[key] not in (None, "")]
+    if not given and cfg["from"] is None and cfg.to is None:
+        return
+    if len(given) < 2:
+        raise UserError(f"{given[0]}={cfg[given[0]]} alone" if given else "from and to without words",
+                        "a caption of the source and one of the edit", 'from="a red seven" to="a green seven"')
+    if cfg.twins not in (1, 2):
+        raise UserError(f"twins={cfg.twins} with from= and to=", "a source and its edit", "twins=2, or nothing")
+    cfg.twins = 2
 
 
 def find_own_share(cfg: DictConfig) -> Share:

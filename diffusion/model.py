@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from configs import UserError, construct
+from configs import UserError, available, construct
 from configs.overrides import merge_overrides
 from degradations.base import Degradation, State
 from degradations.measurement import Measurement
@@ -33,9 +33,10 @@ from diffusion.weights import Weights
 from models.conditioning import AugmentSignal, ConditionEncoder
 from models.context import Condition, Context
 from models.readers import Reader, ask_again, read_condition
+from models.text import list_captions
 from samplers.base import run_to_end
 from samplers.guidance.base import Guided, list_models
-from samplers.protocol import Callback, LoopState, Restorer
+from samplers.protocol import Callback, LoopState, Plan, Restorer, find_sources
 
 E = TypeVar("E", bound=Evaluator)
 ROLES: dict[str, type] = {"model": nn.Module, "condition": ConditionEncoder, "degradation": Degradation,
@@ -207,8 +208,9 @@ class Model:
         """The run's own way of sampling, with overrides of ``sample.py`` on top."""
         if not overrides:
             return self._own_recipe
+        known = {f"method={name}" for name in available("method")}  # what they stand for is there
         merged = merge_overrides(self.config["sampling"], overrides)
-        return Recipe.compose([override for override in merged if not override.startswith("method=")], self.packages)
+        return Recipe.compose([override for override in merged if override not in known], self.packages)
 
     @cached_property
     def _own_recipe(self) -> Recipe:
@@ -283,15 +285,31 @@ class Model:
         streams = Streams(seed, tuple(map(int, indices)), self.device)
         shape = (len(indices), *self.shape)
         ctx = self.context(self.condition(indices, asked, recipe), len(indices))
+        captions = self.check_plan(recipe, indices, ctx)
         given = self.space.encode(images.to(self.device)) if images is not None else None
+        pivots = None
         if degraded and given is not None:
             x, state = given, self.degradation.draw(shape, streams)
         else:
-            x, state = prior.sample(shape, self.degradation, streams, given, recipe.start, restorer=self.restorer,
-                                    ctx=ctx)
+            times = recipe.sampler.times(self.degradation, recipe.start)
+            x, state, pivots = prior.begin(shape, self.degradation, streams, given, times, self.restorer, ctx)
         return x, recipe.sampler.steps(restorer, self.degradation, x, state, ctx, streams, start=recipe.start,
                                        callbacks=[*recipe.edits, *callbacks], space=self.space, given=given,
-                                       measurement=measurement)
+                                       measurement=measurement, captions=captions, pivots=pivots)
+
+    def check_plan(self, recipe: Recipe, indices: Sequence[int], ctx: Context) -> list[list[str]]:
+        """Refuse rows that a part of the recipe cannot work on, before any work; gives their captions in words.
+
+        :param indices: the sample of each row; an edit has that of its source
+        :param ctx: their condition
+        :raises UserError: from the parts
+        """
+        captions = list_captions(self.weights.encoder.readers, ctx)
+        plan = Plan(recipe.parts, self.restorer.sites, find_sources(indices), captions,
+                    recipe.check_inversion(recipe.prior or self.prior))
+        for part in (*recipe.parts, *recipe.edits):
+            part.check_plan(plan)
+        return captions
 
     @torch.no_grad()
     def sample(self, indices: Sequence[int], *, seed: int = 0, recipe: Recipe | None = None,
@@ -300,7 +318,8 @@ class Model:
                **asked: Any) -> Float[Tensor, "n c h w"]:
         """Images in [-1, 1] (not clipped), on the CPU. Sample i of a seed does not depend on the others.
 
-        :param indices: global indices of the samples, e.g. ``range(16)``
+        :param indices: global indices of the samples, e.g. ``range(16)``; for edits each of them twice in a row, the
+            first the source
         :param seed: seed of all draws
         :param recipe: sampler, guidance, prior; None takes the run's own
         :param images: images to restore, in [-1, 1], one per index
@@ -312,6 +331,8 @@ class Model:
         """
         recipe = recipe or self.recipe()
         condition, done = self.condition(indices, asked, recipe), []
+        twins = list(indices).count(indices[0])
+        batch = max(twins, batch // twins * twins)  # a batch has all twins of a sample
         for first in range(0, len(indices), batch):
             rows = slice(first, first + batch)
             some = ask_again(self.readers(recipe), condition, rows)

@@ -1,6 +1,7 @@
 """Priors: where ``x_T`` comes from."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,9 +20,12 @@ from degradations.separable import Separable
 from degradations.types import Images
 from diffusion.data.pixels import to_float, to_uint8
 from models.context import Context
-from samplers.grids import UniformGrid
+from samplers.grids import GivenGrid, UniformGrid
 from samplers.ode import Inversion
-from samplers.protocol import Restorer
+from samplers.protocol import Restorer, find_sources
+
+STEPS = 50
+"""Of an inversion for which nothing else is said."""
 
 
 class Prior(nn.Module):
@@ -75,6 +79,12 @@ class Prior(nn.Module):
         """
         raise NotImplementedError
 
+    def begin(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None,
+              times: Sequence[float], restorer: Restorer, ctx: Context) -> tuple[Tensor, State, dict[float, Tensor]]:
+        """What :meth:`sample` gives at the first of the times that a sampler visits, and the images on the way there
+        by their times, if it is a way. Arguments as for :meth:`sample`."""
+        return *self.sample(shape, degradation, streams, images, times[0], restorer=restorer, ctx=ctx), {}
+
 
 class NoisePrior(Prior):
     """``x_T = z``, the degradation's own draw: generation with hot diffusion."""
@@ -109,17 +119,19 @@ class DegradedPrior(Prior):
 class InvertedPrior(Prior):
     """``x_T`` is the noise from which DDIM makes the images again, found by running it upwards under the condition of
     the samples and without guidance (:class:`samplers.ode.Inversion`): what is then sampled is the image itself, or,
-    with guidance, an edit or another condition, something near it.
+    with guidance, an edit or another condition, something near it. Twins begin at the noise that was found under the
+    condition of the first of them.
 
-    :param num_steps: of the way up; the error halves as they double
+    :param num_steps: of the way up; the error halves as they double. None visits the times of the sampler, at which
+        edits then find the images on the way (``pivots`` of :class:`samplers.protocol.LoopState`)
     """
 
     needs_images = True
 
-    def __init__(self, num_steps: int = 50):
+    def __init__(self, num_steps: int | None = None):
         super().__init__()
-        if num_steps < 1:
-            raise UserError(f"prior.num_steps={num_steps}", "at least 1", "prior.num_steps=50")
+        if num_steps is not None and num_steps < 1:
+            raise UserError(f"prior.num_steps={num_steps}", "at least 1, or null", "prior.num_steps=50")
         self.num_steps = num_steps
 
     def check(self, degradation: Degradation) -> None:
@@ -129,16 +141,29 @@ class InvertedPrior(Prior):
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None = None,
                start: float = 1.0, *, restorer: Restorer | None = None,
                ctx: Context | None = None) -> tuple[Tensor, State]:
+        assert restorer is not None
+        times = UniformGrid()(self.num_steps or STEPS, degradation, start)
+        x_T, state, _ = self.begin(shape, degradation, streams, images, times, restorer, ctx or Context())
+        return x_T, state
+
+    def begin(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None,
+              times: Sequence[float], restorer: Restorer, ctx: Context) -> tuple[Tensor, State, dict[float, Tensor]]:
         if images is None:
             raise UserError("prior=inverted without images", "images to invert", "input=FOLDER")
-        assert restorer is not None
-        x_t, state = images, degradation.draw(shape, streams)
+        sources = find_sources(streams.indices)
+        own = sorted(set(sources))
+        rows, twins = (torch.tensor(places, device=images.device)
+                       for places in (own, [own.index(source) for source in sources]))
+        streams = replace(streams, indices=tuple(streams.indices[row] for row in own))
+        up = Inversion(UniformGrid() if self.num_steps else GivenGrid(sorted(set(times), reverse=True)), self.num_steps)
+        x_t, state = images[rows], degradation.draw((len(own), *shape[1:]), streams)
+        pivots = {0.0: x_t[twins]}
         with torch.no_grad():
-            for frame in Inversion(UniformGrid(), self.num_steps).steps(
-                    restorer, degradation, x_t, state, ctx or Context(), streams, start=start):
+            for frame in up.steps(restorer, degradation, x_t, state, ctx[rows], streams, start=times[0]):
                 assert frame.x_s is not None
                 x_t, state = frame.x_s, frame.state
-        return x_t, state
+                pivots[frame.step.s] = x_t[twins]
+        return x_t[twins], state.rows(twins), pivots
 
 
 class MixturePrior(Prior):

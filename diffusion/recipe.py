@@ -6,7 +6,8 @@ from typing import Any
 
 from configs import UserError, compose, construct
 from configs.overrides import check_recipe
-from diffusion.priors import Prior
+from degradations.affine import Affine
+from diffusion.priors import InvertedPrior, Prior
 from models.readers import Reader
 from samplers.base import Sampler
 from samplers.guidance.base import ConditionTransform, EstimateTransform, Hook, Term, list_models
@@ -59,6 +60,19 @@ class Recipe:
                             "what was measured", "task=inpaint_box")
         if measured and not explains:
             raise UserError("a measurement that nothing explains", "a method", "method=ddnm, pigdm, dps or repaint")
+
+    def check_inversion(self, prior: Prior) -> bool:
+        """Whether given images are inverted at the times of the sampler, so that edits find them on the way.
+
+        :param prior: where it starts
+        :raises UserError: for inverted images and a sampler that is for any degradation
+        """
+        if not isinstance(prior, InvertedPrior):
+            return False
+        if not issubclass(self.sampler.requires, Affine):
+            raise UserError(f"prior=inverted with {type(self.sampler).__name__}", "a sampler that infers the noise",
+                            "sampler=ddim")
+        return prior.num_steps is None
 
     @property
     def readers(self) -> dict[str, Reader]:

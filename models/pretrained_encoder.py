@@ -117,6 +117,21 @@ class PretrainedEncoder(Frozen):
         """The caption that tokens say."""
         return self.reader.decode(list(tokens), skip_special_tokens=True)
 
+    def list_words(self, tokens: Sequence[int], text: str) -> list[str]:
+        """The word of each token of a caption in lower case, "" for the later tokens of a word that has several; where
+        the tokenizer makes other tokens of the text, each token is a word of its own."""
+        read = self.reader.encode(text)
+        if list(tokens) != read.ids:
+            return [self.reader.id_to_token(token) for token in tokens]
+        words: list[str] = []
+        for place, word in enumerate(read.word_ids):
+            if word is not None and place and read.word_ids[place - 1] == word:
+                words.append("")
+            else:
+                begin, end = (0, 0) if word is None else read.word_to_chars(word)
+                words.append(text[begin:end].strip().lower() or read.tokens[place])
+        return words
+
     def forward(self, captions: Sequence[tuple[int, ...]]) -> tuple[Float[Tensor, "b l h"], Bool[Tensor, "b l"]]:
         """Hidden states of captions by their tokens, at most L each, and which are real; the others are zero."""
         found = self._find_states(list(dict.fromkeys(captions)))

@@ -85,6 +85,9 @@ class PretrainedTextSignal(CaptionSignal):
                 if max(row) >= known else super(PretrainedTextSignal, self).write(torch.tensor([row]))[0]
                 for row in raw.tolist()]
 
+    def list_words(self, row: Int[Tensor, " l"]) -> list[str]:
+        return self.frozen.list_words(self._find_tokens(tuple(row.tolist())), self.write(row[None])[0])
+
     def forward(self, value: Int[Tensor, "b n"]) -> Context:
         rows = list(map(tuple, value.tolist()))
         tokens = {row: self._find_tokens(row) for row in dict.fromkeys(rows)}

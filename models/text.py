@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +78,10 @@ class TextReader(Reader):
 
     def caption(self, value: Any) -> str:
         return str(value)
+
+    def list_words(self, row: Int[Tensor, " l"]) -> list[str]:
+        """The word of each token of a caption, pads left out; "" for the later tokens of a word that has several."""
+        return [self.words[token] for token in row.tolist() if token != PAD]
 
 
 class TokenMixer(nn.Module):
@@ -192,3 +196,16 @@ class TextSignal(CaptionSignal):
 
     def null(self, n: int) -> Context:
         return self.forward(self.get_buffer("empty")[None]).repeat(n)
+
+
+def list_captions(signals: Mapping[str, object], ctx: Context) -> list[list[str]]:
+    """The words of each row's caption, one for each token of the stream ``main``; none unless these tokens are those of
+    one caption.
+
+    :param signals: that made the context, by name
+    """
+    names = [name for name, part in ctx.parts.items() if "main" in part.tokens]
+    signal = signals.get(names[0]) if len(names) == 1 else None
+    if not isinstance(signal, CaptionSignal) or names[0] not in ctx.raw:
+        return []
+    return [signal.list_words(row) for row in ctx.raw[names[0]]]

@@ -1,7 +1,7 @@
 """The sampler loop, written once."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from degradations.randomness import Streams
 from models.context import Context
 from samplers.grids import Grid
 from samplers.moves import Belief, Move
-from samplers.protocol import Callback, Codec, LoopState, Restorer, Step
+from samplers.protocol import Callback, Captions, Codec, LoopState, Restorer, Step
 
 
 class Sampler:
@@ -58,7 +58,8 @@ class Sampler:
     def steps(self, restorer: Restorer, degradation: Degradation, x_T: Float[Tensor, "b *rest"], state: State,
               ctx: Context, streams: Streams, *, callbacks: Sequence[Callback] = (), start: float = 1.0,
               space: Codec | None = None, given: Tensor | None = None,
-              measurement: Measurement | None = None) -> Iterator[LoopState]:
+              measurement: Measurement | None = None, captions: Captions = (),
+              pivots: Mapping[float, Tensor] | None = None) -> Iterator[LoopState]:
         """The loop, one :class:`LoopState` per step.
 
         :param x_T: the degraded images at time ``start``
@@ -67,14 +68,17 @@ class Sampler:
         :param space: for callbacks that look at images
         :param given: the images that the run starts from, for callbacks
         :param measurement: what the images must explain, for guidance and callbacks
+        :param captions: what they show, in words
+        :param pivots: the images on the way up by which ``x_T`` was found, by their times, for callbacks
         """
         times = self.times(degradation, start)
         memory: dict[Any, Any] = {}
         grad = any(callback.needs_grad for callback in callbacks)
         x_t = x_T.float()
         for i, (t, s) in enumerate(itertools.pairwise(times)):
-            step = Step(i, len(times) - 1, t, s, streams.at(i), memory, measurement)
-            frame = LoopState(step, x_t, ctx, state, degradation, space, given)
+            step = Step(i, len(times) - 1, t, s, streams.at(i), memory, measurement, captions)
+            frame = LoopState(step, x_t, ctx, state, degradation, space, given, restorer=restorer,
+                              pivots=pivots or {})
             for callback in callbacks:
                 callback.before(frame)
             if grad:

@@ -4,6 +4,8 @@ A degradation with T discrete levels was trained on ``t = k / T``; the grids kee
 for more steps than there are levels is refused.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -60,6 +62,19 @@ def snap(times: list[float], levels: int | None) -> list[float]:
         snapped.append(level / levels)
         below = level - 1
     return snapped
+
+
+class GivenGrid(Grid):
+    """These times, whatever is asked: those of another run.
+
+    :param given: the last one is 0
+    """
+
+    def __init__(self, given: Sequence[float]):
+        self.given = list(given)
+
+    def __call__(self, num_steps: int | None, degradation: Degradation, start: float = 1.0) -> list[float]:
+        return self.given
 
 
 class UniformGrid(Grid):

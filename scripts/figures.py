@@ -2,7 +2,7 @@
 
 ``degradations`` draws a picture and destroys it; the others show runs, by default those that ``make demo`` leaves.
 ``restorations`` puts any runs that restore one below the other (``--runs``), ``steps`` shows the first of them with
-fewer and fewer steps.
+fewer and fewer steps. ``strokes`` is asked for by name: a photo as strokes of a brush, for SDEdit (``--photo``).
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -160,21 +160,44 @@ def steps(model: Model, path: Path) -> Path:
     return save_grid(torch.cat(list(rows.values())), path, columns=COLUMNS, rows=list(rows))
 
 
+def strokes(photo: Path, path: Path, colours: int) -> Path:
+    """A photo as if painted: a median filter, as wide as 23 of 256 pixels, then few colours (Meng et al. 2021, arXiv
+    2108.01073, appendix C.2, simulates strokes so).
+
+    :raises UserError: if there is no photo
+    """
+    try:
+        with Image.open(photo) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGB")
+    except OSError as error:
+        raise UserError(f"--photo {photo} cannot be read as an image", "a photo", "--photo photo.jpg") from error
+    side = max(3, round(min(picture.size) * 23 / 256) // 2 * 2 + 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.filter(ImageFilter.MedianFilter(side)).quantize(colours, dither=Image.Dither.NONE).convert("RGB").save(path)
+    return path
+
+
 FIGURES = ("degradations", "hot_and_cold", "samplers", "restorations", "steps")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES) + " (default: all)")
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES) + " (default: all of these), strokes")
     parser.add_argument("--hot", default="runs/demo/ddpm_digits/hot", help="a run that makes digits from noise")
     parser.add_argument("--cold", default="runs/demo/cold_blur_digits/cold", help="a run that restores digits")
     parser.add_argument("--runs", nargs="+", default=["runs/demo/cold_blur_digits/cold"], metavar="RUN",
                         help="runs that restore, for restorations and steps")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"), help="the folder of the PNG files")
+    parser.add_argument("--photo", type=Path, default="photo.png", help="for strokes")
+    parser.add_argument("--colours", type=int, default=6, help="of strokes, 2 to 256")
     arguments = parser.parse_args()
     wanted = arguments.figures or FIGURES
-    if strange := set(wanted) - set(FIGURES):
-        parser.error(f"{strange.pop()}: wanted one of {', '.join(FIGURES)}")
+    if strange := set(wanted) - {*FIGURES, "strokes"}:
+        parser.error(f"{strange.pop()}: wanted one of {', '.join(FIGURES)}, strokes")
+    if not 2 <= arguments.colours <= 256:
+        parser.error(f"--colours {arguments.colours}: wanted 2 to 256")
+    if "strokes" in wanted:
+        print(strokes(arguments.photo, arguments.out / "strokes.png", arguments.colours))
     if "degradations" in wanted:
         print(destroyed(arguments.out / "degradations.png"))
     if {"restorations", "steps"} & set(wanted):

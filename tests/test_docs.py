@@ -79,6 +79,7 @@ def desk(tmp_path_factory):
     write_points(folder / landmarks.LIST, draw_points(20))
     save_encoder(folder / "clip", "clip_text_model")
     (folder / "captions.txt").write_text("a red seven\na small blue zero\n")
+    save(folder / "mask.png", 16, 16)
     for i in range(20):
         save(folder / "birds" / f"{i}.png", 32, 32)
     (folder / "birds" / "captions.csv").write_text("".join(f"{i}.png,a red bird\n" for i in range(20)))

@@ -8,6 +8,9 @@ from configs import UserError
 from configs.overrides import ask_signals, check_recipe, merge_overrides, quote, unquote
 from diffusion.runs.run import Run
 
+CAPTIONS = ("from", "to")
+"""Settings that are said in sentences."""
+
 
 def add_run_defaults(arguments: list[str]) -> list[str]:
     """Arguments of ``sample.py`` or ``evaluate.py`` with the run's own ``sampling`` list before them.
@@ -33,7 +36,7 @@ def add_run_defaults(arguments: list[str]) -> list[str]:
     own = check_recipe([] if config.get("sampling") is None else config["sampling"], run.root)
     signals = (config.get("condition") or {}).get("signals") or {}
     texts = [name for name, node in signals.items() if node and {"words", "length"} <= {*node}]
-    arguments = ask_signals(arguments, _name_signals(config), texts)
+    arguments = ask_signals(arguments, _name_signals(config), [*texts, *CAPTIONS])
     own_data = [f"data.{key}=" for key in config.get("data") or {} if key not in ("_target_", "root")]
     arguments = [f"++{a}" if a.startswith((*own_data,)) else a for a in arguments]
     return [*arguments[:first], *merge_overrides(own, arguments[first:])]

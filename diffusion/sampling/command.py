@@ -43,7 +43,8 @@ def sample(cfg: DictConfig, share: Share = ALONE) -> Path:
     steps |= run.steps  # a training that goes on writes and removes some
     job = registry.build("kind", model.evaluator.task).plan(cfg, model)
     # What does not depend on how the work is divided, and of PNGs what has always been said.
-    left_out = ("shard",) if cfg.format in ARCHIVES else ("shard", "format")
+    left_out = ["shard"] if cfg.format in ARCHIVES else ["shard", "format"]
+    left_out += [] if cfg.to else ["from", "to"]
     settings: dict[str, Any] = {key: value for key, value in to_plain(cfg).items() if key not in left_out}
     settings |= {"step": model.step, "guidance": order_tables(settings["guidance"])}
     stamp = {"step": model.step, "checksum": steps[model.step]}

@@ -26,6 +26,7 @@ from diffusion.sampling.inputs import Inputs, find_inputs, find_measured
 from diffusion.sampling.manifest import Sample, describe_part
 from diffusion.sampling.selection import (
     Conditions,
+    ask_captions,
     caption_conditions,
     choose_indices,
     list_samples,
@@ -116,7 +117,7 @@ class SamplingJob(Job):
         model.start(recipe)
         model.guided(recipe.parts)
         readers = model.readers(recipe)
-        known = read_texts(readers, to_plain(cfg.condition))
+        known = ask_captions(cfg, readers, read_texts(readers, to_plain(cfg.condition)))
         each = {name: known[name] for name, reader in readers.items() if not reader.is_single(known.get(name))}
         indices = choose_indices(cfg, inputs, each)
         known |= spread_over_twins(each, cfg.twins, len(indices))
@@ -126,6 +127,9 @@ class SamplingJob(Job):
                                 lambda: build_data(model.config, cfg.data, packages), cfg.pool)
         asked = list_samples(indices, cfg, inputs, conditions.write())
         rows = {entry["file"]: row for row, entry in enumerate(asked)}
+        for first in range(0, len(indices) if cfg.twins > 1 else 1, cfg.twins):  # an edit may not fit its source
+            some = range(first, first + cfg.twins)
+            model.check_plan(recipe, [indices[row] for row in some], model.context(conditions.take(some), len(some)))
         return cls(cfg, model, asked, inputs, recipe, conditions, rows, problem)
 
     @property
@@ -152,6 +156,10 @@ class SamplingJob(Job):
                                       degraded=cfg.input.degraded, callbacks=callbacks, **asked)
             shown = {"measurement": measurement.show().cpu(), self.title: made}
             return shown if cfg.input.degraded else shown | {"original": x0}
+        if cfg.to:
+            made = model.sample(indices, seed=cfg.seed, recipe=self.recipe, images=x0, degraded=cfg.input.degraded,
+                                batch=len(some), callbacks=callbacks, **asked)
+            return {"original": x0, self.title: made}
         x_t, direct, restored = restore(model, self.recipe, x0, indices, seed=cfg.seed, batch=len(some),
                                         degraded=cfg.input.degraded, callbacks=callbacks, **asked)
         shown = {"degraded": x_t, "direct estimate": direct, self.title: restored}

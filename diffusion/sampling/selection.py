@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from configs import UserError
+from configs.values import to_plain
 from degradations.randomness import Streams
 from diffusion.data.base import CHUNK, Data, digest
 from diffusion.data.pixels import to_float
@@ -25,6 +26,8 @@ from models.text import TextReader
 
 log = logging.getLogger(__name__)
 
+PAIR = ("from", "to")
+"""The captions of a source and its edit, and what their files are called."""
 MOST = 10**7
 """Samples that one command takes."""
 
@@ -49,6 +52,30 @@ def read_texts(readers: Mapping[str, Reader], asked: Mapping[str, Any]) -> dict[
     return found
 
 
+def ask_captions(cfg: DictConfig, readers: Mapping[str, Reader], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What is asked of the signals, with the captions ``from`` and ``to`` of each source and its edit.
+
+    :raises UserError: without one signal that is a text, if it is asked for as well, or for lists of unequal length
+    """
+    if not cfg.to:
+        return dict(asked)
+    texts = [name for name, reader in readers.items() if isinstance(reader, TextReader)]
+    if len(texts) != 1:
+        raise UserError("from= and to= with a model that reads " + (", ".join(texts) or "no text"), "one text",
+                        "a run with condition=text, such as experiment=text_scenes_digits, or twins=2 label=[3,7]")
+    (name,) = texts
+    if asked.get(name) is not None:
+        raise UserError(f"{name}={asked[name]} beside from= and to=", "the captions once", f"drop {name}=...")
+    plain = to_plain(cfg)
+    pair = [read_texts({key: readers[name]}, {key: plain[key]})[key] for key in PAIR]
+    n = max(len(each) if isinstance(each, list) else 1 for each in pair)
+    lists = [each if isinstance(each, list) else [each] * n for each in pair]
+    if len(lists[0]) != len(lists[1]):
+        raise UserError(f"{len(lists[0])} captions of from and {len(lists[1])} of to", "as many, or one for all",
+                        "from=ONE to=[...]")
+    return {**asked, name: [caption for both in zip(*lists) for caption in both]}
+
+
 def choose_indices(cfg: DictConfig, inputs: Inputs | None,
                    asked: Mapping[str, list[Any]] | None = None) -> Sequence[int]:
     """The indices of all samples that the config asks for.
@@ -67,7 +94,8 @@ def choose_indices(cfg: DictConfig, inputs: Inputs | None,
         raise UserError(f"samples={cfg.samples} of {len(inputs)} images", f"indices below {len(inputs)}",
                         f"samples=0-{len(inputs) - 1}")
     if cfg.twins > 1 and cfg.samples is None and inputs is None:
-        indices = range(16)
+        several = bool(lengths) and max(lengths) > cfg.twins
+        indices = range(max(lengths) // cfg.twins if several else 16)
     return [i for i in indices for _ in range(cfg.twins)]
 
 
@@ -96,7 +124,8 @@ def list_samples(indices: Sequence[int], cfg: DictConfig, inputs: Inputs | None,
         entry["pixels"] = digest(inputs.images.batch(torch.tensor([i]))[0][0].numpy()).hex()
         entry["file"] = inputs.files[i] if inputs.files else entry["file"]
     for row, entry in enumerate(entries if cfg.twins > 1 else ()):
-        entry["file"] = f"{entry['file'].removesuffix('.png')}-{row % cfg.twins}.png"
+        twin = PAIR[row % 2] if cfg.to else row % cfg.twins
+        entry["file"] = f"{entry['file'].removesuffix('.png')}-{twin}.png"
     return entries
 
 

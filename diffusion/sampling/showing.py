@@ -25,6 +25,8 @@ ROW = 16
 """Restorations that the grid shows, side by side."""
 GRID = 256
 """Samples that the grid shows at most."""
+EDITS = 8
+"""Images in a row of sources and edits."""
 SAID = 64
 """Samples up to which each has its own words."""
 
@@ -76,11 +78,13 @@ class Shown:
         if job.compares:
             heads = [Path(entry["file"]).stem if job.inputs and job.inputs.files else str(entry["index"])
                      for entry in asked[:ROW]]
-            heads = heads if job.inputs else job.caption(asked[:ROW]) or heads
+            heads = heads if job.inputs and not job.cfg.to else job.caption(asked[:ROW]) or heads
             images, columns = torch.cat([torch.cat(row) for row in self._rows.values()]), len(heads)
         else:
             said = job.caption(asked[:GRID])
             columns, heads = arrange_by_condition(said)
+            if job.cfg.to and len(said) <= SAID:  # a source and its edit, side by side
+                columns, heads = min(EDITS, len(said)), []
             captions = said if said and not heads and len(said) <= SAID else []
             images = read_images(folder, [entry["file"] for entry in asked[:GRID]], archive, len(asked))
         picture = Picture(images, columns, list(self._rows), heads, captions)

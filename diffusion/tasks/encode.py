@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffusion.evaluation.bench import EvaluationContext
     from diffusion.evaluation.subjects import Subject
 
-SAMPLING = {"sample": (*RECIPE, "condition", "twins", "input.t", "input.degraded"),
+SAMPLING = {"sample": (*RECIPE, "condition", "from", "to", "twins", "input.t", "input.degraded"),
             "evaluate": (*RECIPE, "condition", "samplers")}
 """Settings of the commands that say how images are sampled."""
 

@@ -23,7 +23,7 @@ from models.attention import AttentionHook, AttentionSite, chain, rows
 from models.conditioning import ConditionEncoder
 from models.context import Context
 from models.readers import Reader
-from samplers.protocol import Restorer, Step
+from samplers.protocol import Plan, Restorer, Step
 
 ROWS = {"cpu": 8}
 """Rows of a batched evaluation up to which branches run together; more rows only cost cache on a CPU. Measured by
@@ -83,6 +83,12 @@ class Part:
 
         :param encoder: of the guided model
         :param dropped: the sets of signals that its training has dropped together; None if that is not known
+        :raises UserError: in subclasses
+        """
+
+    def check_plan(self, plan: Plan) -> None:
+        """Refuse what it cannot work on, before any work.
+
         :raises UserError: in subclasses
         """
 
