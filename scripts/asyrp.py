@@ -31,7 +31,7 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, float]:
     require_values(cfg)
     settle_paths(cfg)
     require_ints(cfg, count=1, num_steps=1)
-    require_kinds(cfg, run=str, judge=str, source=dict | None, told=bool, start=float, edit=float, boost=float,
+    require_kinds(cfg, run=str, judge=str, source=dict | None, told=bool, start=float, edited=float, boosted=float,
                   sampling=list[str], picture=str | None, step=int | None, device=str | None, data=dict, allow=list[str])
 
     import torch
@@ -76,8 +76,8 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, float]:
     log.info("%d held-out images%s\n\n   t    x0_hat  x_t", len(rows), f" that show {source}" if source else "")
     for line in zip(found.times, found.estimates, found.noisy, strict=True):
         log.info("%.3f  %.4f  %.4f", *line)
-    times = {"t_edit": find_time(found.times, found.estimates, cfg.edit),
-             "t_boost": find_time(found.times, found.noisy, cfg.boost)}
+    times = {"t_edit": find_time(found.times, found.estimates, cfg.edited),
+             "t_boost": find_time(found.times, found.noisy, cfg.boosted)}
     log.info("\nobjective.t_edit=%(t_edit)g for the training, or guidance.asyrp.t_edit=%(t_edit)g\n"
              "sampler.eta=1 sampler.below=%(t_boost)g for new noise at the end\n", times)
     if not edits:
