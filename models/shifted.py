@@ -37,8 +37,8 @@ class Shift(nn.Module):
 
 
 class ShiftedNet(nn.Module):
-    """Asyrp (Kwon et al. 2022, arXiv 2210.10960) around a trained network: where the context asks for it, the bottleneck
-    is shifted before it is decoded,
+    """Asyrp (Kwon et al. 2022, arXiv 2210.10960) around a trained network: where the context asks for it, the
+    bottleneck is shifted before it is decoded,
 
     ``y = Dec(h + a f(h, emb), skips)``, ``h, skips = Mid(Enc(x_t, t, ctx))``,
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from configs import UserError, registry
 from configs.cli import command
-from configs.values import require_ints, require_kinds, require_values, settle_paths, to_plain
+from configs.values import require_ints, require_kinds, require_values, settle_paths
 
 log = logging.getLogger(__name__)
 SHOWN = 12
@@ -31,8 +31,9 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, float]:
     require_values(cfg)
     settle_paths(cfg)
     require_ints(cfg, count=1, num_steps=1)
-    require_kinds(cfg, run=str, judge=str, source=dict | None, told=bool, start=float, edited=float, boosted=float,
-                  sampling=list[str], picture=str | None, step=int | None, device=str | None, data=dict, allow=list[str])
+    require_kinds(cfg, run=str, judge=str, question=str | None, source=str | bool | None, told=bool, start=float,
+                  edited=float, boosted=float, sampling=list[str], picture=str | None, step=int | None,
+                  device=str | None, data=dict, allow=list[str])
 
     import torch
 
@@ -50,30 +51,29 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, float]:
     model.restorer, require_judge(judge)
     edits = isinstance(model.weights.net, ShiftedNet)
     goal = model.config["objective"].get("goal") or {}
-    source = dict(goal.get("source") or {}) if cfg.source is None else to_plain(cfg.source)
-    target = dict(goal.get("target") or {})
-    for question, answer in (*source.items(), *target.items()):
-        find_answer(judge, question, answer)
-    if edits and not source:
-        raise UserError("edits of all images, and no word of what they showed before", "what is to be turned",
-                        "'source={colour: red}'")
+    question, source = (goal.get(key) if cfg[key] is None else cfg[key] for key in ("question", "source"))
+    if edits and source is None:
+        raise UserError("edits of all images, and no word of what they showed before", "an answer that is changed",
+                        "source=red")
+    if source is not None:
+        find_answer(judge, str(question), source)
     images = build_data(model.config, cfg.data, (*registry.trusted(), *cfg.allow)).split("test")
     rows: list[int] = []
     for some in torch.arange(len(images)).split(64):
-        logits = judge.classify(to_float(images.batch(some)[0])).logits
-        rows += some[shows(judge, logits, source)].tolist()
+        said = judge.classify(to_float(images.batch(some)[0])).logits
+        rows += (some if source is None else some[shows(judge, said, str(question), source)]).tolist()
         if len(rows) >= cfg.count:
             break
     rows = rows[:cfg.count]
     if not rows:
-        raise UserError(f"{len(images)} held-out images, none of which shows {source}", "images that do",
+        raise UserError(f"{len(images)} held-out images, none of which shows {question}: {source}", "images that do",
                         "another source, or other data")
     x0 = to_float(images.batch(torch.tensor(rows))[0])
     own = derive_signals(model, Inputs(images), rows) if cfg.told else {}
     asked: dict[str, Any] = {name: own.get(name, "none") for name in model.readers()}
 
     found = measure_distances(model, judge, x0, cfg.num_steps, cfg.start, **asked)
-    log.info("%d held-out images%s\n\n   t    x0_hat  x_t", len(rows), f" that show {source}" if source else "")
+    log.info("%d held-out images%s\n\n   t    x0_hat  x_t", len(rows), "" if source is None else f", {question}: {source}")
     for line in zip(found.times, found.estimates, found.noisy, strict=True):
         log.info("%.3f  %.4f  %.4f", *line)
     times = {"t_edit": find_time(found.times, found.estimates, cfg.edited),
@@ -84,7 +84,8 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, float]:
         return times
     overrides = [f"sampler.num_steps={cfg.num_steps}", "prior=inverted", f"prior.num_steps={cfg.num_steps}",
                  f"start={cfg.start}", *cfg.sampling]
-    numbers, pictures = measure_edits(model, judge, x0, target, source, overrides, **asked)
+    numbers, pictures = measure_edits(model, judge, x0, str(question), source, goal["target"], overrides,
+                                      **asked)
     for name, number in numbers.items():
         value, low, high = (number, None, None) if isinstance(number, float) else (number.value, number.low,
                                                                                    number.high)

@@ -194,7 +194,7 @@ def small(experiment: str, size: int = 32, channels: int | None = None) -> list[
     if experiment.startswith("asyrp_"):
         base, judge = (text_base(), scene_judge()) if experiment == "asyrp_scenes" else face_runs(size)
         return [f"experiment={experiment}", *(override for override in NANO if override != "model=nano"),
-                f"begin.base.run={base}", f"objective.goal.run={judge}", "objective.goal.source={}",
+                f"begin.base.run={base}", f"objective.goal.run={judge}", "objective.goal.source=null",
                 "objective.num_steps=2"]
     cfg = compose("train", [f"experiment={experiment}"])
     own = not {"classes", "latent_channels", "length"}.isdisjoint(cfg.model)  # a network of another kind

@@ -1,6 +1,6 @@
 """Edits by a shift of the bottleneck (Asyrp): until when to edit, and what edits change."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,7 @@ from models.shifted import ShiftedNet
 from samplers.grids import UniformGrid
 from samplers.ode import Inversion
 
-Answer = Mapping[str, str | bool]
-"""Answers of a judge by question."""
+STRENGTHS = (0.0, -1.0, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ def measure_distances(model: Model, judge: Model, images: Float[Tensor, "n c h w
     state = model.degradation.draw(x0.shape, streams)
     for frame in Inversion(UniformGrid(), num_steps).steps(model.restorer, model.degradation, x0, state, ctx, streams,
                                                            start=start):
-        assert frame.estimate is not None and frame.x_s is not None
+        assert frame.estimate is not None
+        assert frame.x_s is not None
         found.times.append(frame.step.s)
         for values, x in ((found.estimates, frame.estimate.x0), (found.noisy, frame.x_s)):
             values.append(compare_maps(list_maps(judge, model.space.decode(x)), maps).mean().item())
@@ -76,7 +76,7 @@ def find_time(times: Sequence[float], distances: Sequence[float], threshold: flo
 
 
 @contextmanager
-def watch_shifts(network: nn.Module):
+def watch_shifts(network: nn.Module) -> Iterator[list[Tensor]]:
     """The shifts that are made inside, means over their batches, in the order of the calls.
 
     :raises UserError: for a network without a shift
@@ -90,7 +90,7 @@ def watch_shifts(network: nn.Module):
 
 
 @contextmanager
-def replace_shifts(network: nn.Module, shifts: Sequence[Tensor]):
+def replace_shifts(network: nn.Module, shifts: Sequence[Tensor]) -> Iterator[None]:
     """Inside, call i of the shift answers with the shift i for every image."""
     left = iter(shifts)
     handle = find_shift(network).register_forward_hook(lambda module, given, shift: next(left).expand_as(shift))
@@ -111,17 +111,15 @@ def find_shift(network: nn.Module) -> nn.Module:
     return network.shift
 
 
-STRENGTHS = (-1.0, 0.5, 1.0)
-
-
 @torch.no_grad()
-def measure_edits(model: Model, judge: Model, images: Float[Tensor, "n c h w"], target: Answer, source: Answer,
-                  overrides: Sequence[str] = (), **asked: Any) -> tuple[dict[str, MetricValue | float], Tensor]:
-    """What a judge sees in edits of images, all of which show the source.
+def measure_edits(model: Model, judge: Model, images: Float[Tensor, "n c h w"], question: str,
+                  source: str | bool | int, target: str | bool | int, overrides: Sequence[str] = (),
+                  **asked: Any) -> tuple[dict[str, MetricValue | float], Float[Tensor, "s n c h w"]]:
+    """What a judge sees in edits of images that show the source.
 
     * ``flipped``: the target, among the images whose reconstruction (strength 0) shows the source;
-    * ``others changed``: another answer than of the reconstruction to a question that the target does not name, among
-      the images whose reconstruction is read like the original in all of these;
+    * ``others changed``: another answer than of the reconstruction to another question, among the images whose
+      reconstruction is read like the original in all of these; not there if there are none;
     * ``flipped by the mean shift``: as ``flipped``, with the mean of the shifts over the images for all of them;
     * ``mean shift / own``: what the mean shift adds to the probability of the target, relative to the own ones;
     * ``monotone``: the log probability of the target rises from strength -1 to 0.5 and to 1;
@@ -131,40 +129,39 @@ def measure_edits(model: Model, judge: Model, images: Float[Tensor, "n c h w"], 
     :param images: in [-1, 1]
     :param overrides: of ``sample.py``, on top of the run's own
     :param asked: signals by name, as for :meth:`diffusion.model.Model.sample`
-    :returns: the numbers, and the pictures (6, n, C, H, W): originals, strengths 0, -1, 0.5 and 1, mean shift
+    :returns: the numbers, and the pictures: originals, strengths 0, -1, 0.5 and 1, and the mean shift
+    :raises UserError: if no reconstruction shows the source
     """
     def draw(strength: float) -> Tensor:
         recipe = model.recipe([*overrides, f"guidance.asyrp.strength={strength}"])
         return model.sample(range(len(images)), recipe=recipe, images=images, batch=len(images), **asked)
 
-    plain, less, half = draw(0.0), draw(-1.0), draw(0.5)
+    made = [images.cpu(), *map(draw, STRENGTHS[:-1])]
     with watch_shifts(model.weights.net) as shifts:
-        full = draw(1.0)
+        made.append(draw(STRENGTHS[-1]))
     with replace_shifts(model.weights.net, shifts):
-        mean = draw(1.0)
-    pictures = torch.stack([images.cpu(), plain, less, half, full, mean])
-    logits = [judge.classify(some.clamp(-1, 1)).logits for some in pictures]
-    original, restored = logits[0], shows(judge, logits[1], source)
+        made.append(draw(STRENGTHS[-1]))
+    logits = [judge.classify(some.clamp(-1, 1)).logits for some in made]
+    original, plain, _, _, own, mean = logits
+    restored = shows(judge, plain, question, source)
     if not restored.any():
-        raise UserError(f"{len(images)} images, none of which shows {dict(source)} when it is restored",
-                        "images that do", "more images, or more steps")
-    kept = same_answers(judge, original, logits[1], target)
-    log_p = torch.stack([log_probability(judge, each, target) for each in logits])
-    p = log_p.exp().mean(1).tolist()
+        raise UserError(f"{len(images)} images, none of which shows {source} when it is restored", "images that do",
+                        "more images, or more steps")
+    log_p = [log_probability(judge, each, question, target) for each in logits]
+    p, (less, half, full) = [each.exp().mean().item() for each in log_p], log_p[2:5]
     numbers: dict[str, MetricValue | float] = {
-        "flipped": share(shows(judge, logits[4], target)[restored]),
-        "flipped by the mean shift": share(shows(judge, logits[5], target)[restored]),
-        "mean shift / own": (p[5] - p[1]) / (p[4] - p[1]) if p[4] != p[1] else float("nan"),
-        "monotone": share((log_p[2] < log_p[3]) & (log_p[3] < log_p[4])),
-        **{f"p(target), strength {a:g}": value for a, value in zip((0, *STRENGTHS), p[1:5], strict=True)}}
+        "flipped": share(shows(judge, own, question, target)[restored]),
+        "flipped by the mean shift": share(shows(judge, mean, question, target)[restored]),
+        "mean shift / own": (p[-1] - p[1]) / (p[-2] - p[1]) if p[-2] != p[1] else float("nan"),
+        "monotone": share((less < half) & (half < full)),
+        **{f"p(target), strength {a:g}": value for a, value in zip(STRENGTHS, p[1:-1], strict=True)}}
+    kept = answer_alike(judge, original, plain, question)
     if kept.any():
-        numbers["others changed"] = share(~same_answers(judge, logits[1], logits[4], target)[kept])
-    return numbers, pictures
+        numbers["others changed"] = share(~answer_alike(judge, plain, own, question)[kept])
+    return numbers, torch.stack(made)
 
 
-def same_answers(judge: Model, a: Float[Tensor, "n k"], b: Float[Tensor, "n k"],
-                 but: Answer) -> Bool[Tensor, " n"]:
-    """Whether two sets of images are read alike in all questions but some."""
+def answer_alike(judge: Model, a: Float[Tensor, "n k"], b: Float[Tensor, "n k"], but: str) -> Bool[Tensor, " n"]:
+    """Whether two sets of images are read alike in all questions but one."""
     one, other = (split_questions(judge, logits) for logits in (a, b))
-    same = torch.stack([one[q].argmax(1) == other[q].argmax(1) for q in one if q not in but])
-    return same.all(0)
+    return torch.stack([one[name].argmax(1) == other[name].argmax(1) for name in one if name != but]).all(0)

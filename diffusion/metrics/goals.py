@@ -1,6 +1,6 @@
 """What an edit is to make of images, by the answers of a judge that train.py has trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +20,24 @@ NO, YES = "no", "yes"
 
 
 class Answers(Goal):
-    """The cross-entropy of wanted answers, ``mean_q -log p_q(answer | x)``, by a classifier of answers or attributes. It
-    is frozen, in no checkpoint, and looks at clean images.
+    """``-log p(target | x)`` of an answer to a question, by a classifier of answers or attributes. It is frozen, in no
+    checkpoint, and looks at clean images.
 
     Take another run than the judge that evaluates, such as one with another seed: what is trained to please the judge
     is not measured by it.
 
     :param run: its folder, or its file
-    :param target: the wanted answers by question: ``{colour: blue}``, ``{Smiling: true}``
-    :param source: what the images show that are edited, of which it says this; all if nothing is said
+    :param question: such as ``colour`` or ``Smiling``
+    :param target: the answer that is wanted, such as ``blue``; of an attribute ``true`` or ``false``
+    :param source: the answer to which it is changed: other images are left out; None takes all
     :param weights: ``ema`` or ``raw``
     :param step: which checkpoint; None takes the newest
     """
 
-    def __init__(self, run: str | None = None, target: Mapping[str, str | bool] | None = None,
-                 source: Mapping[str, str | bool] | None = None, weights: str = "ema", step: int | None = None):
+    def __init__(self, run: str | None = None, question: str = "", target: str | bool | int = "",
+                 source: str | bool | int | None = None, weights: str = "ema", step: int | None = None):
         self.run, self.weights, self.step = run, weights, step
-        self.target, self.source = dict(target or {}), dict(source or {})
+        self.question, self.target, self.source = question, target, source
         self._model: Model | None = None
 
     @property
@@ -55,22 +56,26 @@ class Answers(Goal):
         return self._model
 
     def check_shape(self, shape: Sequence[int]) -> None:
-        if not self.target:
-            raise UserError("an edit that wants nothing", "wanted answers", "'objective.goal.target={colour: blue}'")
+        if not self.question:
+            raise UserError("an edit that wants nothing", "an answer to a question", "objective.goal.question=colour "
+                            "objective.goal.target=blue")
         if tuple(shape) != self.model.image_shape:
             raise UserError(f"images of {size(shape)} for the judge {self.run}, trained on "
                             f"{size(self.model.image_shape)}", "images like those", "another objective.goal.run")
-        for question, answer in (*self.target.items(), *self.source.items()):
-            find_answer(self.model, question, answer)
+        for answer in (self.target, self.source):
+            if answer is not None:
+                find_answer(self.model, self.question, answer)
 
     @torch.no_grad()
     def choose(self, x: Float[Tensor, "b c h w"]) -> Bool[Tensor, " b"]:
-        return shows(self._on(x), self.answer(x), self.source)
+        if self.source is None:
+            return x.new_ones(len(x), dtype=torch.bool)
+        return shows(self._on(x), self.judge(x), self.question, self.source)
 
     def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-        return -log_probability(self._on(x), self.answer(x), self.target)
+        return -log_probability(self._on(x), self.judge(x), self.question, self.target)
 
-    def answer(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+    def judge(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """The judge's logits about clean images."""
         model = self._on(x)
         return model.classifier(model.space.encode(x), x.new_zeros(len(x))).logits
@@ -104,12 +109,12 @@ def find_answer(model: Model, question: str, answer: str | bool | int) -> int:
     known = list_questions(model)
     if question not in known:
         raise UserError(f"{model.name} asked about {question}", f"one of {', '.join(known)}",
-                        f"{next(iter(known))}: ...")
+                        f"question={next(iter(known))}")
     words = known[question]
     said = words[bool(answer)] if words == [NO, YES] and isinstance(answer, bool | int) else str(answer)
     if said not in words:
         raise UserError(f"{model.name} asked whether {question} is {answer}", f"one of {', '.join(words)}",
-                        f"{question}: {words[-1]}")
+                        f"target={words[-1]}")
     return words.index(said)
 
 
@@ -122,20 +127,17 @@ def split_questions(model: Model, logits: Float[Tensor, "n k"]) -> dict[str, Flo
             for question, column in zip(model.classifier.questions, logits.unbind(1), strict=True)}
 
 
-def log_probability(model: Model, logits: Float[Tensor, "n k"],
-                    wanted: Mapping[str, str | bool]) -> Float[Tensor, " n"]:
-    """``mean_q log p_q(answer)`` of the wanted answers.
+def log_probability(model: Model, logits: Float[Tensor, "n k"], question: str,
+                    answer: str | bool | int) -> Float[Tensor, " n"]:
+    """``log p(answer)`` of each image.
 
     :param logits: what the judge says about images
     """
-    parts = split_questions(model, logits)
-    return torch.stack([F.log_softmax(parts[question], dim=1)[:, find_answer(model, question, answer)]
-                        for question, answer in wanted.items()]).mean(0)
+    part = split_questions(model, logits)[question]
+    return F.log_softmax(part, dim=1)[:, find_answer(model, question, answer)]
 
 
-def shows(model: Model, logits: Float[Tensor, "n k"], wanted: Mapping[str, str | bool]) -> Bool[Tensor, " n"]:
-    """Whether these are the answers that the judge finds most probable."""
-    parts, right = split_questions(model, logits), logits.new_ones(len(logits), dtype=torch.bool)
-    for question, answer in wanted.items():
-        right = right & (parts[question].argmax(1) == find_answer(model, question, answer))
-    return right
+def shows(model: Model, logits: Float[Tensor, "n k"], question: str, answer: str | bool | int) -> Bool[Tensor, " n"]:
+    """Whether this is the answer that the judge finds most probable."""
+    part = split_questions(model, logits)[question]
+    return part.argmax(1) == find_answer(model, question, answer)

@@ -1,5 +1,6 @@
 """What the shift of a frozen network's bottleneck is trained for: Asyrp, Kwon et al. 2022, arXiv 2210.10960."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -105,7 +106,7 @@ class Asyrp(Criterion[NetworkRestorer]):
         :param x_t: the noise that it begins with
         """
         times = UniformGrid()(self.num_steps, degradation, self.start)
-        edited = [(t, s) for t, s in zip(times, times[1:]) if t >= self.t_edit]
+        edited = [(t, s) for t, s in itertools.pairwise(times) if t >= self.t_edit]
         shifted, goals, keeps = ask_shift(ctx, 1.0, x_t), [], []
         for time, after in edited:
             t, s = (x_t.new_full((len(x_t),), each) for each in (time, after))

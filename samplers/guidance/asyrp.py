@@ -10,8 +10,8 @@ from samplers.guidance.base import Branch, GuidanceInput, Term
 
 
 class Asyrp(Term):
-    """``x0_hat + x0_hat(h + a f(h)) - x0_hat(h)``, and the state as it is (equation 5: asymmetric, for the same shift in
-    both would nearly cancel), for ``t >= t_edit``. Of a run of :class:`models.shifted.ShiftedNet`, which has learned f.
+    """``x0_hat + x0_hat(h + a f(h)) - x0_hat(h)`` for ``t >= t_edit``, and the state as it is (equation 5: asymmetric,
+    for the same shift of both would nearly cancel). Of a run of :class:`models.shifted.ShiftedNet`, which has learned f.
 
     :param strength: a; 1 is as trained, -1 the other way, 0 is off and costs nothing
     :param t_edit: the last time of the edit, in [0, 1]
@@ -28,8 +28,8 @@ class Asyrp(Term):
     def branches(self, view: GuidanceInput) -> Sequence[Branch]:
         network = getattr(view.restorer, "network", None)
         if not isinstance(network, ShiftedNet):
-            raise UserError(f"guidance=asyrp with {type(network or view.restorer).__name__}, which has learned no shift",
-                            "a run that has", "python train.py experiment=asyrp_scenes begin.base.run=RUN")
+            raise UserError(f"guidance=asyrp with {type(network or view.restorer).__name__}, which has learned no "
+                            "shift", "a run that has", "python train.py experiment=asyrp_scenes begin.base.run=RUN")
         if self.strength == 0 or (view.step is not None and view.step.t < self.t_edit):
             return []
         return [Branch(ask_shift(view.ctx, self.strength, view.x_t))]
