@@ -13,9 +13,10 @@ class DDIM(Sampler):
 
     :param num_steps: network evaluations
     :param eta: 0 deterministic, 1 ancestral
+    :param below: eta holds for the steps from this time on, in [0, 1]; those before are deterministic
     """
 
     requires = Affine
 
-    def __init__(self, num_steps: int | None = 50, eta: float = 0.0, grid: Grid | None = None):
-        super().__init__(grid or UniformGrid(), Refresh(eta) if eta else Infer(), Direct(), num_steps)
+    def __init__(self, num_steps: int | None = 50, eta: float = 0.0, grid: Grid | None = None, below: float = 1.0):
+        super().__init__(grid or UniformGrid(), Refresh(eta, below=below) if eta else Infer(), Direct(), num_steps)

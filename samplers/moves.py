@@ -63,21 +63,25 @@ class Refresh(Belief):
 
     :param eta: 0 deterministic, 1 ancestral
     :param variance: ``small`` (the posterior's) or ``large`` (``beta``; DDPM's fixed_large)
+    :param below: new noise comes into the steps from this time on alone, in [0, 1]: the last ones, which do not change
+        what an image shows (quality boosting, Kwon et al. 2022, arXiv 2210.10960, section 3.3)
     """
 
     requires = Gaussian
 
-    def __init__(self, eta: float = 1.0, variance: str = "small"):
+    def __init__(self, eta: float = 1.0, variance: str = "small", below: float = 1.0):
         if variance not in ("small", "large"):
             raise UserError(f"variance={variance}", "small or large", "sampler.variance=small")
         if not 0 <= eta <= 1:
             raise UserError(f"eta={eta:g}", "a share of the noise in [0, 1]", "sampler.eta=1.0")
-        self.eta, self.large = eta, variance == "large"
+        if not 0 <= below <= 1:
+            raise UserError(f"new noise below t={below:g}", "a time in [0, 1]", "sampler.below=1.0")
+        self.eta, self.large, self.below = eta, variance == "large", below
 
     def __call__(self, estimate: Estimate, given: State, step: Step, degradation: Degradation) -> State:
         assert isinstance(degradation, Gaussian)
         z = estimate.state["z"]
-        if self.eta == 0 or step.s == 0:
+        if self.eta == 0 or step.s == 0 or step.t > self.below:
             return estimate.state
         t, s = (torch.tensor([time], dtype=torch.float64, device=z.device) for time in (step.t, step.s))
         beta, (_, sigma_t), (_, sigma_s) = degradation.beta(t, s), degradation.schedule(t), degradation.schedule(s)

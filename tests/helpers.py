@@ -147,6 +147,33 @@ def text_base() -> str:
 
 
 @lru_cache
+def scene_judge() -> str:
+    """The folder of a small judge of scenes, of one step."""
+    root = Path(tempfile.mkdtemp(prefix="thaw-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    run = train(root, *small("judge_scenes_digits"), *FEW, "max_steps=1", "run.name=judge")
+    return str(run.folder)
+
+
+@lru_cache
+def face_runs(size: int) -> tuple[str, str]:
+    """The folders of a small unconditional model and a small judge of attributes, of one step on photos of this
+    size."""
+    from faces import draw_values, save_photos, write_list
+
+    from diffusion.data.files.attributes import LIST
+
+    root = Path(tempfile.mkdtemp(prefix="thaw-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    photos = save_photos(root / "photos", draw_values(20))
+    write_list(photos / LIST, draw_values(20))
+    base, judge = (train(root, *small(name), f"data.root={photos}", f"data.size={size}", "max_steps=1",
+                         f"run.name={name}", *more).folder
+                   for name, more in (("ddpm_celeba64", ["callbacks.pictures.count=0"]), ("classifier_celeba64", [])))
+    return str(base), str(judge)
+
+
+@lru_cache
 def embedding(size: int = 16) -> str:
     """The folder of a small embedding of scenes of this size, of one step."""
     root = Path(tempfile.mkdtemp(prefix="thaw-"))
@@ -164,6 +191,11 @@ def small(experiment: str, size: int = 32, channels: int | None = None) -> list[
     if experiment.startswith("control_"):
         return [f"experiment={experiment}", *(override for override in NANO if override != "model=nano"),
                 f"begin.base.run={text_base()}", "model.hint.widths=[4,8]"]
+    if experiment.startswith("asyrp_"):
+        base, judge = (text_base(), scene_judge()) if experiment == "asyrp_scenes" else face_runs(size)
+        return [f"experiment={experiment}", *(override for override in NANO if override != "model=nano"),
+                f"begin.base.run={base}", f"objective.goal.run={judge}", "objective.goal.source=null",
+                "objective.num_steps=2"]
     cfg = compose("train", [f"experiment={experiment}"])
     own = not {"classes", "latent_channels", "length"}.isdisjoint(cfg.model)  # a network of another kind
     kind = cfg.degradation._target_.split(".")[-1]

@@ -13,7 +13,9 @@ CLASSES = 10
 CLASSIFIERS = [name for name in models.available() if "classes" in registry.node("model", name)]
 AUTOENCODERS = [name for name in models.available() if "latent_channels" in registry.node("model", name)]
 EMBEDDERS = [name for name in models.available() if "length" in registry.node("model", name)]
-RESTORERS = [name for name in models.available() if name not in (*CLASSIFIERS, *AUTOENCODERS, *EMBEDDERS, "controlled")]
+AROUND = ["controlled", "shifted"]
+"""Networks around others."""
+RESTORERS = [name for name in models.available() if name not in (*CLASSIFIERS, *AUTOENCODERS, *EMBEDDERS, *AROUND)]
 SMALL = {"UNet": {"base": 8, "emb_dim": 32, "head_dim": 8},
          "ConvNextUNet": {"base": 8, "multipliers": [1, 2], "emb_dim": 32, "heads": 2, "head_dim": 4},
          "DiT": {"width": 16, "depth": 3, "emb_dim": 32, "head_dim": 8, "patch": 2}}

@@ -19,7 +19,7 @@ SETTINGS = ["data=folder", "data.size=16", "batch=2", "max_steps=1", "callbacks.
 CLASSIFIERS = [name for name in registry.available("experiment") if "classifier" in name]
 OF_CLASSES = [name for name in CLASSIFIERS if name != "classifier_celeba64"]
 OF_KNOWN = [name for name in registry.available("experiment")
-             if name.startswith(("judge_", "embed_", "identity_", "control_", "attributes_", "pose_"))]
+             if name.startswith(("judge_", "embed_", "identity_", "control_", "attributes_", "pose_", "asyrp_scenes"))]
 """Experiments about what only scenes, faces, or images with captions, have."""
 
 

@@ -249,13 +249,14 @@ class _Group:
 
 def evaluate(view: GuidanceInput, branches: Sequence[Branch]) -> list[Estimate]:
     """The branches' estimates: those of one restorer as one batch while it stays within the row limit, and the same
-    branch of several terms once."""
-    groups: dict[int, _Group] = {}
+    branch of several terms once. Contexts with other entries of ``extra`` are no one batch."""
+    groups: dict[tuple[int, frozenset[str]], _Group] = {}
     same = [(id(branch.ctx), id(branch.attn), id(branch.restorer)) for branch in branches]
     first_of = [same.index(key) for key in same]
     for i in dict.fromkeys(first_of):
         restorer = branches[i].restorer or view.restorer
-        groups.setdefault(id(restorer), _Group(restorer)).members.append(i)
+        alike = id(restorer), frozenset(branches[i].ctx.extra)
+        groups.setdefault(alike, _Group(restorer)).members.append(i)
     results: dict[int, Estimate] = {}
     b = view.x_t.shape[0]
     together = max(1, ROWS.get(view.x_t.device.type, MANY_ROWS) // b)

@@ -161,4 +161,5 @@ def neutral(parts) -> list:
     return kept
 
 
-NAMES = registry.available("guidance")
+NAMES = [name for name in registry.available("guidance") if name != "asyrp"]
+"""Those of any network; a shift of the bottleneck has to be learned."""
