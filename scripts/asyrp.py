@@ -88,8 +88,7 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, float]:
              "sampler.eta=1 sampler.below=%(t_boost)g for new noise at the end\n", numbers)
     if not edits or source is None:
         return numbers
-    overrides = [f"sampler.num_steps={cfg.num_steps}", "prior=inverted", f"prior.num_steps={cfg.num_steps}",
-                 f"start={start}", *cfg.sampling]
+    overrides = ["prior=inverted", f"prior.num_steps={cfg.num_steps}", f"start={start}", *cfg.sampling]
     seen, pictures = measure_edits(model, judge, x0, question, source, goal["target"], overrides, **asked)
     for name, number in seen.items():
         if isinstance(number, MetricValue):
