@@ -31,7 +31,7 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, float]:
     require_values(cfg)
     settle_paths(cfg)
     require_ints(cfg, count=1, num_steps=1)
-    require_kinds(cfg, run=str, judge=str, question=str | None, source=str | bool | None, told=bool, start=float,
+    require_kinds(cfg, run=str, judge=str, question=str | None, source=str | bool | None, told=bool, start=float | None,
                   edited=float, boosted=float, sampling=list[str], picture=str | None, step=int | None,
                   device=str | None, data=dict, allow=list[str])
 
@@ -41,6 +41,8 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, float]:
     from diffusion.evaluation.asyrp import find_time, measure_distances, measure_edits
     from diffusion.loading import build_data, load
     from diffusion.metrics.goals import find_answer, require_judge, shows
+    from diffusion.metrics.intervals import MetricValue
+    from diffusion.objectives.evaluator import NetworkRestorer
     from diffusion.pictures import save_grid
     from diffusion.sampling.inputs import Inputs
     from diffusion.sampling.selection import derive_signals
@@ -48,20 +50,23 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, float]:
 
     model, judge = (load(run, weights=cfg.weights, step=step, device=cfg.device, allow=cfg.allow)
                     for run, step in ((cfg.run, cfg.step), (cfg.judge, None)))
-    model.restorer, require_judge(judge)
+    require_judge(judge)
+    model.use(NetworkRestorer)
     edits = isinstance(model.weights.net, ShiftedNet)
     goal = model.config["objective"].get("goal") or {}
-    question, source = (goal.get(key) if cfg[key] is None else cfg[key] for key in ("question", "source"))
+    question = str(cfg.question or goal.get("question"))
+    source = goal.get("source") if cfg.source is None else cfg.source
+    start = model.recipe().start if cfg.start is None else cfg.start
     if edits and source is None:
         raise UserError("edits of all images, and no word of what they showed before", "an answer that is changed",
                         "source=red")
     if source is not None:
-        find_answer(judge, str(question), source)
+        find_answer(judge, question, source)
     images = build_data(model.config, cfg.data, (*registry.trusted(), *cfg.allow)).split("test")
     rows: list[int] = []
     for some in torch.arange(len(images)).split(64):
         said = judge.classify(to_float(images.batch(some)[0])).logits
-        rows += (some if source is None else some[shows(judge, said, str(question), source)]).tolist()
+        rows += (some if source is None else some[shows(judge, said, question, source)]).tolist()
         if len(rows) >= cfg.count:
             break
     rows = rows[:cfg.count]
@@ -72,28 +77,29 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, float]:
     own = derive_signals(model, Inputs(images), rows) if cfg.told else {}
     asked: dict[str, Any] = {name: own.get(name, "none") for name in model.readers()}
 
-    found = measure_distances(model, judge, x0, cfg.num_steps, cfg.start, **asked)
-    log.info("%d held-out images%s\n\n   t    x0_hat  x_t", len(rows), "" if source is None else f", {question}: {source}")
+    found = measure_distances(model, judge, x0, cfg.num_steps, start, **asked)
+    log.info("%d held-out images%s\n\n   t    x0_hat  x_t", len(rows),
+             "" if source is None else f", {question}: {source}")
     for line in zip(found.times, found.estimates, found.noisy, strict=True):
         log.info("%.3f  %.4f  %.4f", *line)
-    times = {"t_edit": find_time(found.times, found.estimates, cfg.edited),
-             "t_boost": find_time(found.times, found.noisy, cfg.boosted)}
+    numbers: dict[str, float] = {"t_edit": find_time(found.times, found.estimates, cfg.edited),
+                                 "t_boost": find_time(found.times, found.noisy, cfg.boosted)}
     log.info("\nobjective.t_edit=%(t_edit)g for the training, or guidance.asyrp.t_edit=%(t_edit)g\n"
-             "sampler.eta=1 sampler.below=%(t_boost)g for new noise at the end\n", times)
-    if not edits:
-        return times
-    overrides = [f"sampler.num_steps={cfg.num_steps}", "prior=inverted", f"prior.num_steps={cfg.num_steps}",
-                 f"start={cfg.start}", *cfg.sampling]
-    numbers, pictures = measure_edits(model, judge, x0, str(question), source, goal["target"], overrides,
-                                      **asked)
-    for name, number in numbers.items():
-        value, low, high = (number, None, None) if isinstance(number, float) else (number.value, number.low,
-                                                                                   number.high)
-        times[name] = value
-        log.info("%-24s %.3f%s", name, value, "" if low is None else f"  [{low:.3f}, {high:.3f}]")
+             "sampler.eta=1 sampler.below=%(t_boost)g for new noise at the end\n", numbers)
+    if not edits or source is None:
+        return numbers
+    overrides = ["prior=inverted", f"prior.num_steps={cfg.num_steps}", f"start={start}", *cfg.sampling]
+    seen, pictures = measure_edits(model, judge, x0, question, source, goal["target"], overrides, **asked)
+    for name, number in seen.items():
+        if isinstance(number, MetricValue):
+            numbers[name] = number.value
+            log.info("%-26s %.3f  [%.3f, %.3f]", name, number.value, number.low, number.high)
+        else:
+            numbers[name] = number
+            log.info("%-26s %.3f", name, number)
     if cfg.picture:
         save_grid(pictures[:, :SHOWN].flatten(0, 1), Path(cfg.picture), pictures[:, :SHOWN].shape[1], rows=ROWS)
-    return times
+    return numbers
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ NO, YES = "no", "yes"
 
 
 class Answers(Goal):
-    """``-log p(target | x)`` of an answer to a question, by a classifier of answers or attributes. It is frozen, in no
-    checkpoint, and looks at clean images.
+    """``-log p(target | x') + others sum_q KL(p_q(. | x) | p_q(. | x'))`` of an answer to a question, by a classifier
+    of answers or attributes, with the sum over all other questions: an edit x' of x is to change nothing else. Without
+    it, the answer is won most easily by what shows nothing at all. The judge is frozen, in no checkpoint, and looks at
+    clean images.
 
     Take another run than the judge that evaluates, such as one with another seed: what is trained to please the judge
     is not measured by it.
@@ -29,15 +31,19 @@ class Answers(Goal):
     :param run: its folder, or its file
     :param question: such as ``colour`` or ``Smiling``
     :param target: the answer that is wanted, such as ``blue``; of an attribute ``true`` or ``false``
-    :param source: the answer to which it is changed: other images are left out; None takes all
+    :param source: the answer that is changed: other images are left out; None takes all
+    :param others: weight of the other answers, at least 0
     :param weights: ``ema`` or ``raw``
     :param step: which checkpoint; None takes the newest
     """
 
     def __init__(self, run: str | None = None, question: str = "", target: str | bool | int = "",
-                 source: str | bool | int | None = None, weights: str = "ema", step: int | None = None):
+                 source: str | bool | int | None = None, others: float = 1.0, weights: str = "ema",
+                 step: int | None = None):
+        if not others >= 0:
+            raise UserError(f"objective.goal.others={others:g}", "a number of at least 0", "objective.goal.others=1.0")
         self.run, self.weights, self.step = run, weights, step
-        self.question, self.target, self.source = question, target, source
+        self.question, self.target, self.source, self.others = question, target, source, others
         self._model: Model | None = None
 
     @property
@@ -72,8 +78,14 @@ class Answers(Goal):
             return x.new_ones(len(x), dtype=torch.bool)
         return shows(self._on(x), self.judge(x), self.question, self.source)
 
-    def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-        return -log_probability(self._on(x), self.judge(x), self.question, self.target)
+    def __call__(self, x: Float[Tensor, "b c h w"], base: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+        model, edited = self._on(x), self.judge(x)
+        loss = -log_probability(model, edited, self.question, self.target)
+        if not self.others:
+            return loss
+        before, after = (split_questions(model, logits) for logits in (self.judge(base).detach(), edited))
+        changed = [measure_divergence(before[name], after[name]) for name in before if name != self.question]
+        return loss + self.others * torch.stack(changed).sum(0)
 
     def judge(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """The judge's logits about clean images."""
@@ -141,3 +153,9 @@ def shows(model: Model, logits: Float[Tensor, "n k"], question: str, answer: str
     """Whether this is the answer that the judge finds most probable."""
     part = split_questions(model, logits)[question]
     return part.argmax(1) == find_answer(model, question, answer)
+
+
+def measure_divergence(before: Float[Tensor, "n k"], after: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+    """``KL(p | q)`` of the distributions p and q whose logits these are."""
+    p, q = F.log_softmax(before, dim=1), F.log_softmax(after, dim=1)
+    return (p.exp() * (p - q)).sum(1)

@@ -40,15 +40,18 @@ class Goal:
         """Which clean images the edit is for."""
         raise NotImplementedError
 
-    def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-        """How far each clean image is from what is wanted, not below 0."""
+    def __call__(self, x: Float[Tensor, "b c h w"], base: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+        """How far each clean image is from what is wanted, not below 0.
+
+        :param base: the images before the edit
+        """
         raise NotImplementedError
 
 
 class Asyrp(Criterion[NetworkRestorer]):
     """The mean over the times ``t >= t_edit`` of the edited path of
 
-    ``goal_weight goal(x0') + keep_weight mean |x0' - x0_hat|``,
+    ``goal_weight goal(x0', x0_hat) + keep_weight mean |x0' - x0_hat|``,
 
     with the estimates ``x0_hat`` of the base and ``x0'`` of the shifted network (section 3.2 and appendix of the paper,
     whose goal is a direction of CLIP). The path begins with the noise x_T from which DDIM makes the image again, and
@@ -113,7 +116,7 @@ class Asyrp(Criterion[NetworkRestorer]):
             with torch.no_grad():
                 base = evaluator(x_t, t, ctx, state=state, step=None)
             x0 = evaluator(x_t, t, shifted, state=state, step=None).x0
-            goals.append(self.goal(x0))
+            goals.append(self.goal(x0, base.x0))
             keeps.append(flatten_rows((x0 - base.x0).abs()).mean(1))
             x_t, state = degradation.forward(x0.detach(), s, base.state), base.state
         return torch.stack(goals).mean(0), torch.stack(keeps).mean(0)

@@ -11,7 +11,8 @@ from samplers.guidance.base import Branch, GuidanceInput, Term
 
 class Asyrp(Term):
     """``x0_hat + x0_hat(h + a f(h)) - x0_hat(h)`` for ``t >= t_edit``, and the state as it is (equation 5: asymmetric,
-    for the same shift of both would nearly cancel). Of a run of :class:`models.shifted.ShiftedNet`, which has learned f.
+    for the same shift of both would nearly cancel). Of a run of :class:`models.shifted.ShiftedNet`, which has learned
+    f.
 
     :param strength: a; 1 is as trained, -1 the other way, 0 is off and costs nothing
     :param t_edit: the last time of the edit, in [0, 1]

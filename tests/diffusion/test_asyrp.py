@@ -16,7 +16,7 @@ from diffusion import load
 from diffusion.data.pixels import to_float
 from diffusion.evaluation.asyrp import find_time, measure_distances, measure_edits, replace_shifts, watch_shifts
 from diffusion.loading import build_data
-from diffusion.metrics.goals import Answers, find_answer, list_questions, log_probability, shows
+from diffusion.metrics.goals import Answers, find_answer, list_questions, log_probability, shows, split_questions
 from diffusion.objectives.asyrp import Asyrp, Goal
 from diffusion.objectives.parameterization import V
 from diffusion.runs import checkpoint
@@ -31,7 +31,7 @@ class Bright(Goal):
     def choose(self, x):
         return x.flatten(1).mean(1) > -0.5
 
-    def __call__(self, x):
+    def __call__(self, x, base):
         return (1 - x).square().flatten(1).mean(1)
 
 
@@ -81,7 +81,7 @@ def test_the_loss_is_its_formula():
         for t, s in ((1.0, 0.75), (0.75, 0.5), (0.5, 0.25)):
             base, z = predict(x, t, ctx)
             edited = predict(x, t, ask_shift(ctx, 1.0, x))[0]
-            goals.append(Bright()(edited))
+            goals.append(Bright()(edited, base))
             keeps.append((edited - base).abs().flatten(1).mean(1))
             x = at(s)[0] * edited + at(s)[1] * z
     goal, keep = torch.stack(goals).mean(0), torch.stack(keeps).mean(0)
@@ -146,12 +146,12 @@ def test_what_cannot_be_shifted_is_refused():
 
 def test_wanted_answers_are_a_cross_entropy():
     model, x = load(scene_judge(), device="cpu"), torch.rand(3, 3, 16, 16).requires_grad_(True)
-    goal = Answers(scene_judge(), "colour", "blue")
+    goal = Answers(scene_judge(), "colour", "blue", others=0.0)
     goal.check_shape((3, 16, 16))
     words, logits = model.classifier.words, model.classifier(x, torch.zeros(3)).logits
     digits = len(words["digit"])
     colours = logits[:, digits:digits + len(words["colour"])]
-    found = goal(x)
+    found = goal(x, torch.rand(3, 3, 16, 16))
     torch.testing.assert_close(found, F.cross_entropy(colours, torch.full((3,), words["colour"].index("blue")),
                                                       reduction="none"))
     found.sum().backward()
@@ -162,6 +162,17 @@ def test_wanted_answers_are_a_cross_entropy():
     assert goal.choose(x.detach()).all(), "all of them, if no source is said"
     other = Answers(scene_judge(), "colour", "blue", words["colour"][colours[0].argmin()])
     assert not other.choose(x.detach()[:1]).any()
+
+
+def test_other_answers_are_to_stay():
+    """Against the divergences of the distributions, written out."""
+    model, x, base = load(scene_judge(), device="cpu"), torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    alone, both = (Answers(scene_judge(), "colour", "blue", others=others) for others in (0.0, 2.0))
+    expected = torch.zeros(2)
+    for name, after in split_questions(model, model.classify(x).logits).items():
+        p, q = split_questions(model, model.classify(base).logits)[name].softmax(1), after.softmax(1)
+        expected += 0 if name == "colour" else (p * (p / q).log()).sum(1)
+    torch.testing.assert_close(both(x, base) - alone(x, base), 2 * expected, atol=1e-5, rtol=1e-3)
 
 
 def test_attributes_are_questions_too():
