@@ -21,6 +21,7 @@ from samplers.guidance.p2p import MAPS, PromptToPrompt
 from samplers.guidance.sites import weights
 from samplers.guidance.words import align_words, find_tokens, map_tokens
 from samplers.protocol import Callback, LoopState, Plan, Step, find_sources
+import itertools
 
 RED, GREEN = "a small red seven on black", "a small green seven on black"
 OFF = ["guidance.p2p.cross_replace_steps=0", "guidance.p2p.self_replace_steps=0"]
@@ -69,7 +70,7 @@ def test_an_alignment_pairs_as_many_equal_words_as_there_are(a, b):
     mine, theirs = a.split(), b.split()
     pairs = align_words(mine, theirs)
     assert all(mine[i] == theirs[j] for i, j in pairs)
-    assert all(i < k and j < m for (i, j), (k, m) in zip(pairs, pairs[1:]))
+    assert all(i < k and j < m for (i, j), (k, m) in itertools.pairwise(pairs))
     assert len(pairs) == longest_common(mine, theirs)
 
 
