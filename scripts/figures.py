@@ -182,7 +182,8 @@ FIGURES = ("degradations", "hot_and_cold", "samplers", "restorations", "steps")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES) + " (default: all of these), strokes")
+    parser.add_argument("figures", nargs="*", metavar="FIGURE",
+                        help=", ".join(FIGURES) + " (default: all of these), strokes")
     parser.add_argument("--hot", default="runs/demo/ddpm_digits/hot", help="a run that makes digits from noise")
     parser.add_argument("--cold", default="runs/demo/cold_blur_digits/cold", help="a run that restores digits")
     parser.add_argument("--runs", nargs="+", default=["runs/demo/cold_blur_digits/cold"], metavar="RUN",

@@ -35,7 +35,8 @@ def read(folder: Path) -> list[tuple[str, str]]:
 
 
 def test_source_and_edit_side_by_side(run, tmp_path):
-    blend = ["edit.local_blend.words=[red,green]", "guidance.p2p.words={green: 2.0}", "guidance.p2p.word_steps={a: 0.5}"]
+    blend = ["edit.local_blend.words=[red,green]", "guidance.p2p.words={green: 2.0}",
+             "guidance.p2p.word_steps={a: 0.5}"]
     said = done("sample.py", run, "method=p2p", FROM, TO, "samples=0-2", "batch=3", *blend, f"out={tmp_path}", *FEW)
     assert "a red seven on black; a green seven on black" in said
     assert read(tmp_path) == [(f"{i:06d}-{name}.png", text) for i in range(3) for name, text in
@@ -75,7 +76,8 @@ def test_photos_are_edited_and_their_sources_are_exact(run, photos, tmp_path):
 @pytest.mark.parametrize(("asked", "words"), [
     (["method=p2p", FROM], "from=a red seven on black alone"), (["method=p2p", TO], "alone"),
     (["from=", TO], "alone"), (["method=p2p"], "without a source"), ([FROM, TO, "twins=3"], "twins=3"),
-    ([FROM, TO, "text=a red seven"], "beside from="), (["from=[a red seven,a blue two]", "to=[a one,a two,a six]"], "2"),
+    ([FROM, TO, "text=a red seven"], "beside from="),
+    (["from=[a red seven,a blue two]", "to=[a one,a two,a six]"], "2"),
     (["method=p2p", FROM, "to=a green seven"], "guidance.p2p.mode=refine"),
     (["method=p2p", FROM, TO, "guidance.p2p.words={blue: 2.0}"], '"blue", which is not in "a green seven on black"'),
     (["method=p2p", FROM, TO, "guidance.p2p.words={green: much}"], "words"),

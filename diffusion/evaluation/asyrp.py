@@ -93,7 +93,11 @@ def watch_shifts(network: nn.Module) -> Iterator[list[Tensor]]:
 def replace_shifts(network: nn.Module, shifts: Sequence[Tensor]) -> Iterator[None]:
     """Inside, call i of the shift answers with the shift i for every image."""
     left = iter(shifts)
-    handle = find_shift(network).register_forward_hook(lambda module, given, shift: next(left).expand_as(shift))
+
+    def answer(module: nn.Module, given: Any, shift: Tensor) -> Tensor:
+        return next(left).expand_as(shift)
+
+    handle = find_shift(network).register_forward_hook(answer)
     try:
         yield
     finally:

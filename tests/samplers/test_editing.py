@@ -1,5 +1,7 @@
 """Edits by words: prompt-to-prompt, mutual self-attention, and the repairs of an inversion."""
 
+import itertools
+
 import pytest
 import torch
 from helpers import text_base
@@ -21,7 +23,6 @@ from samplers.guidance.p2p import MAPS, PromptToPrompt
 from samplers.guidance.sites import weights
 from samplers.guidance.words import align_words, find_tokens, map_tokens
 from samplers.protocol import Callback, LoopState, Plan, Step, find_sources
-import itertools
 
 RED, GREEN = "a small red seven on black", "a small green seven on black"
 OFF = ["guidance.p2p.cross_replace_steps=0", "guidance.p2p.self_replace_steps=0"]
