@@ -106,11 +106,11 @@ class Sampler:
         frame.x_s = self.move(x_t, estimate.x0, t, s, frame.state, degradation, step)
 
     def sample(self, restorer: Restorer, degradation: Degradation, x_T: Float[Tensor, "b *rest"], state: State,
-               ctx: Context, streams: Streams, *, callbacks: Sequence[Callback] = (),
-               start: float = 1.0) -> Float[Tensor, "b *rest"]:
+               ctx: Context, streams: Streams, *, callbacks: Sequence[Callback] = (), start: float = 1.0,
+               measurement: Measurement | None = None) -> Float[Tensor, "b *rest"]:
         """Run the loop to the end; arguments as for :meth:`steps`. Values are not clipped."""
         return run_to_end(x_T, self.steps(restorer, degradation, x_T, state, ctx, streams, callbacks=callbacks,
-                                          start=start))
+                                          start=start, measurement=measurement))
 
 
 def climb(frame: LoopState) -> None:

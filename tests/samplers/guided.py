@@ -9,6 +9,7 @@ from oracles import state_of
 import samplers.guidance
 from configs import registry
 from degradations.base import Estimate
+from degradations.measurement import Measurement
 from degradations.randomness import Streams
 from degradations.shapes import flatten_rows
 from diffusion.objectives.evaluator import NetworkRestorer
@@ -126,8 +127,15 @@ def parts_of(name: str, degradation, **changes) -> list:
 
 
 def step_at(t: float, i: int = 0, n: int = 10, indices=(0, 1, 2), memory=None) -> Step:
-    """A step of the loop."""
-    return Step(i, n, t, max(t - 0.1, 0.0), Streams(0, tuple(indices)).at(i), {} if memory is None else memory)
+    """A step of the loop, of images of which a part is known."""
+    return Step(i, n, t, max(t - 0.1, 0.0), Streams(0, tuple(indices)).at(i), {} if memory is None else memory,
+                measure(indices))
+
+
+def measure(indices) -> Measurement:
+    """What is known of images of these indices: they are grey around a hole."""
+    shape, streams = (len(indices), *SHAPE[1:]), Streams(3, tuple(indices))
+    return registry.build("task", "inpaint_box").draw(shape, streams).measure(torch.zeros(shape), streams)
 
 
 def ask(restorer, x, ctx, degradation, t: float, step: Step | None = None, **arguments) -> Estimate:
