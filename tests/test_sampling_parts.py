@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from samplers.protocol import Callback
 
 
-class Masked(Callback):
+class UpperHalf(Callback):
     """The upper half stays as it is given: after each step it is degraded anew from the given image."""
 
     def after(self, frame):
@@ -71,8 +71,8 @@ class Share(Hook):
     def attn(self, ctx, step):
         return lambda call: replace(call, q=call.q[:1].expand_as(call.q), k=call.k[:1].expand_as(call.k)).rest()
 ''',
-    "guest_edits/configs/edit/masked.yaml":
-        "# the upper half is known\nmasked:\n  _target_: guest_edits.edits.Masked\n",
+    "guest_edits/configs/edit/upper_half.yaml":
+        "# the upper half is known\nupper_half:\n  _target_: guest_edits.edits.UpperHalf\n",
     "guest_edits/configs/edit/posterior.yaml":
         "# a low resolution is known\nposterior:\n  _target_: guest_edits.edits.Posterior\n  zeta: 1.0\n",
     "guest_edits/configs/guidance/share.yaml": "# shared attention\nshare:\n  _target_: guest_edits.share.Share\n",
@@ -106,12 +106,12 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_an_edit_keeps_what_is_known(hot, photos, tmp_path):
-    done("sample.py", f"run={hot.folder}", f"input={photos}", "input.t=0.6", "edit=masked", *FEW, f"out={tmp_path}")
+    done("sample.py", f"run={hot.folder}", f"input={photos}", "input.t=0.6", "edit=upper_half", *FEW, f"out={tmp_path}")
     for i in range(3):
         mine, given = pixels(tmp_path / f"{i}.png"), pixels(photos / f"{i}.png")
         assert (mine[:8] == given[:8]).all()
         assert (mine[8:] != given[8:]).any()
-    assert "Masked" in json.dumps(json.loads((tmp_path / "manifest.json").read_text())["settings"]["edit"])
+    assert "UpperHalf" in json.dumps(json.loads((tmp_path / "manifest.json").read_text())["settings"]["edit"])
 
 
 def test_an_edit_that_asks_for_gradients(hot, photos, tmp_path):

@@ -19,7 +19,8 @@ from diffusion.metrics.extractors.base import Extractor
 from diffusion.metrics.likeness import Gallery, find_first
 from diffusion.objectives.regression import VectorRegressor
 from diffusion.sampling.inputs import Inputs
-from diffusion.sampling.selection import Conditions, derive_signals, read_texts
+from diffusion.sampling.selection import Conditions, derive_signals
+from diffusion.sampling.texts import read_texts
 from models.conditioning import ImageSignal
 from models.context import Condition
 from models.sources import FOUND, Source

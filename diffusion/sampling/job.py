@@ -26,13 +26,12 @@ from diffusion.sampling.inputs import Inputs, find_inputs, find_measured
 from diffusion.sampling.manifest import Sample, describe_part
 from diffusion.sampling.selection import (
     Conditions,
-    ask_captions,
     caption_conditions,
     choose_indices,
     list_samples,
-    read_texts,
     spread_over_twins,
 )
+from diffusion.sampling.texts import ask_captions, read_texts
 from diffusion.sampling.watchers import First, evaluations
 from models.readers import ask_again
 from samplers.protocol import Callback
