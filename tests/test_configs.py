@@ -30,7 +30,7 @@ from diffusion.data.files.attributes import ATTRIBUTES, LIST
 from diffusion.data.scenes.captions import WORDS
 from diffusion.data.sets.cifar10 import CLASSES
 from diffusion.data.sets.gallery import Gallery
-from diffusion.metrics.base import Metric, PairMetric
+from diffusion.metrics.base import Metric, ModelMetric, PairMetric
 from diffusion.metrics.extractors.base import Extractor
 from diffusion.model import Model
 from diffusion.objectives.adversarial import Adversarial
@@ -162,7 +162,7 @@ def test_every_option_composes_and_builds(group, name, roots, tmp_path):
 def test_every_choice_of_metrics_builds(name):
     metrics = construct(compose("evaluate", ["run=x", f"metrics={name}"]).metrics)
     assert metrics
-    assert all(isinstance(metric, Metric | PairMetric) for metric in metrics.values())
+    assert all(isinstance(metric, Metric | ModelMetric | PairMetric) for metric in metrics.values())
 
 
 @pytest.mark.parametrize("name", registry.available("extractor"))
