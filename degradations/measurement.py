@@ -71,9 +71,7 @@ class Measurement:
 
     def residual(self, x0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
         """``y - A x0``, 0 where nothing is measured."""
-        difference = self.known - self.forward(x0)
-        return self.degradation.observe(difference, self._time(x0), self.state) if self._whole(difference) \
-            else difference
+        return self.known - self.forward(x0)
 
     def measure(self, x0: Float[Tensor, "b c h w"], rng: Draws) -> "Measurement":
         """The measurement of these images, with its own noise for each."""
@@ -85,7 +83,7 @@ class Measurement:
 
     def accept(self, picture: Float[Tensor, "b c _ _"]) -> "Measurement":
         """The measurement that was taken already: y itself, or an image of full size that shows it."""
-        if self._whole(picture):
+        if tuple(picture.shape[1:]) == tuple(self.shape):
             picture = self.degradation.observe(picture, self._time(picture), self.state)
         return replace(self, y=picture)
 
@@ -130,6 +128,3 @@ class Measurement:
 
     def _time(self, x: Tensor) -> Tensor:
         return torch.full((len(x),), self.t0, device=x.device)
-
-    def _whole(self, y: Tensor) -> bool:
-        return tuple(y.shape[1:]) == tuple(self.shape)

@@ -74,9 +74,9 @@ class SolutionsSubject(HeldOutSubject):
                 outcome[MADE].add(made, rows)
                 misfit[MADE].append(known.misfit(made.to(model.device)).cpu() / unit)
         seconds = time.monotonic() - begin
-        for name, linear in filters.items():
-            for rows in torch.arange(len(originals)).split(cfg.batch):
-                known = self._measure(to_float(originals.batch(rows)[0]), self.chosen[rows].tolist())
+        for rows in torch.arange(len(originals)).split(cfg.batch) if filters else ():
+            known = self._measure(to_float(originals.batch(rows)[0]), self.chosen[rows].tolist())
+            for name, linear in filters.items():
                 answer = linear(known)
                 outcome[name].add(answer, rows)
                 misfit[name].append(known.misfit(answer) / unit)
