@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from configs.errors import UserError
 from configs.values import require_at_least
-from models.attention import AttentionHook, AttentionSite
+from models.attention import AttentionHook
 from models.blocks import zero
 from models.conditioning import ImageSignal
 from models.context import Context
+from models.frozen import Around
 from models.protocol import Features, ThreeParts
 
 STRENGTH = "control"
@@ -81,7 +82,7 @@ class HintEncoder(nn.Sequential):
         self.channels, self.width = channels, widths[-1]
 
 
-class ControlledNet(nn.Module):
+class ControlledNet(Around):
     """ControlNet (Zhang et al. 2023, arXiv 2302.05543): a copy of the encoder and the middle of a network sees a hint
     besides, and what it makes is added to the features of the base through 1 x 1 convolutions that begin at zero:
 
@@ -106,34 +107,17 @@ class ControlledNet(nn.Module):
 
     def __init__(self, base: nn.Module, hint: HintEncoder, signal: str = "hint", only_middle: bool = False,
                  in_channels: int | None = None, emb_dim: int | None = None, cross_dim: int | None = None):
-        super().__init__()
         entry = getattr(getattr(base, "encoder", None), "entry", None)
         if not isinstance(base, ThreeParts) or not isinstance(entry, nn.Conv2d):
             raise UserError(f"control of {type(base).__name__}", "a network whose encoder begins with a convolution, "
                             "its entry", "model@model.base=digits, or another U-Net")
-        if in_channels not in (None, base.in_channels):
-            raise UserError(f"images of {in_channels} channels, and a base for {base.in_channels}", "the same",
-                            f"model.base.in_channels={in_channels}, or data like those of the base")
-        self.base, self.hint, self.signal, self.only_middle = base, hint, signal, only_middle
-        self.in_channels, self.emb_dim = base.in_channels, base.emb_dim
+        super().__init__(base, in_channels)
+        self.hint, self.signal, self.only_middle = hint, signal, only_middle
         self.encoder, self.middle = copy.deepcopy(base.encoder), copy.deepcopy(base.middle)
         patch = entry.in_channels // (base.in_channels + base.spatial_channels)
         self.encoder.entry = Widened(entry, hint.width * patch)
         channels = [*([] if only_middle else base.skip_channels), base.mid_channels]
         self.zeros = nn.ModuleList(zero(nn.Conv2d(c, c, 1)) for c in channels)
-
-    @property
-    def sites(self) -> list[AttentionSite]:
-        """The base's places of attention, in the order of their calls."""
-        assert isinstance(self.base, ThreeParts)
-        return self.base.sites
-
-    def train(self, mode: bool = True) -> "ControlledNet":
-        """A frozen base is never in training mode: its dropout would change what is controlled."""
-        super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.base.parameters()):
-            self.base.eval()
-        return self
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], ctx: Context | None = None,
                 attn: AttentionHook | None = None) -> Float[Tensor, "b o h w"]:

@@ -6,9 +6,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from configs.errors import UserError
-from models.attention import AttentionHook, AttentionSite
+from models.attention import AttentionHook
 from models.blocks import GroupNorm, zero
 from models.context import Context
+from models.frozen import Around
 from models.protocol import ThreeParts
 
 STRENGTH = "shift"
@@ -36,7 +37,7 @@ class Shift(nn.Module):
         return self.leave(self.act(self.norm(self.enter(h) + self.time(emb)[:, :, None, None])))
 
 
-class ShiftedNet(nn.Module):
+class ShiftedNet(Around):
     """Asyrp (Kwon et al. 2022, arXiv 2210.10960) around a trained network: where the context asks for it, the
     bottleneck is shifted before it is decoded,
 
@@ -54,29 +55,12 @@ class ShiftedNet(nn.Module):
 
     def __init__(self, base: nn.Module, in_channels: int | None = None, emb_dim: int | None = None,
                  cross_dim: int | None = None):
-        super().__init__()
         if not isinstance(base, ThreeParts):
             raise UserError(f"a shift of {type(base).__name__}, which has no bottleneck", "a network that is encoder, "
                             "middle and decoder", "begin.base.run=RUN of another run, such as of "
                             "experiment=text_scenes_digits")
-        if in_channels not in (None, base.in_channels):
-            raise UserError(f"images of {in_channels} channels, and a base for {base.in_channels}", "the same",
-                            f"model.base.in_channels={in_channels}, or data like those of the base")
-        self.base, self.in_channels, self.emb_dim = base, base.in_channels, base.emb_dim
+        super().__init__(base, in_channels)
         self.shift = Shift(base.mid_channels, base.emb_dim)
-
-    @property
-    def sites(self) -> list[AttentionSite]:
-        """The base's places of attention, in the order of their calls."""
-        assert isinstance(self.base, ThreeParts)
-        return self.base.sites
-
-    def train(self, mode: bool = True) -> "ShiftedNet":
-        """A frozen base is never in training mode: its dropout would change what is edited."""
-        super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.base.parameters()):
-            self.base.eval()
-        return self
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], ctx: Context | None = None,
                 attn: AttentionHook | None = None) -> Float[Tensor, "b o h w"]:
