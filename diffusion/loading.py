@@ -1,5 +1,6 @@
 """Trained models, from their run folders or files."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ from configs.overrides import check_recipe
 from configs.values import require_modest, to_plain
 from diffusion.data.base import LARGEST, Data
 from diffusion.model import Model
+from diffusion.precision import arrange_weights, check_precision, multiplies_bf16, settle_precision
 from diffusion.runs import checkpoint
 from diffusion.runs.exported import PARTS
 from diffusion.runs.identity import drop_places
 from diffusion.runs.run import Run
 
+log = logging.getLogger(__name__)
+
 
 def load(run: str | Path, *, weights: str = "ema", step: int | None = None, device: str | None = None,
-         allow: Sequence[str] = ()) -> Model:
+         allow: Sequence[str] = (), precision: str | int | None = None, compile: bool = False) -> Model:
     """A trained model from its run folder, or from the file that scripts/export.py made of it.
 
     :param run: the folder that train.py wrote, or the file
@@ -30,9 +34,11 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
     :param step: which checkpoint; None takes the newest
     :param device: where to put it; None takes the GPU if there is one
     :param allow: packages of other people whose classes the checkpoint may name
+    :param precision: of the network: ``auto``, ``32``, ``tf32`` or ``bf16``; None takes that of the training
+    :param compile: compile the network when it is called first
     :raises UserError: if there is no such run or checkpoint, or it does not make a model
     """
-    folder = Run.open(run)
+    folder, asked = Run.open(run), None if precision is None else check_precision(str(precision))
     if weights not in ("ema", "raw"):
         raise UserError(f"weights={weights}", "ema or raw", "weights=ema")
     files = checkpoint.list_checkpoints(folder.checkpoints)
@@ -49,10 +55,18 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
     model.step, model.name = content["step"], str(run)
     model.weights.eval().requires_grad_(False)
     try:
-        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device={device}: {reason}", "a device that this machine has", "device=cpu") from error
+    net, kind = model.weights.net, model.device.type
+    model.evaluator.precision = settle_precision(asked or model.evaluator.precision, kind)
+    if kind != "cuda" and model.evaluator.precision == "bf16" and not multiplies_bf16(kind):
+        log.info("%s computes in bf16, which this machine has no instructions for: precision=32 is faster here", run)
+    arrange_weights(net, kind, model.evaluator.precision)
+    if compile:
+        net.compile()
+    return model
 
 
 def rebuild(config: dict[str, Any], state: Mapping[str, Tensor], what: str, packages: Sequence[str]) -> Model:

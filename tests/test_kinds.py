@@ -61,7 +61,7 @@ class NetworkCodec(Evaluator):
     example = "objective=codec model=codec"
 
     def __call__(self, x):
-        with self.precision(x.device):
+        with self.computing(x.device):
             return self.network(x).float()
 
     def try_out(self, x, ctx):

@@ -67,7 +67,7 @@ class EvaluationContext:
         self.together: Together | None = None
         if self.run is not None:
             self._model = load(self.run.place, weights=cfg.weights, step=cfg.step, device=cfg.device or gpu,
-                               allow=cfg.allow)
+                               allow=cfg.allow, precision=cfg.precision, compile=cfg.compile)
             self._data = build_data(self._model.config, cfg.data, self.packages)
         elif cfg.reference == "data":
             raise UserError("reference=data without a run, whose data it would be", "a run, or a folder of images",

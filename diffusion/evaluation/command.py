@@ -53,6 +53,8 @@ def measure_subject(cfg: DictConfig, share: Share = ALONE) -> tuple[Report | Non
     run, else in ``runs``."""
     bench = EvaluationContext(cfg, choose_gpu(share))
     asked = choose_subject(bench)
+    if bench.run is not None and (cfg.precision or cfg.compile):
+        asked.protocol |= {"precision": bench.model.evaluator.precision} | ({"compile": True} if cfg.compile else {})
     if share.count > 1 and not asked.divisible:
         raise UserError(f"{share} of {asked.protocol['what']}, which one process makes and measures",
                         "samples of a run, which several processes can draw", "shard=none")

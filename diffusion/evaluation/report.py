@@ -22,7 +22,7 @@ from diffusion.runs.files import make_folder, write_whole
 Numbers = dict[str, MetricValue]
 """By name."""
 MINE = ("what", "run", "images", "checkpoint", "weights", "sampler", "guidance", "prior", "edit", "composed",
-        "start", "condition", "seed")
+        "start", "condition", "seed", "precision", "compile")
 """Parts of the protocol in which two evaluations that are compared may differ: what is being compared."""
 
 

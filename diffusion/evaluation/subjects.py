@@ -34,7 +34,7 @@ from diffusion.sampling.manifest import describe_part, order_tables, read_manife
 log = logging.getLogger(__name__)
 
 SHARED = ("run", "sampler", "guidance", "prior", "edit", "seed", "condition", "weights", "step", "start", "batch",
-          "device", "data", "allow", "pool")
+          "device", "data", "allow", "pool", "precision", "compile")
 """Settings that ``sample.py`` has too."""
 SUSPECTS = 8
 """Samples that are shown beside the nearest image of the training."""

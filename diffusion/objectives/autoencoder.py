@@ -25,13 +25,13 @@ class NetworkAutoencoder(Evaluator):
 
     def encode(self, x: Float[Tensor, "b c h w"]) -> Moments:
         """What is known about the latents of images in [-1, 1], float32."""
-        with self.precision(x.device):
+        with self.computing(x.device):
             moments = self.network.encode(x)
         return Moments(*(value.float() for value in moments))
 
     def decode(self, z: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h2 w2"]:
         """The images of latents, float32."""
-        with self.precision(z.device):
+        with self.computing(z.device):
             return self.network.decode(z).float()
 
     def reconstruct(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -46,7 +46,7 @@ class NetworkAutoencoder(Evaluator):
     def codes(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b h2 w2"]:
         """The codes, 0 .. K - 1, of which images are decoded; only where there is a codebook."""
         z = self.encode(x).mean
-        with self.precision(x.device):
+        with self.computing(x.device):
             return cast(Any, self.network).codes(z)
 
     def try_out(self, x: Float[Tensor, "b ..."], ctx: Context) -> None:

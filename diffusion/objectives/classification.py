@@ -46,7 +46,7 @@ class NetworkClassifier(Evaluator):
     network: ClassifierNetwork
 
     def __call__(self, x_t: Float[Tensor, "b ..."], t: Times) -> Answer:
-        with self.precision(x_t.device):
+        with self.computing(x_t.device):
             features = self.network.features(x_t, t)
             logits = self.network.head(features)
         return Answer(logits.float(), features.float())

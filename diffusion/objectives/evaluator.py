@@ -12,24 +12,11 @@ from torch import Tensor
 from configs import UserError
 from degradations.base import Degradation, Estimate, State
 from diffusion.objectives.parameterization import Parameterization
+from diffusion.precision import PRECISIONS, check_precision, settle_precision, tf32
 from models.attention import AttentionHook, AttentionSite
 from models.context import Context
 from models.protocol import Network
 from samplers.protocol import Step
-
-PRECISIONS = {"32": None, "tf32": None, "bf16": torch.bfloat16}
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Whether convolutions on a GPU may round their factors to 10 bits. Torch allows it unless told otherwise, and
-    pictures then differ from those of a CPU by 1e-2."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 class Evaluator:
@@ -41,7 +28,8 @@ class Evaluator:
     :cvar example: what trains one, for messages
     :cvar conditional: whether the network is told what was done to an image before it was degraded
     :param network: ``net(x, t, ctx, attn)``
-    :param precision: of the network: ``32``, the same on CPU and GPU; ``tf32``, faster on a GPU; ``bf16``
+    :param precision: of the network: ``32``, the same on CPU and GPU; ``tf32``, faster on a GPU; ``bf16``; ``auto``,
+        the fastest of the device at hand, see :func:`diffusion.precision.settle_precision`
     """
 
     task: ClassVar[str] = ""
@@ -49,22 +37,21 @@ class Evaluator:
     conditional: ClassVar[bool] = False
 
     def __init__(self, network: Network, precision: str = "32"):
-        if precision not in PRECISIONS:
-            raise UserError(f"precision={precision}", f"one of {', '.join(PRECISIONS)}", "precision=bf16")
-        self.network = network
-        self.dtype, self.tf32 = PRECISIONS[precision], precision == "tf32"
+        self.network, self.precision = network, check_precision(precision)
 
     @contextmanager
-    def precision(self, device: torch.device) -> Iterator[None]:
+    def computing(self, device: torch.device) -> Iterator[None]:
         """The precision of the network, for what is computed inside."""
-        half = torch.autocast(device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
-        with half, tf32(self.tf32):
+        precision = settle_precision(self.precision, device.type)
+        dtype = PRECISIONS[precision]
+        half = torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+        with half, tf32(precision == "tf32"):
             yield
 
     def output(self, x_t: Float[Tensor, "b ..."], t: Float[Tensor, " b"], ctx: Context,
                attn: AttentionHook | None = None) -> Float[Tensor, "b ..."]:
         """The network's raw answer, float32."""
-        with self.precision(x_t.device):
+        with self.computing(x_t.device):
             return self.network(x_t, t, ctx, attn).float()
 
     def try_out(self, x: Float[Tensor, "b ..."], ctx: Context) -> None:

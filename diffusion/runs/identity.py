@@ -16,6 +16,8 @@ FILLED = {"model": ("classes", "in_channels"), "objective": ("words",)}
 """Arguments of the network and the objective that are taken from the data and the space where they are null."""
 NO_CAPTIONS = {"words": 4096, "length": None}
 """Arguments of a data set that mean something where captions are read, and the values that they have of themselves."""
+AUTO = "auto"
+"""The precision that a run takes from the machine of its first start."""
 PATHS = ("root", "test", "cache", "download")
 """Arguments of a data set that say where it lies, not what it is."""
 
@@ -81,8 +83,9 @@ def replace_runs(node: Any, place: str, change: Callable[[str, Mapping[str, Any]
 
 
 def take_filled(mine: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
-    """An identity with what the data have said in another one where it leaves that open: arguments of signals that are
-    null here, signals that are null there since the data do not have them, and the network's classes with their words.
+    """An identity with what the data and the machine have said in another one where it leaves that open: a precision
+    that the machine chooses, arguments of signals that are null here, signals that are null there since the data do not
+    have them, and the network's classes with their words.
 
     :param there: the identity of the run that was begun
     """
@@ -95,6 +98,7 @@ def take_filled(mine: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
     def signals(identity: dict[str, Any]) -> Any:
         return (identity["condition"] or {}).get("signals")
 
+    mine = {**mine, "precision": there["precision"]} if mine["precision"] == AUTO else mine
     filled = {**mine, **{part: {key: take(value, there[part].get(key)) if key in keys else value
                                 for key, value in mine[part].items()} for part, keys in FILLED.items()}}
     if signals(mine) and signals(there):

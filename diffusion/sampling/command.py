@@ -39,13 +39,17 @@ def sample(cfg: DictConfig, share: Share = ALONE) -> Path:
     check(cfg)
     run = Run.open(cfg.run)
     steps = run.steps
-    model = load(cfg.run, weights=cfg.weights, step=cfg.step, device=cfg.device or choose_gpu(share), allow=cfg.allow)
+    model = load(cfg.run, weights=cfg.weights, step=cfg.step, device=cfg.device or choose_gpu(share), allow=cfg.allow,
+                 precision=cfg.precision, compile=cfg.compile)
     steps |= run.steps  # a training that goes on writes and removes some
     job = registry.build("kind", model.evaluator.task).plan(cfg, model)
     # What does not depend on how the work is divided, and of PNGs what has always been said.
     left_out = ["shard"] if cfg.format in ARCHIVES else ["shard", "format"]
     left_out += [] if cfg.to else ["from", "to"]
+    left_out += [] if cfg.precision else ["precision"]
+    left_out += [] if cfg.compile else ["compile"]
     settings: dict[str, Any] = {key: value for key, value in to_plain(cfg).items() if key not in left_out}
+    settings |= {"precision": model.evaluator.precision} if cfg.precision else {}
     settings |= {"step": model.step, "guidance": order_tables(settings["guidance"])}
     stamp = {"step": model.step, "checksum": steps[model.step]}
     record = {"run": str(cfg.run), "checkpoint": stamp, **job.describe(), "settings": settings,

@@ -27,8 +27,9 @@ from diffusion.data.base import Data
 from diffusion.model import Model
 from diffusion.objectives.base import Rule
 from diffusion.objectives.regression import describe_vector
+from diffusion.precision import arrange_weights, settle_precision
 from diffusion.runs import checkpoint
-from diffusion.runs.identity import extract_identity, hash_identity
+from diffusion.runs.identity import AUTO, extract_identity, hash_identity
 from diffusion.runs.origins import fix_steps
 from diffusion.runs.run import Run
 from diffusion.sampling.inputs import Inputs
@@ -61,7 +62,9 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
     log.info("data: %d training and %d held-out images of %d px%s", len(images), len(held_out or ()), data.size,
              "".join(f", {words['num_classes']} classes" if name == "label" else f", {name}"
                      for name, words in described.items()))
-    config = fix_steps({**to_plain(cfg), "origin": dict(origins or {})}, origins or {})
+    precision = choose_precision(cfg, content)
+    plain = {**to_plain(cfg), "precision": precision, "origin": dict(origins or {})}
+    config = fix_steps(plain, origins or {})
     training = build_training(fill_signals(config, describe_vector(config, data)), data, run, content)
     model = training.model
     condition = derive_signals(model, Inputs(images), [0])
@@ -103,6 +106,28 @@ def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapp
         log.info("done: step %d\n%s", training.step, hint.format(run=shlex.quote(str(run.folder))))
 
 
+def choose_device(accelerator: str) -> str:
+    """The type of the device that Lightning takes for an accelerator."""
+    if accelerator in ("auto", "gpu", "cuda"):
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return accelerator
+
+
+def choose_precision(cfg: DictConfig, content: Mapping[str, Any] | None) -> str:
+    """The precision of a training: that with which it was begun, else that of the config, ``auto`` settled on this
+    machine.
+
+    :param content: of the checkpoint from which it goes on, if any
+    """
+    asked = str(cfg.precision)
+    if content is not None and asked == AUTO:
+        asked = str(content["config"]["precision"])
+    precision = settle_precision(asked, choose_device(cfg.trainer.accelerator))
+    if asked == AUTO:
+        log.info("precision: %s, the fastest of this machine, from now on that of this run", precision)
+    return precision
+
+
 def build_training(config: dict[str, Any], data: Data, run: Run, content: Mapping[str, Any] | None,
                    packages: Sequence[str] | None = None) -> Training:
     """A training at its first step, or at that of a checkpoint.
@@ -113,6 +138,8 @@ def build_training(config: dict[str, Any], data: Data, run: Run, content: Mappin
     """
     images, model = data.split("train"), Model(config, packages)
     config = model.config
+    if config["trainer"]["strategy"] != "fsdp":  # which shards contiguous weights only
+        arrange_weights(model.weights.net, choose_device(config["trainer"]["accelerator"]), config["precision"])
     model.weights.encoder.check_sources(data.described)
     model.objective.check_data(data.described)
     if content is None:
@@ -181,7 +208,7 @@ def lightning_trainer(cfg: DictConfig, run: Run, training: Training, callbacks: 
             accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, num_nodes=cfg.trainer.num_nodes,
             strategy=choose_strategy(cfg, training), plugins=environment(), max_epochs=-1,
             max_steps=cfg.max_steps - training.step, callbacks=callbacks,
-            accumulate_grad_batches=cfg.accumulate, logger=loggers(cfg, run, training.step),
+            accumulate_grad_batches=cfg.accumulate, logger=loggers(cfg, run, training),
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=run.folder)
     except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
@@ -268,12 +295,9 @@ def fill_signals(config: dict[str, Any], described: Mapping[str, Mapping[str, An
     return config
 
 
-def loggers(cfg: DictConfig, run: Run, step: int) -> list[Any]:
-    """Lightning's loggers beside the CSV file; they write into the run folder and keep one identity over restarts.
-
-    :param step: from which the training goes on
-    """
-    made, config = [], to_plain(cfg)
+def loggers(cfg: DictConfig, run: Run, training: Training) -> list[Any]:
+    """Lightning's loggers beside the CSV file; they write into the run folder and keep one identity over restarts."""
+    made, config = [], {**to_plain(cfg), "precision": AUTO}  # what a restart need not repeat
     for name, node in (config.get("logger") or {}).items():
         place: dict[str, Any] = {"save_dir": str(run.folder), "name": "/".join(run.folder.parts[-2:])}
         if name == "wandb":
@@ -281,9 +305,9 @@ def loggers(cfg: DictConfig, run: Run, step: int) -> list[Any]:
             place |= {"id": f"{word}-{hash_identity(extract_identity(config), config['data'])}", "resume": "allow"}
         if name == "tensorboard":
             # What a killed process logged beyond its checkpoint is logged again.
-            place |= {"name": "", "version": "tensorboard", "purge_step": step + 1}
+            place |= {"name": "", "version": "tensorboard", "purge_step": training.step + 1}
         made.append(construct({**node, **place}))
-        made[-1].log_hyperparams(config)
+        made[-1].log_hyperparams({**config, "precision": training.model.config["precision"]})
     return made
 
 

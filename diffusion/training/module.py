@@ -169,6 +169,11 @@ class Training(L.LightningModule):
                            and value.shape != parameter.shape]
                     if odd:
                         raise ValueError(f"{odd[0]} of another shape than the weights")
+                    # A machine that lays weights out in another way has written it.
+                    optimizer.state[parameter] = {
+                        key: torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                        if isinstance(value, Tensor) and value.dim() and not self.sharding else value
+                        for key, value in state.items()}
         self._optimizer_states = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
