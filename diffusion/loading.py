@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from configs import UserError, construct, registry
 from configs.errors import describe_error
@@ -126,7 +127,7 @@ def require_size(config: Mapping[str, Any], state: Mapping[str, Tensor], package
     handle = register_module_parameter_registration_hook(count)
     try:
         for name in ("model", "condition", "space"):
-            with torch.device("meta"):
+            with torch.device("meta"), SkipNormal():
                 construct(config[name], packages=packages, role=nn.Module)
     except UserError:
         raise
@@ -134,6 +135,16 @@ def require_size(config: Mapping[str, Any], state: Mapping[str, Tensor], package
         pass  # a class that computes with its weights when it is made; what is wrong shows when it is really built
     finally:
         handle.remove()
+
+
+class SkipNormal(TorchFunctionMode):
+    """Leaves out the normal numbers with which weights begin: on the device ``meta`` there are none, but torch would
+    load its compiler for them, which takes 2 seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "normal_":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def fill_weights(model: Model, state: Mapping[str, Tensor], place: str) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from diffusion.data.pixels import to_uint8
 from diffusion.runs.files import make_folder, write_whole
@@ -53,8 +52,21 @@ def grid(images: UInt8[Tensor, "n c h w"], columns: int | None = None, scale: in
     big = images.repeat_interleave(scale, dim=-1).repeat_interleave(scale, dim=-2)
     if captions:
         return arrange_with_captions([to_picture(image.numpy()) for image in big], captions, columns)
-    picture = make_grid(big, nrow=columns, padding=2, pad_value=128)
-    return add_captions(Image.fromarray(picture.permute(1, 2, 0).numpy()), rows, heads)
+    return add_captions(Image.fromarray(arrange_in_rows(big.numpy(), columns)), rows, heads)
+
+
+def arrange_in_rows(images: UInt8[np.ndarray, "n c h w"], columns: int, gap: int = 2) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Images, grey ones as RGB, in rows with grey lines around each; one image alone has none."""
+    images = np.broadcast_to(images, (len(images), 3, *images.shape[2:]))
+    if len(images) == 1:
+        return images[0].transpose(1, 2, 0)
+    columns = min(columns, len(images))
+    rows, height, width = -(-len(images) // columns), images.shape[2] + gap, images.shape[3] + gap
+    whole = np.full((rows * height + gap, columns * width + gap, 3), 128, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * height + gap, i % columns * width + gap
+        whole[top:top + height - gap, left:left + width - gap] = image.transpose(1, 2, 0)
+    return whole
 
 
 def add_captions(picture: Image.Image, rows: Sequence[str] = (), heads: Sequence[str] = ()) -> Image.Image:

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
-from scipy import ndimage
 from torch import Tensor, nn
 
 from configs.errors import UserError
@@ -131,6 +130,8 @@ def find_boxes(images: Float[Tensor, "b c h w"]) -> Bool[Tensor, "b h w"]:
 
     :param images: of any range
     """
+    from scipy import ndimage  # slow to import, and few runs need it
+
     boxes = np.zeros((len(images), *images.shape[2:]), dtype=bool)
     for box, objects in zip(boxes, find_objects(images).cpu().numpy(), strict=True):
         parts = np.zeros(objects.shape, dtype=np.int32)

@@ -6,7 +6,6 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from torchvision import datasets
 
 from configs.errors import UserError
 from diffusion.data.base import SPLITS, Data, ImageSet, Split, choose_classes
@@ -61,6 +60,8 @@ class CIFAR10(Data):
         return images if self.only is None else choose_classes(images, CLASSES, self.only)
 
     def _batches(self, name: Split) -> ImageSet:
+        from torchvision import datasets  # slow to import, and other images do without
+
         try:
             raw = datasets.CIFAR10(str(self.root), train=name == "train", download=self.download)
         except (RuntimeError, ValueError, OSError) as error:

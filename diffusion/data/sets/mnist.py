@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from torchvision import datasets
-
 from configs.errors import UserError
 from diffusion.data.base import Data, ImageSet, Split, make_labelled
 from diffusion.data.files.decode import find_filter, resize_grey
@@ -33,6 +31,8 @@ class MNIST(Data):
         return [str(digit) for digit in range(10)]
 
     def load(self, name: Split) -> ImageSet:
+        from torchvision import datasets  # slow to import, and other images do without
+
         # torchvision looks for MNIST/raw below its root.
         inside = self.root.name == "MNIST" and (self.root / "raw").is_dir()
         root = self.root.parent if inside else self.root
