@@ -1,9 +1,11 @@
 """The Fréchet distance."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from diffusion.metrics.base import Metric, MetricInput
@@ -22,12 +24,15 @@ class Moments:
     scatter: Float64[Tensor, "d d"]
 
     @classmethod
-    def of(cls, features: Float[Tensor, "n d"]) -> "Moments":
-        """Of all rows, a few thousand at a time."""
-        width = features.shape[1]
+    def of(cls, features: Float[Tensor, "n d"], change: Callable[[Tensor], Tensor] = torch.Tensor.double) -> "Moments":
+        """Of all rows, a few thousand at a time.
+
+        :param change: what is made of some rows; its moments are taken
+        """
+        width = change(features[:0]).shape[1]
         total = cls(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64))
         for chunk in features.split(CHUNK):
-            x = chunk.double()
+            x = change(chunk)
             mean = x.mean(0)
             total += cls(len(x), mean, (x - mean).mT @ (x - mean))
         return total
@@ -52,25 +57,85 @@ class Moments:
 
 
 class _Reference:
-    """A Gaussian to which distances are taken; the root of its covariance is found once."""
+    """A Gaussian to which distances are taken. A factor of its covariance, ``S_b = F F^T`` with F of r columns, is found
+    once: the trace of ``(S_a S_b)^(1/2)`` is the sum of the singular values of ``X_a F``, ``S_a = X_a^T X_a``.
 
-    def __init__(self, moments: Moments):
-        self.mean, self.trace = moments.mean, moments.cov.trace()
-        values, vectors = torch.linalg.eigh(moments.cov)
-        self.root = vectors @ (values.clamp(min=0).sqrt()[:, None] * vectors.mT)
+    :param features: whose mean and covariance it takes
+    """
 
-    def distance(self, other: Moments) -> float:
-        cross = torch.linalg.eigvalsh(self.root @ other.cov @ self.root).clamp(min=0).sqrt().sum()
-        distance = (self.mean - other.mean).square().sum() + self.trace + other.cov.trace() - 2 * cross
-        return max(0.0, distance.item())
+    def __init__(self, features: Float[Tensor, "m d"]):
+        count, width = features.shape
+        if count <= width:
+            x = features.double()
+            self.mean = x.mean(0)
+            self.factor = (x - self.mean).mT / (count - 1) ** 0.5
+            self.rank = count - 1
+        else:
+            moments = Moments.of(features)
+            self.mean, self.rank = moments.mean, width
+            self.factor, failed = torch.linalg.cholesky_ex(moments.cov)
+            if failed:  # features that are always 0, or depend on others
+                values, vectors = torch.linalg.eigh(moments.cov)
+                self.factor = vectors * values.clamp(min=0).sqrt()
+        self.trace = self.factor.square().sum()
+
+    def measure(self, features: Float[Tensor, "n d"], groups: Int64[Tensor, " n"]) -> tuple[float, list[float]]:
+        """The distance of all rows, and without each of the groups. The smaller of the number of rows and of the
+        columns of F is the size of the matrices whose eigenvalues are found.
+
+        :param groups: that of each row, 0, 1, ...
+        """
+        members = [groups == g for g in range(int(groups.max()) + 1)]
+        offsets = [_sum_up(features[rows], self.mean) for rows in members]
+        rest = [rows.logical_not() for rows in members if len(members) > 1]
+        sums = [[sum(values) for values in zip(*offsets)]]
+        sums += [[all_ - one for all_, one in zip(sums[0], part)] for part in offsets if len(members) > 1]
+        if len(features) > self.factor.shape[1]:
+            parts = [Moments.of(features[rows], self.project) for rows in members]
+            whole = sum(parts[1:], parts[0])
+            moments = [whole, *(whole - part for part in parts if len(members) > 1)]
+            covs = (each.cov for each in moments)
+        else:
+            y = self.project(features)
+            gram = (y - y.mean(0)) @ (y - y.mean(0)).mT
+            covs = (_center(gram[rows][:, rows]) / (int(rows.sum()) - 1)
+                    for rows in (torch.ones_like(groups, dtype=torch.bool), *rest))
+        value, *without = [self._distance(*each, cov) for each, cov in zip(sums, covs, strict=True)]
+        return value, without
+
+    def project(self, features: Float[Tensor, "n d"]) -> Float64[Tensor, "n r"]:
+        """``(x - mu_b) F``."""
+        return (features.double() - self.mean) @ self.factor
+
+    def _distance(self, n: Any, offset: Any, square: Any, product: Float64[Tensor, "k k"]) -> float:
+        """:param offset: the sum of ``x - mu_b`` over n rows, and of its square
+        :param product: has the eigenvalues of ``S_a S_b``, beside zeros
+        """
+        step = (offset / n).square().sum()
+        rank = min(n - 1, self.rank)  # of those beyond it, only rounding would be summed
+        cross = torch.linalg.eigvalsh(product)[-rank:].clamp(min=0).sqrt().sum()
+        return max(0.0, (step + self.trace + (square - n * step) / (n - 1) - 2 * cross).item())
+
+
+def _sum_up(features: Float[Tensor, "n d"], mean: Float64[Tensor, " d"]) -> tuple[int, Tensor, Tensor]:
+    """The number of rows, the sum of ``x - mean``, and that of its square."""
+    chunks = [chunk.double() - mean for chunk in features.split(CHUNK)]
+    return len(features), sum(chunk.sum(0) for chunk in chunks), sum(chunk.square().sum() for chunk in chunks)
+
+
+def _center(gram: Float64[Tensor, "n n"]) -> Float64[Tensor, "n n"]:
+    """The Gram matrix of vectors without their mean."""
+    line = gram.mean(0)
+    return gram - line - line[:, None] + line.mean()
 
 
 def frechet(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
     """Fréchet distance of two sets of features, each taken as a Gaussian: ``|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a
     S_b)^(1/2))`` (Heusel et al. 2017, arXiv 1706.08500, eq. 6). Covariances with n - 1, float64; the trace of the root
-    by the eigenvalues of ``S_b^(1/2) S_a S_b^(1/2)``, which need no imaginary parts to be dropped.
+    by the eigenvalues of ``F^T S_a F``, ``S_b = F F^T``, or of the Gram matrix that has the same but for zeros, which
+    need no imaginary parts to be dropped.
     """
-    return _Reference(Moments.of(b)).distance(Moments.of(a))
+    return _Reference(b).measure(a, torch.zeros(len(a), dtype=torch.long))[0]
 
 
 class Frechet(Metric):
@@ -81,10 +146,5 @@ class Frechet(Metric):
     of_restorations = True
 
     def __call__(self, sets: MetricInput) -> dict[str, MetricValue]:
-        reference = _Reference(Moments.of(sets.reference.values))
-        parts = [Moments.of(sets.samples.values[sets.groups == g]) for g in range(int(sets.groups.max()) + 1)]
-        whole = parts[0]
-        for part in parts[1:]:
-            whole += part
-        without = [reference.distance(whole - part) for part in parts]
-        return {"fd": jackknife(reference.distance(whole), without, min_value=0)}
+        value, without = _Reference(sets.reference.values).measure(sets.samples.values, sets.groups)
+        return {"fd": jackknife(value, without, min_value=0)}

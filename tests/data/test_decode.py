@@ -141,10 +141,13 @@ def test_shrinking_antialiases():
     assert np.abs(decoded(stripes, channels=1, size=8) - 127).max() <= 12
 
 
-def test_resized_is_pillow_image_by_image():
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 9), np.uint8)
-    result = resize_grey(pixels, 12, find_filter("bilinear"))
-    assert np.array_equal(result[1], np.asarray(Image.fromarray(pixels[1]).resize((12, 12), Image.Resampling.BILINEAR)))
+@pytest.mark.parametrize("size", [5, 12])
+@pytest.mark.parametrize("resample", Image.Resampling)
+def test_resized_is_pillow_image_by_image(size, resample):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 7), np.uint8)
+    result = resize_grey(pixels, size, resample)
+    for mine, image in zip(result, pixels, strict=True):
+        assert np.array_equal(mine, np.asarray(Image.fromarray(image).resize((size, size), resample)))
 
 
 def test_unknown_filter():

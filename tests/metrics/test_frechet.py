@@ -51,6 +51,22 @@ def test_with_fewer_vectors_than_dimensions(oracle):
     assert frechet(a, b) == pytest.approx(oracle(a, b), rel=1e-6)
 
 
+@pytest.mark.parametrize(("n", "m", "d"), [(500, 400, 64), (40, 30, 64), (40, 200, 64), (200, 30, 64), (64, 65, 64)])
+def test_it_is_exact_for_any_rank(n, m, d):
+    """The trace of ``(S_a S_b)^(1/2)`` is the sum of the singular values of ``X_a X_b^T``, which are not squared."""
+    a, b = correlated(n, d, seed=1).double(), correlated(m, d, seed=2).double()
+    x, y = ((one - one.mean(0)) / (len(one) - 1) ** 0.5 for one in (a, b))
+    cross = torch.linalg.svdvals(x @ y.mT).sum()
+    oracle = (a.mean(0) - b.mean(0)).square().sum() + x.square().sum() + y.square().sum() - 2 * cross
+    assert frechet(a, b) == pytest.approx(oracle.item(), rel=1e-10)
+
+
+def test_features_that_are_always_0_change_nothing():
+    a, b = correlated(103, 7, seed=1), correlated(80, 7, seed=2)
+    padded = (torch.nn.functional.pad(one, (2, 3)) for one in (a, b))
+    assert frechet(*padded) == pytest.approx(frechet(a, b), rel=1e-9)
+
+
 def test_of_diagonal_gaussians_has_a_closed_form():
     """``|mu_a - mu_b|^2 + sum (s_a - s_b)^2``."""
     a = exact(60, [0.0, 1.0, 2.0], torch.diag(torch.tensor([1.0, 2.0, 0.5])), seed=1)
