@@ -57,8 +57,8 @@ class Moments:
 
 
 class _Reference:
-    """A Gaussian to which distances are taken. A factor of its covariance, ``S_b = F F^T`` with F of r columns, is found
-    once: the trace of ``(S_a S_b)^(1/2)`` is the sum of the singular values of ``X_a F``, ``S_a = X_a^T X_a``.
+    """A Gaussian to which distances are taken. A factor of its covariance, ``S_b = F F^T`` with F of r columns, is
+    found once: the trace of ``(S_a S_b)^(1/2)`` is the sum of the singular values of ``X_a F``, ``S_a = X_a^T X_a``.
 
     :param features: whose mean and covariance it takes
     """
