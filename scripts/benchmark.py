@@ -1,406 +1,102 @@
-"""How long things take: ``python scripts/benchmark.py degradations startup [--rounds N] [--json FILE] [--quick]``.
+"""How long things take: ``python scripts/benchmark.py SUBJECT... [--rounds N] [--json FILE] [--markdown FILE]``.
 
 The candidates of a case take turns, round by round, in one process with one torch thread. Neighbors on the machine
 move CPU time by tens of percent, but all candidates of a round alike: read the ratios (the median over the rounds),
-not the times, and only inside one table. A new subject is one function that yields cases, named in ``SUBJECTS``.
+not the times, and only inside one table. A new subject is one function that yields cases, named in ``SUBJECTS``;
+``quality`` has a command line of its own, ``python scripts/benchmark.py quality --help``.
 """
 
 import argparse
 import json
 import platform
-import resource
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import median, quantiles
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
+from benchmarks import networks, parts
+from benchmarks.timing import Case, measure, show, summary, write_markdown
 
-from configs import UserError, available, build, compose, registry
+from configs import UserError
 from configs.registry import closest
-from configs.values import to_plain
-from degradations.base import Degradation, State
-from degradations.blur import Blur
-from degradations.randomness import BatchStream, Draws
-from diffusion.data.base import ImageSet
-from diffusion.metrics.base import Features, MetricInput
-from diffusion.metrics.intervals import assign_groups
-from diffusion.model import Model
-from diffusion.objectives.evaluator import NetworkRestorer
-from diffusion.objectives.parameterization import V
 from diffusion.runs.files import make_folder, write_whole
-from diffusion.runs.memory import peak
-from diffusion.runs.share import ALONE
-from diffusion.sampling.archives import ARCHIVES
-from diffusion.sampling.job import SamplingJob
-from diffusion.sampling.manifest import Manifest
-from diffusion.sampling.parts import draw_parts
-from diffusion.spaces.latent import Latent
-from models.attention import AttentionCall
-from models.conditioning import ConditionEncoder, LabelSignal
-from models.context import Context
-from samplers.guidance.base import Guided
 
-Call = Callable[[], object]
-SHORTEST = 0.02  # seconds that one measurement should last: a quicker candidate is called several times in a row
-
-
-def cpu_time(call: Call, number: int, clock: Callable[[], float] = time.process_time) -> float:
-    """CPU seconds of this process for ``number`` calls."""
-    start = clock()
-    for _ in range(number):
-        call()
-    return clock() - start
-
-
-def child_time(call: Call, number: int) -> float:
-    """CPU seconds, user and system, of the processes that ``number`` calls start and wait for."""
-    return cpu_time(call, number, lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]))
-
-
-def cuda_time(call: Call, number: int) -> float:
-    """Seconds of the GPU for ``number`` calls."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    cpu_time(call, number)
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
-
-
-@dataclass(frozen=True)
-class Case:
-    """Candidates (by name) for the same job, and the one of them that the ratios refer to.
-
-    :ivar scale: factors for candidates that do only a part of the job
-    """
-
-    title: str
-    candidates: dict[str, Call]
-    baseline: str
-    timer: Callable[[Call, int], float] = cpu_time
-    scale: dict[str, float] = field(default_factory=dict)
-
-
-def measure(case: Case, rounds: int) -> dict[str, list[float]]:
-    """Seconds per call of every candidate, one entry per round; the candidates take turns within a round."""
-    number = {}
-    for name, call in case.candidates.items():
-        case.timer(call, 1)  # builds tables, warms caches
-        number[name] = min(100, 1 + int(SHORTEST / max(case.timer(call, 1), 1e-9)))
-    times: dict[str, list[float]] = {name: [] for name in case.candidates}
-    for _ in range(rounds):
-        for name, call in case.candidates.items():
-            times[name].append(case.timer(call, number[name]) / number[name] * case.scale.get(name, 1.0))
-    return times
-
-
-def summary(times: dict[str, list[float]], baseline: str) -> dict[str, dict[str, float]]:
-    """Per candidate the median and quartiles (seconds), and the median over rounds of the ratio to the baseline."""
-    rows = {}
-    for name, own in times.items():
-        low, middle, high = quantiles(own, n=4, method="inclusive") if len(own) > 1 else own * 3
-        ratio = median(mine / max(theirs, 1e-12) for mine, theirs in zip(own, times[baseline]))
-        rows[name] = {"median": middle, "q1": low, "q3": high, "ratio": ratio}
-    return rows
-
-
-def show(case: Case, rows: dict[str, dict[str, float]]) -> None:
-    """Print the table of one case."""
-    table = Table("", title=f"\n{case.title}", title_justify="left")
-    for column in ("GPU ms" if case.timer is cuda_time else "CPU ms", "quartiles", "ratio"):
-        table.add_column(column, justify="right")
-    for name, row in rows.items():
-        low, middle, high = (f"{1000 * row[key]:,.3f}" for key in ("q1", "median", "q3"))
-        ratio = f"{row['ratio']:,.2f}" if row["ratio"] >= 0.1 else f"{row['ratio']:.2g}"
-        table.add_row(name + " *" * (name == case.baseline), middle, f"{low} .. {high}", ratio)
-    Console(highlight=False).print(table)
-
-
-def blur_chain(x: torch.Tensor, blur: Blur, steps: int, picks: torch.Tensor) -> Call:
-    """The paper's way: one dense depthwise convolution after another, then every image takes its level (``picks``)."""
-    weights = []
-    for i in range(steps):
-        place = torch.arange(blur.kernels.size(i), device=x.device) - blur.kernels.size(i) // 2
-        kernel = torch.exp(-(place**2) / (2 * blur.kernels.std(i) ** 2))
-        weights.append((kernel[:, None] * kernel / kernel.sum() ** 2).repeat(x.shape[1], 1, 1, 1))
-
-    def chain() -> torch.Tensor:
-        results = [x]
-        for weight in weights:
-            padded = F.pad(results[-1], [weight.shape[-1] // 2] * 4, mode=blur.padding)
-            results.append(F.conv2d(padded, weight, groups=x.shape[1]))
-        return torch.stack(results)[picks, torch.arange(len(x), device=x.device)]
-
-    return chain
-
-
-def degradations(device: str, quick: bool) -> Iterator[Case]:
-    """The blur of the paper in two ways, and every operator beside what it is a part of."""
-    yield from blurs(device, quick)
-    if not quick:
-        yield operators(device)
-
-
-PAPERS: dict[str, dict[str, Any]] = {
-    "blur": {"levels": 300, "kernels": "exponential", "kernels.size": 27, "collapse": True},
-    "downsample": {"levels": 6}, "snow": {"flakes": "level4"},
-    "inpaint": {"levels": 100, "kernel_std": 0.2, "initial_mask": 1, "center": "middle"},
-}
-"""The paper's settings for 128 px, where they are not the operator's defaults."""
-
-
-def operators(device: str, size: int = 128, batch: int = 16, part: int = 2) -> Case:
-    """Every operator, its state drawn anew, and a training step of ``model=small`` on the same images.
-
-    :param part: images of the batch that the training step is measured with, to be done in a minute
-    """
-    x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
-    rng = BatchStream(0, 0, slice(0, batch), batch, device)
-    net = build("model", "small", in_channels=3).to(device)
-
-    def step() -> None:
-        net.zero_grad()
-        net(x[:part], torch.rand(part, device=device)).abs().mean().backward()
-
-    baseline = f"training step, model=small ({part} images x {batch // part})"
-    candidates: dict[str, Call] = {baseline: step}
-    for name in available("degradation"):
-        operator = build("degradation", name, **PAPERS.get(name, {}))
-        levels = operator.levels or 1000
-        mixed = torch.linspace(1, levels, batch, device=device).round() / levels
-        for when, t in (("mixed t", mixed), ("t = 1/T", torch.full_like(mixed, 1 / levels)),
-                        ("t = 1", torch.ones_like(mixed))):
-            candidates[f"{name}, T = {levels}, {when}"] = partial(degrade, operator, x, t, rng)
-    return Case(f"{size} px, 3 ch, batch {batch}: every operator, of a training step", candidates, baseline,
-                cuda_time if device == "cuda" else cpu_time, {baseline: batch / part})
-
-
-def degrade(operator: Degradation, x: torch.Tensor, t: torch.Tensor, rng: Draws) -> torch.Tensor:
-    """What a training step does with images: draw the state, degrade."""
-    return operator.forward(x, t, operator.draw(x.shape, rng))
-
-
-def blurs(device: str, quick: bool) -> Iterator[Case]:
-    """The composed blur as a table, at any mixture of times, against the chain of convolutions (Cold Diffusion)."""
-    for title, size, channels, batch, levels, padding, kernels, width in (
-        ("MNIST", 32, 1, 32, 20, "circular", "constant", 11), ("CIFAR-10", 32, 3, 32, 50, "reflect", "linear", 11),
-        ("CelebA", 128, 3, 16, 200, "reflect", "exponential", 15),
-        ("CelebA from scratch", 128, 3, 16, 300, "circular", "exponential", 27),
-    ):
-        x = torch.rand(batch, channels, size, size, device=device) * 2 - 1
-        make = partial(build, "degradation", "blur", padding=padding, kernels=kernels, **{"kernels.size": width})
-        blur, short = make(levels=levels), make(levels=20)
-        mixed, few = (torch.linspace(1, n, batch, device=device).round() for n in (levels, 20))
-        baseline = f"table, T = {levels}, mixed t"
-        candidates: dict[str, Call] = {  # the second line repeats the first where T is 20
-            baseline: partial(blur.forward, x, mixed / levels, State()),
-            "table, T = 20, mixed t": partial(short.forward, x, few / 20, State()),
-            f"table, T = {levels}, all t = 1/T": partial(blur.forward, x, torch.full_like(mixed, 1 / levels), State()),
-            f"table, T = {levels}, all t = 1": partial(blur.forward, x, torch.ones_like(mixed), State()),
-        }
-        steps = levels if levels < 200 else 20
-        chain = f"chain, T = {levels}" + (", mixed t" if steps == levels else f" (first {steps} x {levels // steps})")
-        if not quick:
-            candidates[chain] = blur_chain(x, blur, steps, (mixed * steps / levels).long())
-        yield Case(f"{title}: {size} px, {channels} ch, batch {batch}, {kernels} {width}, {padding}", candidates,
-                   baseline, cuda_time if device == "cuda" else cpu_time, {chain: levels / steps})
-
-
-def python(*arguments: str, code: int = 0) -> None:
-    """Run Python in the repository, in silence; it must end with this exit code."""
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, *arguments], cwd=root, capture_output=True, text=True)
-    if done.returncode != code:
-        raise UserError(f"python {' '.join(arguments)} ended with {done.returncode}\n{done.stderr.strip()}",
-                        f"exit code {code}", "run that command by itself")
-
-
-def startup(device: str, quick: bool) -> Iterator[Case]:
-    """What a command costs before it does anything: CPU time of a new Python."""
-    yield Case("Start of a command", {
-        "import torch": partial(python, "-c", "import torch"),
-        "import diffusion": partial(python, "-c", "import diffusion"),
-        "train.py --help": partial(python, "train.py", "--help"),
-        "train.py modle=tiny": partial(python, "train.py", "modle=tiny", code=1),
-    }, "import torch", child_time)
-
-
-def metrics(device: str, quick: bool) -> Iterator[Case]:
-    """Numbers of sets of features with their intervals, beside the libraries' numbers without."""
-    n, width = (500, 64) if quick else (10_000, 2048)
-    rng = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(n, width, generator=rng).relu() for _ in range(2))
-    nothing = ImageSet(torch.zeros(1, 1, 1, 1, dtype=torch.uint8))
-    sets = MetricInput(nothing, Features(x), Features(y), assign_groups(n))
-    candidates: dict[str, Call] = {
-        "precision, recall, density, coverage": partial(build("metrics", "all")["neighbors"], sets),
-        "KID": partial(build("metrics", "all")["kid"], sets), "Fréchet": partial(build("metrics", "all")["fd"], sets)}
-    with suppress(ImportError):  # they are there in a development install
-        from prdc import compute_prdc
-        from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
-        def fid() -> object:
-            return fid_statistics_to_metric(fid_features_to_statistics(x), fid_features_to_statistics(y), False)
-
-        candidates["prdc's four"] = partial(compute_prdc, x.double().numpy(), y.double().numpy(), 5)
-        candidates["torch-fidelity's FID"] = fid
-    yield Case(f"Metrics of {n:,} and {n:,} images, {width:,} features", candidates,
-               "precision, recall, density, coverage")
-
-
-def guidance(device: str, quick: bool) -> Iterator[Case]:
-    """Classifier-free and perturbed-attention guidance in one call, beside its three evaluations one by one."""
-    sizes = (("digits", 16, 1),) if quick else (("digits", 16, 1), ("tiny", 32, 1), ("small", 32, 3))
-    degradation = build("degradation", "gaussian")
-    for name, size, channels in sizes:
-        net = build("model", name, in_channels=channels).eval().requires_grad_(False).to(device)
-        restorer = NetworkRestorer(net, degradation, V())
-        encoder = ConditionEncoder({"label": LabelSignal(10, net.emb_dim)}, net.emb_dim).requires_grad_(False)
-        guided = Guided(restorer, degradation, [*build("guidance", "cfg").values(), *build("guidance", "pag").values()])
-        for batch in (1, 16) if quick else (1, 2, 4, 8, 16, 64):
-            z = torch.randn(batch, channels, size, size, device=device)
-            times = torch.full((batch,), 0.5, device=device)
-            ctx = encoder.with_null({"label": torch.arange(batch) % 10}).to(device)
-            evaluate = partial(restorer, z, times, state=State(z=z), step=None)
-
-            @torch.no_grad()
-            def apart(ctx: Context = ctx, evaluate: Callable[..., Any] = evaluate) -> object:
-                base, null, perturbed = evaluate(ctx), evaluate(ctx.null), evaluate(ctx, attn=unmixed)
-                return base + 1.0 * (base - null) + 3.0 * (base - perturbed)
-
-            @torch.no_grad()
-            def together(ctx: Context = ctx, z: torch.Tensor = z, times: torch.Tensor = times,
-                         guided: Guided = guided) -> object:
-                return guided(z, times, ctx, state=State(z=z), step=None)
-
-            yield Case(f"{name}, {size} px, batch {batch}: one step of CFG and PAG",
-                       {"three evaluations": apart, "guided": together}, "three evaluations",
-                       cuda_time if device == "cuda" else cpu_time)
-
-
-def latent(device: str, quick: bool) -> Iterator[Case]:
-    """A training step in latents, cached and encoded on the way, beside one in pixels of equal width; encoding and
-    decoding alone."""
-    for size, width, batch in ((16, 32, 4),) if quick else ((32, 64, 16), (64, 64, 8)):
-        stage = build("model", "autoencoder_kl", in_channels=3, latent_channels=4, multipliers=[1, 2, 4])
-        space = Latent(stage.eval().requires_grad_(False), size).to(device)
-        degradation, encoder = build("degradation", "gaussian"), ConditionEncoder({}, 64).to(device)
-        objective, rng = build("objective", "ddpm"), BatchStream(0, 0, slice(0, batch), batch, device)
-        x = torch.rand(batch, 3, size, size, device=device) * 2 - 1
-        with torch.no_grad():
-            cached, z = space.find_moments(x), space.encode(x)
-        nets = {name: build("model", "small", in_channels=channels, base=width, emb_dim=64).to(device)
-                for name, channels in (("pixels", 3), ("latents", 4))}
-        steps = {name: objective.use(net, degradation, "32") for name, net in nets.items()}
-
-        def step(name: str, make: Callable[[], torch.Tensor], steps: dict = steps, nets: dict = nets,
-                 objective: Any = objective, degradation: Degradation = degradation, encoder: Any = encoder,
-                 rng: Draws = rng) -> None:
-            with torch.no_grad():
-                x0 = make()
-            nets[name].zero_grad()
-            objective(steps[name], encoder, degradation, x0, {}, rng).values.mean().backward()
-
-        yield Case(f"{size} px, 3 ch, batch {batch}: a training step of model=small, and a first stage of factor 4", {
-            "pixels": partial(step, "pixels", lambda x=x: x),
-            "latents, from the cache": partial(step, "latents", partial(space.draw, x, rng, cached)),
-            "latents, encoded": partial(step, "latents", partial(space.draw, x, rng)),
-            "encode": torch.no_grad()(partial(space.encode, x)), "decode": torch.no_grad()(partial(space.decode, z)),
-        }, "pixels", cuda_time if device == "cuda" else cpu_time)
-
-
-class Halving(torch.nn.Module):
-    """A network that costs nothing."""
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, ctx: Context, attn: object = None) -> torch.Tensor:
-        return x / 2
-
-
-def draw_many(model: Model, n: int, form: str) -> None:
-    """What ``sample.py samples=0-N format=FORM`` does, in a step, into a folder that is removed afterwards."""
-    cfg = compose("sample", ["run=none", f"samples=0-{n - 1}", f"format={form}", "sampler.num_steps=1", "batch=500"])
-    record: dict[str, Any] = {"checkpoint": {}, "settings": to_plain(cfg)}
-    if form in ARCHIVES:
-        record["archive"] = ARCHIVES[form].file
-    with tempfile.TemporaryDirectory() as folder:
-        draw_parts(SamplingJob.plan(cfg, model), Manifest(Path(folder), record), ALONE)
-
-
-def samples(device: str, quick: bool) -> Iterator[Case]:
-    """All that is done for a sample but for the network: noise, a step, PNG, and the files."""
-    cfg = compose("train", ["experiment=ddpm_digits", "model.base=8", "condition.signals.label.num_classes=10"])
-    model = Model(to_plain(cfg), registry.trusted()).to(device)
-    model.evaluator = NetworkRestorer(Halving(), model.degradation, V())
-    few, many = (100, 300) if quick else (1000, 50_000)
-    tops = []
-    for n in (few, few, many):  # what the first needs once is not counted
-        with peak(torch.device("cpu")) as memory:
-            draw_many(model, n, "zip")
-        tops.append(f"{(memory.bytes or 0) / 1e6:,.0f} MB for {n:,}")
-    more = f"zip, {many:,} samples (x {few / many:g})"
-    yield Case(f"16 px, {few:,} samples without a network (the most memory of a process: {', '.join(tops[1:])})", {
-        "zip": partial(draw_many, model, few, "zip"), "npz": partial(draw_many, model, few, "npz"),
-        "png": partial(draw_many, model, few, "png"), more: partial(draw_many, model, many, "zip"),
-    }, "zip", scale={more: few / many})
-
-
-def unmixed(call: AttentionCall) -> torch.Tensor | None:
-    """The perturbation of PAG by hand."""
-    return call.v if call.site.name.startswith("mid") else None
-
-
-SUBJECTS: dict[str, Callable[[str, bool], Iterator[Case]]] = {"degradations": degradations, "guidance": guidance,
-                                                              "latent": latent, "metrics": metrics, "samples": samples,
-                                                              "startup": startup}
-
-
-def run(names: Sequence[str], rounds: int, device: str, quick: bool) -> dict:
-    """Measure the subjects, print their tables, and return everything as plain data."""
-    for name in set(names) - set(SUBJECTS):
-        raise UserError(f"subject {name!r}", f"one of {', '.join(SUBJECTS)}", closest(name, list(SUBJECTS)))
+SUBJECTS: dict[str, Callable[[str, bool], Iterator[Case]]] = {
+    "train": networks.compare_training, "sample": networks.compare_sampling,
+    "peers": lambda device, quick: (case for compare in (networks.compare_training, networks.compare_sampling)
+                                    for case in compare(device, quick, peers=True)),
+    "memory": networks.compare_memory, "start": parts.start, "degradations": parts.degradations,
+    "guidance": parts.guidance, "latent": parts.latent, "metrics": parts.metrics, "samples": parts.samples}
+ALL = "all"
+PACKAGES = ("diffusers", "denoising-diffusion-pytorch", "lightning", "hydra-core")
+
+
+def name_machine(device: str) -> str:
+    """The kind of the processor, or of the card."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    able = torch.cpu.get_capabilities()
+    fast = [word for key, word in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16"), ("avx512_f", "AVX512"))
+            if able.get(key)]
+    return f"{name} ({fast[0] if fast else able.get('architecture', '')})"
+
+
+def run(names: Sequence[str], rounds: int, device: str, quick: bool) -> tuple[dict, str]:
+    """Measure the subjects, print their tables, and return everything as plain data and as Markdown."""
+    for name in set(names) - {*SUBJECTS, ALL}:
+        raise UserError(f"subject {name!r}", f"one of {', '.join([*SUBJECTS, ALL, 'quality'])}",
+                        closest(name, [*SUBJECTS, ALL]))
     if rounds < 1:
         raise UserError(f"--rounds {rounds}", "at least one round", "--rounds 5")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda", "a GPU that torch can see", "--device cpu")
     torch.set_num_threads(1)
-    cases = []
-    for name in names:
+    machine, today = name_machine(device), datetime.now(UTC).date().isoformat()
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    cases, pages = [], [f"{today}, {machine}, one thread, {rounds} rounds; "
+                        f"{', '.join(f'{name} {number}' for name, number in versions.items())}.", ""]
+    everything = [name for name in SUBJECTS if name not in ("train", "sample")]  # which the peers' cases have
+    for name in everything if ALL in names else names:
         for case in SUBJECTS[name](device, quick):
-            rows = summary(measure(case, rounds), case.baseline)
+            rows = summary(measure(case, rounds), case.baseline, case.images, case.flops)
             show(case, rows)
+            pages.append(write_markdown(case, rows))
             cases.append({"subject": name, "case": case.title, "baseline": case.baseline, "rows": rows})
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "hydra": version("hydra-core")}
-    return {"date": datetime.now(UTC).date().isoformat(), "machine": platform.machine(), "device": device,
-            "threads": torch.get_num_threads(), "rounds": rounds, "versions": versions, "cases": cases}
+    return {"date": today, "machine": machine, "device": device, "threads": torch.get_num_threads(), "rounds": rounds,
+            "versions": versions, "cases": cases}, "\n".join(pages)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["quality"]:
+        from benchmarks import quality
+
+        return quality.main(words[1:])
     parser = argparse.ArgumentParser(description="How long things take: the candidates of a table take turns.")
-    parser.add_argument("subjects", nargs="+", metavar="SUBJECT", help=", ".join(SUBJECTS))
+    parser.add_argument("subjects", nargs="+", metavar="SUBJECT", help=", ".join([*SUBJECTS, ALL, "quality"]))
     parser.add_argument("--rounds", type=int, default=5, help="how often every candidate is measured (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here too")
     parser.add_argument("--quick", action="store_true", help="leave out the slow candidates")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default: cpu)")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(words)
     try:
-        report = run(args.subjects, args.rounds, args.device, args.quick)
-        if args.json:
-            make_folder(args.json.parent)
-            write_whole(args.json, json.dumps(report, indent=2) + "\n")
+        report, page = run(args.subjects, args.rounds, args.device, args.quick)
+        for path, text in ((args.json, json.dumps(report, indent=2) + "\n"), (args.markdown, page)):
+            if path:
+                make_folder(path.parent)
+                write_whole(path, text)
     except UserError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2

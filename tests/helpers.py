@@ -22,14 +22,14 @@ from diffusion.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 GUEST = "docs/extending.md"
-NANO = ["debug=fast", "model=nano", "trainer.threads=1", "trainer.accelerator=cpu"]
+NANO = ["debug=fast", "model=nano", "precision=32", "trainer.threads=1", "trainer.accelerator=cpu"]
 DIGITS = ["experiment=ddpm_digits", *NANO, "model.base=8", "model.emb_dim=32"]
 COLD = ["experiment=cold_blur_digits", *NANO, "model.base=8", "model.emb_dim=32"]
 
 LEARNED = ["max_steps=12", "optimizer.lr=0.01", "ema=0.5", "callbacks.pictures.count=0"]
 """Steps after which weights, averages and classes differ."""
-CLASSIFIER = ["experiment=classifier_digits", "debug=fast", "model.base=8", "model.emb_dim=32", "trainer.threads=1",
-              "trainer.accelerator=cpu"]
+CLASSIFIER = ["experiment=classifier_digits", "debug=fast", "model.base=8", "model.emb_dim=32", "precision=32",
+              "trainer.threads=1", "trainer.accelerator=cpu"]
 
 
 def read_blocks(page: str, language: str) -> list[str]:

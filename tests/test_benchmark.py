@@ -1,19 +1,16 @@
 """The benchmark's runner, with fake candidates on a fake clock."""
 
-import importlib.util
 import json
 from functools import partial
-from pathlib import Path
 
+import benchmark
 import pytest
 import torch
+from benchmarks import networks, parts, timing
 
 import degradations
+from configs import UserError
 from degradations.base import State
-
-SPEC = importlib.util.spec_from_file_location("benchmark", Path(__file__).parents[1] / "scripts" / "benchmark.py")
-benchmark = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(benchmark)
 
 
 class Clock:
@@ -43,17 +40,17 @@ def clock():
 
 def case(clock, **candidates):
     calls = {name: clock.candidate(name, *seconds) for name, seconds in candidates.items()}
-    return benchmark.Case("a job", calls, "a", partial(benchmark.cpu_time, clock=clock))
+    return timing.Case("a job", calls, "a", partial(timing.cpu_time, clock=clock))
 
 
 def test_candidates_take_turns(clock):
-    times = benchmark.measure(case(clock, a=[9, 1], b=[8, 2], c=[3]), rounds=3)
+    times = timing.measure(case(clock, a=[9, 1], b=[8, 2], c=[3]), rounds=3)
     assert clock.calls == [*"aabbcc", *"abc" * 3]
     assert times == {"a": [1, 1, 1], "b": [2, 2, 2], "c": [3, 3, 3]}
 
 
 def test_a_quick_candidate_is_called_several_times(clock):
-    times = benchmark.measure(case(clock, a=[0.004], b=[1]), rounds=2)
+    times = timing.measure(case(clock, a=[0.004], b=[1]), rounds=2)
     assert clock.calls.count("a") == 2 + 2 * 6
     assert times["a"] == pytest.approx([0.004] * 2)
 
@@ -61,14 +58,14 @@ def test_a_quick_candidate_is_called_several_times(clock):
 def test_part_of_a_job_is_scaled(clock):
     job = case(clock, a=[1], b=[2])
     job.scale["b"] = 10
-    assert benchmark.measure(job, rounds=2) == {"a": [1, 1], "b": [20, 20]}
+    assert timing.measure(job, rounds=2) == {"a": [1, 1], "b": [20, 20]}
 
 
 def test_the_ratio_is_the_median_of_the_ratios_of_each_round():
-    rows = benchmark.summary({"a": [1, 10, 2], "b": [2, 20, 20]}, "a")
+    rows = timing.summary({"a": [1, 10, 2], "b": [2, 20, 20]}, "a")
     assert rows["a"] == {"median": 2, "q1": 1.5, "q3": 6, "ratio": 1}
     assert rows["b"] == {"median": 20, "q1": 11, "q3": 20, "ratio": 2}
-    assert benchmark.summary({"a": [3]}, "a")["a"] == {"median": 3, "q1": 3, "q3": 3, "ratio": 1}
+    assert timing.summary({"a": [3]}, "a")["a"] == {"median": 3, "q1": 3, "q3": 3, "ratio": 1}
 
 
 def test_json(clock, tmp_path, monkeypatch, capsys):
@@ -85,7 +82,7 @@ def test_json(clock, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["degradation"], ["subject 'degradation'", "one of degradations, ", "try:    degradations"]),
+    (["degradation"], ["subject 'degradation'", "one of train, sample, peers, ", "try:    degradations"]),
     (["degradations", "--rounds", "0"], ["at least one round"]),
 ])
 def test_mistakes_are_answered_in_words(arguments, words, capsys):
@@ -98,18 +95,18 @@ def test_the_chain_does_the_same_job_as_the_table():
     blur = degradations.build("blur", levels=4, padding="reflect", kernels="exponential")
     x, picks = torch.rand(3, 2, 16, 16), torch.tensor([1, 4, 2])
     expected = blur.forward(x, picks / 4, State())
-    torch.testing.assert_close(benchmark.blur_chain(x, blur, 4, picks)(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(parts.blur_chain(x, blur, 4, picks)(), expected, atol=1e-5, rtol=0)
 
 
 def test_quick_leaves_the_chain_out():
-    full = [list(case.candidates) for case in benchmark.blurs("cpu", quick=False)]
-    quick = [list(case.candidates) for case in benchmark.degradations("cpu", quick=True)]
+    full = [list(case.candidates) for case in parts.blurs("cpu", quick=False)]
+    quick = [list(case.candidates) for case in parts.degradations("cpu", quick=True)]
     assert [names[:-1] for names in full] == quick
     assert full[-1][-1] == "chain, T = 300 (first 20 x 15)"
 
 
 def test_every_operator_beside_a_training_step():
-    case = benchmark.operators("cpu", size=64, batch=2, part=1)
+    case = parts.operators("cpu", size=64, batch=2, part=1)
     for name in degradations.available():
         three = [call for title, call in case.candidates.items() if title.startswith(f"{name}, ")]
         assert len(three) == 3
@@ -118,12 +115,42 @@ def test_every_operator_beside_a_training_step():
 
 
 def test_child_time_counts_children():
-    assert benchmark.child_time(partial(benchmark.python, "-c", "sum(range(10**6))"), 1) > 0
-    with pytest.raises(benchmark.UserError, match="ended with 3"):
-        benchmark.python("-c", "raise SystemExit(3)")
+    assert timing.child_time(partial(parts.python, "-c", "sum(range(10**6))"), 1) > 0
+    with pytest.raises(UserError, match="ended with 3"):
+        parts.python("-c", "raise SystemExit(3)")
 
 
 def test_guidance_in_one_call_is_the_three_evaluations():
-    for case in benchmark.guidance("cpu", quick=True):
+    for case in parts.guidance("cpu", quick=True):
         apart, together = (call() for call in case.candidates.values())
         torch.testing.assert_close(together.x0, apart.x0, atol=1e-4, rtol=1e-4)
+
+
+def test_rates_and_shares_are_of_the_median(clock):
+    job = case(clock, a=[2])
+    full = timing.Case(job.title, {**job.candidates, f"{timing.CEILING}product, 32": clock.candidate("c", 1)}, "a",
+                       job.timer, images=8, flops={"a": 4e9, f"{timing.CEILING}product, 32": 8e9})
+    rows = timing.summary(timing.measure(full, 2), "a", full.images, full.flops)
+    assert (rows["a"]["images_per_s"], rows["a"]["gflops"]) == (4, 2)
+    head, first, top = timing.tabulate(full, rows)
+    assert head[-3:] == ["images/s", "GFLOP/s", "share"]
+    assert (first[-3:], top[-3:]) == (["4.0", "2.0", "25%"], ["", "8.0", "100%"])
+    assert "| a * | 2,000.000 |" in timing.write_markdown(full, rows)
+
+
+CONTENDERS = networks.list_contenders(32, 1, "cpu", True, True)
+
+
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if name.endswith(", 32")])
+def test_networks_train_and_sample(name):
+    each = CONTENDERS[name]()
+    before = [value.clone() for value in each.net.parameters()]
+    each.train(torch.rand(2, 1, 32, 32) * 2 - 1)
+    assert any((value != old).any() for value, old in zip(each.net.parameters(), before, strict=True))
+    assert each.sample(2, 2).shape == (2, 1, 32, 32)
+
+
+def test_memory_counts_each_storage_once():
+    x, weight = torch.rand(100, 100), torch.nn.Parameter(torch.rand(100, 100))
+    assert timing.measure(timing.Case("", {"a": lambda: (x * weight) * (x * weight)}, "a", networks.saved_bytes), 1) \
+        == {"a": [3 * 100 * 100 * 4]}  # x, and the two products; the parameter is there anyway
