@@ -12,14 +12,17 @@ from configs.values import to_plain
 from degradations.randomness import bits
 from diffusion.data.pixels import to_uint8
 from diffusion.evaluation.bench import EvaluationContext
+from diffusion.evaluation.pair_scores import PairScores
 from diffusion.metrics.base import Images, MetricInput
-from diffusion.reports.gallery import Film, Gallery, Grid, Group, Rows
-from diffusion.reports.sheets import make_sheet
+from diffusion.reports.gallery import PREVIEW, Film, Gallery, Grid, Group, Rows
+from diffusion.reports.numbers import find_direction
+from diffusion.reports.sheets import Sheet, make_sheet
 from diffusion.sampling.selection import Conditions, caption_conditions
 from diffusion.sampling.texts import read_texts
 from diffusion.sampling.trajectory import Trajectory
 from models.readers import ask_again
 
+COLUMNS = 25
 PAGE = 500
 """Pictures of a page."""
 MOST = 5000
@@ -31,9 +34,10 @@ BEST = 24
 OF_CLASS = 12
 CLASSES = 20
 SIDE_BY_SIDE = 8
+FIRST = 16
 STATIONS = 24
 FILMED = 4
-PREVIEW = 16
+PREVIEWED = 16
 SMALL_SHEET = 3 * 2**19
 """Bytes of a sheet of few pictures."""
 
@@ -63,22 +67,35 @@ def picture_set(sets: MetricInput, captions: Sequence[str], names: Sequence[str]
     first = torch.arange(n)
     if n > PAGE:
         first = torch.cat([rows for *_, groups in chosen for _, rows in groups]).unique()
-    gallery.sheets["samples"] = make_sheet(take(sets.images, first), 25, [captions[i] for i in first] if captions else ())
+    gallery.sheets["samples"] = make_page(sets.images, first, captions)
     place = {int(row): tile for tile, row in enumerate(first)}
     for title, note, groups in chosen:
         judged = words if title.endswith("judge") else []
         gallery.figures.append(Grid(title, note, "samples", [
-            Group(name, [place[int(row)] for row in rows], [judged[row] for row in rows] if judged else [])
+            Group(name, [place[int(row)] for row in rows], [judged[row] for row in rows.tolist()] if judged else [])
             for name, rows in groups], worded=worded or bool(judged)))
     if SOME < n <= PAGE:
         gallery.pages.append(Grid(f"All {n}", "", "samples", [Group("", list(range(n)))], worded))
     for begin in range(0, min(n, MOST), PAGE) if n > PAGE else ():
         rows, name = torch.arange(begin, min(begin + PAGE, n, MOST)), f"samples-{begin // PAGE + 2}"
-        gallery.sheets[name] = make_sheet(take(sets.images, rows), 25, [captions[i] for i in rows] if captions else ())
+        gallery.sheets[name] = make_page(sets.images, rows, captions)
         title = f"Images {begin} to {int(rows[-1])} of {n}"
         gallery.pages.append(Grid(title, "", name, [Group("", list(range(len(rows))))], worded))
-    gallery.sheets["preview"] = make_sheet(take(sets.images, mixed[:PREVIEW]), PREVIEW, most=SMALL_SHEET // 8)
+    add_preview(gallery, 0, take(sets.images, mixed[:PREVIEWED]))
     return gallery
+
+
+def make_page(images: Images, rows: Int64[Tensor, " m"], captions: Sequence[str]) -> Sheet:
+    """Some images as a sheet, with the captions that they have among those of all."""
+    return make_sheet(take(images, rows), COLUMNS, [captions[row] for row in rows.tolist()] if captions else ())
+
+
+def add_preview(gallery: Gallery, place: int, images: UInt8[Tensor, "n c h w"]) -> None:
+    """Add a few pictures that stand for a set among those of other evaluations.
+
+    :param place: of the set among the subjects of the evaluation
+    """
+    gallery.sheets[f"{PREVIEW}-{place}"] = make_sheet(images, len(images), most=SMALL_SHEET // 8)
 
 
 def write_class(label: int, names: Sequence[str] | None) -> str:
@@ -91,10 +108,16 @@ def write_verdicts(sets: MetricInput, names: Sequence[str] | None) -> list[str]:
     assert sets.likelihood is not None
     if sets.predictions is None:
         return [f"{share:.0%} right" for share in sets.likelihood.tolist()]
-    seen = [write_class(label, names) for label in sets.predictions.tolist()]
-    asked = seen if sets.labels is None else [write_class(label, names) for label in sets.labels.tolist()]
-    return [f"{a if a == b else f'{a}, seen as {b}'}; p {p:.2g}"
-            for a, b, p in zip(asked, seen, sets.likelihood.tolist(), strict=True)]
+    asked = sets.predictions if sets.labels is None else sets.labels
+    return compare_classes(asked, sets.predictions, sets.likelihood, names)
+
+
+def compare_classes(asked: Int64[Tensor, " n"], seen: Int64[Tensor, " n"], likelihood: Float[Tensor, " n"],
+                    names: Sequence[str] | None) -> list[str]:
+    """The class of each image, and that which is seen in it, where this is another: ``3, seen as 8; p 0.020``."""
+    a, b = ([write_class(label, names) for label in labels.tolist()] for labels in (asked, seen))
+    return [f"{right if right == found else f'{right}, seen as {found}'}; p {p:.3f}"
+            for right, found, p in zip(a, b, likelihood.tolist(), strict=True)]
 
 
 def take(images: Images, rows: Int64[Tensor, " m"]) -> UInt8[Tensor, "m c h w"]:
@@ -144,7 +167,7 @@ def picture_conditions(gallery: Gallery, bench: EvaluationContext, samples: Imag
                             lambda: bench.data, cfg.pool)
     rows = range(min(SIDE_BY_SIDE, len(samples)))
     taken, made = conditions.take(rows), take(samples, torch.tensor(rows))
-    heads = caption_conditions(readers, [one for one in conditions.write()[:len(rows)]])
+    heads = caption_conditions(readers, conditions.write()[:len(rows)])
     shown = {name: to_uint8(raw[:len(rows)]) for name, raw in conditions.show(rows, taken).items()}
     if shown:
         picture_rows(gallery, "conditions", "What they were told", "Above each sample what it was made of.",
@@ -171,3 +194,43 @@ def picture_nearest(gallery: Gallery, sets: MetricInput, train: Images, count: i
                  [f"{distance:.3g}" for distance in distances[rows].tolist()], ("sample", "training"))
 
 
+
+
+def picture_restorations(originals: Images, outcome: Mapping[str, PairScores], measured: PairScores | None) -> Gallery:
+    """What was made of held-out images, beside these: the first ones, and those of the largest and the smallest error.
+
+    :param outcome: what was made, by the name of the set
+    :param measured: what was given, where it is none of the sets
+    """
+    given = {"measured": measured.images} if measured is not None else {}
+    sets = {**given, **{name: found.images for name, found in outcome.items()}, "original": originals}
+    made = [name for name in outcome if name != "degraded"]
+    main = made[-1] if "degraded" in outcome else made[0]
+    wipe = (next(iter(sets)), main) if len(sets) > 2 else (main, "original")
+    chosen = [("First", "", torch.arange(min(FIRST, len(originals))))]
+    for metric, values in list(outcome[main].values.items())[:1]:
+        order = values.argsort(stable=True, descending=find_direction(metric) < 0)
+        chosen += [("Worst", f"By {metric} of {main}.", order[:SIDE_BY_SIDE]),
+                   ("Best", f"By {metric} of {main}.", order.flip(0)[:SIDE_BY_SIDE])]
+    gallery = Gallery()
+    for title, note, rows in chosen:
+        heads = [str(row) for row in rows.tolist()]
+        picture_rows(gallery, title.lower(), f"{title} images", note,
+                     {name: take(images, rows) for name, images in sets.items()}, heads, wipe)
+    for place, (name, _) in enumerate(outcome.items()):
+        add_preview(gallery, place, take(sets[name], torch.arange(min(PREVIEWED, len(originals)))))
+    return gallery
+
+
+def picture_verdicts(images: Images, likelihood: Float[Tensor, " n"], words: Sequence[str]) -> Gallery:
+    """The images of which a classifier is least sure.
+
+    :param likelihood: the probability that it gives to the right class of each
+    :param words: what it says of each
+    """
+    rows, gallery = likelihood.argsort(stable=True)[:BEST], Gallery()
+    gallery.sheets["worst"] = make_sheet(take(images, rows), BEST)
+    places = list(range(len(rows)))
+    gallery.figures.append(Grid("Least likely", "By the probability of the right class.", "worst",
+                                [Group("", places, [words[row] for row in rows.tolist()])], worded=True))
+    return gallery

@@ -19,7 +19,13 @@ from diffusion.evaluation.bench import EvaluationContext, Look
 from diffusion.evaluation.cost import count_sample_flops
 from diffusion.evaluation.evidence import find_asked, gather_evidence, tell_held_out, tell_samples
 from diffusion.evaluation.folders import find_images, pair_names, require_equal_sizes
-from diffusion.evaluation.illustrate import picture_conditions, picture_nearest, picture_set
+from diffusion.evaluation.illustrate import (
+    compare_classes,
+    picture_conditions,
+    picture_nearest,
+    picture_set,
+    picture_verdicts,
+)
 from diffusion.evaluation.losses import add_losses, choose_evenly
 from diffusion.evaluation.pair_scores import PairScores
 from diffusion.evaluation.report import Report
@@ -268,6 +274,11 @@ class PairsSubject(Subject):
 class ClassifierSubject(Subject):
     """The held-out images of a run that classifies."""
 
+    pictures: Gallery
+
+    def illustrate(self) -> Gallery:
+        return self.pictures
+
     def __init__(self, bench: EvaluationContext):
         self.bench = bench
         self.images, stated = bench.reference()
@@ -281,6 +292,9 @@ class ClassifierSubject(Subject):
                    for rows in torch.arange(self.images.shape[0]).split(self.bench.cfg.batch)]
         logits, labels = torch.cat(answers), self.images.labels
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        names = self.bench.data.class_names if self.bench.cfg.reference == "data" else None
+        right = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+        self.pictures = picture_verdicts(self.images, right, compare_classes(labels, logits.argmax(1), right, names))
         name = f"{self.bench.cfg.split} split"
         report = Report(self.protocol, [name])
         report.sets[name] = {"accuracy": share(logits.argmax(dim=1) == labels),

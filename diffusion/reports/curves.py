@@ -18,7 +18,7 @@ ALONE = 6
 
 
 def read_log(path: Path) -> dict[str, list[float]]:
-    """The columns of a file such as ``metrics.csv``; a cell without a number is none. Empty if there is no such file."""
+    """The columns of a file such as ``metrics.csv``; a cell without a number is none. Empty if there is no file."""
     if not path.is_file():
         return {}
     with path.open(newline="", errors="replace") as file:

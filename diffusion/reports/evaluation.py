@@ -96,7 +96,8 @@ def save_report(folder: Path) -> Path:
     try:
         evaluation, gallery = Evaluation.read(folder), Gallery.load(folder)
     except ValueError as error:
-        raise UserError(f"{folder}: {error}", "the folder of an evaluation", "overwrite=true, to measure again") from error
+        raise UserError(f"{folder}: {error}", "the folder of an evaluation", "evaluate.py ... overwrite=true"
+                        ) from error
     here = [page for page in gallery.pages if any(page.sheet == figure.sheet for figure in gallery.figures)]
     further = [page for page in gallery.pages if page not in here]
     names = {f"report-{i}.html": page for i, page in enumerate(further, 2)}

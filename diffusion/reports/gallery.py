@@ -4,8 +4,8 @@ They are written once, when the images are at hand. A page takes them as they ar
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from diffusion.sampling.manifest import is_file_name
 FOLDER = "gallery"
 """In that of the evaluation."""
 INDEX = "gallery.json"
+PREVIEW = "preview"
+"""Beginning of the names of sheets that no figure shows: a few pictures of the k-th set that was measured."""
 MOST_INDEX = 2**25
 """Bytes of the index that is read."""
 
@@ -113,9 +115,10 @@ class Gallery:
             "figures": [_plain(figure) for figure in self.figures]}))
 
     @classmethod
-    def load(cls, folder: Path) -> "Gallery":
+    def load(cls, folder: Path, names: Callable[[str], bool] = lambda name: True) -> "Gallery":
         """That of an evaluation, which somebody else may have written; empty if there is none.
 
+        :param names: which of the sheets are read; figures of others are left out
         :raises ValueError: if it is not as :meth:`save` writes it
         """
         place = folder / FOLDER
@@ -123,8 +126,9 @@ class Gallery:
             return cls()
         try:
             content = json.loads(_read(place / INDEX, MOST_INDEX))
-            sheets = {_text(name): _read_sheet(place, node) for name, node in content["sheets"].items()}
-            figures, pages = ([_read_figure(node, sheets) for node in content[key]] for key in ("figures", "pages"))
+            sheets = {_text(name): _read_sheet(place, node) for name, node in content["sheets"].items() if names(name)}
+            figures, pages = ([_read_figure(node, sheets) for node in content[key] if names(node["sheet"])]
+                              for key in ("figures", "pages"))
         except (KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
             raise ValueError(f"{INDEX} is none of this version ({type(error).__name__})") from error
         return cls(sheets, figures, [page for page in pages if isinstance(page, Grid)])
@@ -193,13 +197,3 @@ def _require(true: bool, problem: str) -> None:
     if not true:
         raise ValueError(f"{INDEX} is none of this version: {problem}")
 
-
-def first_pictures(gallery: Gallery, most: int = 16) -> tuple[Sheet, list[int]] | None:
-    """Some pictures that stand for all: of the first grid or of the first rows; None if there are none."""
-    for figure in gallery.figures:
-        sheet = gallery.sheets[figure.sheet]
-        if isinstance(figure, Grid) and figure.groups:
-            return sheet, figure.groups[0].tiles[:most]
-        if isinstance(figure, Rows):
-            return replace(sheet, captions=()), list(range(min(most, len(figure.rows) * sheet.columns)))
-    return None

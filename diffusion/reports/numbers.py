@@ -56,7 +56,9 @@ def find_direction(name: str) -> int:
 
     :param name: of the number, such as ``fd/classifier@200`` or ``agreement: digit``
     """
-    stem = name.split("@")[0].split("/")[0].split(":")[0].split(",")[0]
+    if ", " in name:  # beside other answers than the right one
+        return 0
+    stem = name.split("@")[0].split("/")[0].split(":")[0]
     candidates = [(len(known), sign) for sign, names in ((-1, LOWER), (1, HIGHER)) for known in names
                   if stem == known or stem.startswith(f"{known} ")]
     return max(candidates)[1] if candidates else 0
