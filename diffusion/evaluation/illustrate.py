@@ -27,14 +27,14 @@ PAGE = 500
 """Pictures of a page."""
 MOST = 5000
 """Pictures of a report."""
-SOME = 64
+SOME = 60
 """Of a random choice."""
 BEST = 24
 """That are seen as the best, and as the worst."""
 OF_CLASS = 12
 CLASSES = 20
 SIDE_BY_SIDE = 8
-FIRST = 16
+FIRST = 12
 STATIONS = 24
 FILMED = 4
 PREVIEWED = 16
@@ -87,7 +87,8 @@ def picture_set(sets: MetricInput, captions: Sequence[str], names: Sequence[str]
 
 def make_page(images: Images, rows: Int64[Tensor, " m"], captions: Sequence[str]) -> Sheet:
     """Some images as a sheet, with the captions that they have among those of all."""
-    return make_sheet(take(images, rows), COLUMNS, [captions[row] for row in rows.tolist()] if captions else ())
+    places: list[int] = rows.tolist()
+    return make_sheet(take(images, rows), COLUMNS, [captions[place] for place in places] if captions else ())
 
 
 def add_preview(gallery: Gallery, place: int, images: UInt8[Tensor, "n c h w"]) -> None:
@@ -230,7 +231,7 @@ def picture_verdicts(images: Images, likelihood: Float[Tensor, " n"], words: Seq
     """
     rows, gallery = likelihood.argsort(stable=True)[:BEST], Gallery()
     gallery.sheets["worst"] = make_sheet(take(images, rows), BEST)
-    places = list(range(len(rows)))
-    gallery.figures.append(Grid("Least likely", "By the probability of the right class.", "worst",
-                                [Group("", places, [words[row] for row in rows.tolist()])], worded=True))
+    places: list[int] = rows.tolist()
+    gallery.figures.append(Grid("Least likely", "By the probability of the right class.", "worst", [
+        Group("", list(range(len(places))), [words[place] for place in places])], worded=True))
     return gallery

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +16,8 @@ PLOTTED = ("loss", "val", "accuracy", "balanced", "psnr", "ssim", "lpips", "rmse
 """Beginnings of the names of columns that are drawn; what is not a curve of learning is left out."""
 ALONE = 6
 """Panels, at most."""
+MOST_LINES = 16
+"""Runs in one panel."""
 
 
 def read_log(path: Path) -> dict[str, list[float]]:
@@ -43,6 +46,22 @@ def plot_log(folder: Path) -> list[Plot]:
     plots = [Plot(panel, "step", panel, lines, log_y=panel.startswith("loss"), dots=False)
              for panel, lines in panels.items()]
     return plots[:ALONE]
+
+
+def plot_losses(runs: Mapping[str, Path]) -> list[Plot]:
+    """The losses of several runs in one panel, the first :data:`MOST_LINES` that have logged one.
+
+    :param runs: folders by name
+    """
+    lines: dict[str, list[Point]] = {}
+    for name, folder in runs.items():
+        try:
+            columns = read_log(folder / "metrics.csv")
+        except (csv.Error, OSError):
+            continue
+        if any(map(math.isfinite, columns.get("loss", []))) and len(lines) < MOST_LINES:
+            lines[name] = thin(columns.get("step", []), columns["loss"])
+    return [Plot("loss", "step", "loss", lines, log_y=True, dots=False)] if lines else []
 
 
 def thin(steps: list[float], values: list[float]) -> list[Point]:

@@ -105,7 +105,7 @@ class Axis:
         """Places and words of round numbers, four or so."""
         numbers = self._decades() if self.log else []
         if len(numbers) < 2:
-            rough = (self.high - self.low) / 4
+            rough = (self.high - self.low) / 5
             unit = 10.0 ** math.floor(math.log10(rough))
             step = next((k * unit for k in (1, 2, 5) if k * unit >= rough), 10 * unit)
             first = math.ceil(self.low / step)
