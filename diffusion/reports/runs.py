@@ -1,9 +1,9 @@
 """A page about several runs: tables of what was measured alike, curves, differences, and the pictures behind them."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from configs import UserError
 from diffusion.reports.curves import MOST_LINES, plot_losses
@@ -30,6 +30,23 @@ MOST_PAIRS = 200
 """Differences of a number that are listed."""
 MOST_PREVIEWS = 12 * 2**20
 """Bytes of all pictures of the page."""
+
+
+class Preview(NamedTuple):
+    """Some pictures of a set.
+
+    :ivar name: of the class of the sheet
+    :ivar figure: as the template takes it
+    """
+
+    name: str
+    sheet: Sheet
+    figure: dict[str, Any]
+
+    @property
+    def link(self) -> str:
+        """The name of the place on the page."""
+        return f"pictures-{self.name}"
 
 
 def save_overview(folders: Sequence[Path], out: Path) -> Path:
@@ -60,13 +77,9 @@ def save_overview(folders: Sequence[Path], out: Path) -> Path:
     of = {one.evaluation.run for one in measured}
     remarks += [(name_place(run), f"not measured: python evaluate.py run={run}") for run in runs if run not in of]
     pictures, left_out = read_previews(measured)
-    places = {id(one): i for i, one in enumerate(measured)}
     return save_page(out, "runs.html", title=f"{len(runs) or len(of)} runs, {len(measured)} sets of images",
-                     groups=show_groups(group_alike(measured), places, out.parent),
-                     remarks=remarks, left_out=left_out,
-                     sheets=[(f"p{i}", sheet) for i, (sheet, _) in pictures.items()],
-                     previews=[(i, write_row(one), pictures[i][1] if i in pictures else None)
-                               for i, one in enumerate(measured)] if pictures else [],
+                     groups=show_groups(group_alike(measured), pictures, out.parent),
+                     remarks=remarks, left_out=left_out, sheets=[(one.name, one.sheet) for one in pictures.values()],
                      losses=[plot.draw() for plot in plot_losses({name_place(run): run for run in runs})],
                      most_lines=MOST_LINES if len(runs) > MOST_LINES else 0)
 
@@ -94,30 +107,32 @@ def write_row(one: Measured) -> str:
     return one.run if alone else f"{one.run}: {one.name}"
 
 
-def show_groups(groups: Sequence[Sequence[Measured]], places: dict[int, int], here: Path) -> list[dict[str, Any]]:
+def show_groups(groups: Sequence[Sequence[Measured]], pictures: Mapping[int, Preview],
+                here: Path) -> list[dict[str, Any]]:
     """The groups as the template takes them; those of one title say in what they differ from the one before."""
     before: dict[str, dict[str, Any]] = {}
     shown = []
     for group in groups:
-        protocol, found = group[0].evaluation.protocol, show_group(group, places, here)
+        protocol, found = group[0].evaluation.protocol, show_group(group, pictures, here)
         earlier = before.get(found["title"])
         shown.append({**found, "apart": list_facts(explain_apart(earlier, protocol)) if earlier is not None else []})
         before[found["title"]] = protocol
     return shown
 
 
-def show_group(group: Sequence[Measured], places: dict[int, int], here: Path) -> dict[str, Any]:
+def show_group(group: Sequence[Measured], pictures: Mapping[int, Preview], here: Path) -> dict[str, Any]:
     """What was measured under one protocol, as the template takes it."""
     protocol = group[0].evaluation.protocol
     columns = name_columns(group)
     names = list(dict.fromkeys(name for one in group for name in one.numbers))
-    links = {id(one): f"picture-{places[id(one)]}" for one in group}
+    links = {id(one): pictures[id(one)].link for one in group if id(one) in pictures}
     plots = [plot_steps(group, columns, links), plot_quality(group, columns, links)]
+    words = write_rows(group, columns)
     return {"title": describe_group(protocol), "facts": list_facts({key: value for key, value in protocol.items()
                                                                     if key not in MADE}),
             "table": table_group(group, columns, names, links), "differences": list(list_differences(group, names)),
-            "plots": [plot.draw() for some in plots for plot in some], "legend": next(
-                (some[0].draw()["lines"] for some in plots if some), []),
+            "plots": [[plot.draw() for plot in some] for some in plots if some],
+            "pictures": [(pictures[id(one)], words[id(one)]) for one in group if id(one) in pictures],
             "reports": list_reports(group, here)}
 
 
@@ -138,7 +153,7 @@ def table_group(group: Sequence[Measured], columns: dict[str, str], names: Seque
     rows = []
     for one in group:
         settings = [one.settings.get(key) for key in columns]
-        row: list[Cell | str] = [Cell(write_row(one), link=links[id(one)])]
+        row: list[Cell | str] = [Cell(write_row(one), link=links.get(id(one)))]
         row += [Cell("-" if value is None else write_plain(value), write_value(value)) for value in settings]
         row += [Cell("-" if one.nfe is None else write_number(one.nfe), one.nfe)] if costs else []
         row += [write_cell(one.numbers[name], id(one) in best[name]) if name in one.numbers else Cell("-")
@@ -155,18 +170,23 @@ def write_value(value: Any) -> float | None:
 
 def list_differences(group: Sequence[Measured], names: Iterable[str]) -> Iterable[dict[str, Any]]:
     """Of each number, the pairs that differ by more than the noise."""
-    words = {id(one): write_row(one) for one in group}
-    columns = name_columns(group)
-    for one in group:
-        settings = ", ".join(f"{short} {write_plain(one.settings[key])}" for key, short in columns.items()
-                             if one.settings.get(key) is not None)
-        words[id(one)] += f" ({settings})" if settings else ""
+    words = write_rows(group, name_columns(group))
     for name in names:
         found, count = find_differences(group, name)
         rows = [[words[id(one.a)], words[id(one.b)], write_cell(one.value)] for one in found[:MOST_PAIRS]]
         if count:
             yield {"name": name, "count": count, "found": len(found), "listed": len(rows),
                    "table": Table(["A", "B", "A - B"], rows)}
+
+
+def write_rows(group: Sequence[Measured], columns: Mapping[str, str]) -> dict[int, str]:
+    """The names of sets by their ``id``, with the settings in which they differ."""
+    words = {}
+    for one in group:
+        settings = ", ".join(f"{short} {write_plain(one.settings[key])}" for key, short in columns.items()
+                             if one.settings.get(key) is not None)
+        words[id(one)] = f"{write_row(one)} ({settings})" if settings else write_row(one)
+    return words
 
 
 def list_reports(group: Sequence[Measured], here: Path) -> list[tuple[str, str]]:
@@ -177,8 +197,8 @@ def list_reports(group: Sequence[Measured], here: Path) -> list[tuple[str, str]]
             for folder in folders if (folder / "report.html").is_file()]
 
 
-def read_previews(measured: Sequence[Measured]) -> tuple[dict[int, tuple[Sheet, dict[str, Any]]], int]:
-    """Some pictures of each set that has any, by its place, and of how many sets there was no room for them."""
+def read_previews(measured: Sequence[Measured]) -> tuple[dict[int, Preview], int]:
+    """Some pictures of each set that has any, by its ``id``, and of how many sets there was no room for them."""
     found, size, left_out = {}, 0, 0
     for i, one in enumerate(measured):
         name = f"{PREVIEW}-{one.evaluation.subject.index(one.name)}"
@@ -193,5 +213,6 @@ def read_previews(measured: Sequence[Measured]) -> tuple[dict[int, tuple[Sheet, 
             left_out += 1
             continue
         grid = Grid(write_row(one), "", name, [Group("", list(range(sheet.count)))])
-        found[i] = sheet, {**show_figure(Gallery({name: sheet}), grid), "class": f"p{i} crisp"}
+        figure = show_figure(Gallery({name: sheet}), grid)
+        found[id(one)] = Preview(f"p{i}", sheet, {**figure, "class": figure["class"].replace("s0", f"p{i}")})
     return found, left_out

@@ -25,7 +25,7 @@ def plot_steps(group: Sequence[Measured], columns: Mapping[str, str], links: Map
     names = choose(known, (*QUALITY, *DIVERSITY))[:PANELS]
     lines = split_lines(known, columns, lambda key: key.endswith(STEPS))
     return [Plot(name, NFE, name, {line: [
-        Point(one.nfe or 0.0, *bars(one, name), say(one, name), links[id(one)])
+        Point(one.nfe or 0.0, *bars(one, name), say(one, name), links.get(id(one), ""))
         for one in sorted(some, key=lambda one: one.nfe or 0.0) if name in one.numbers]
         for line, some in lines.items()}, log_x=True, colours=number(lines)) for name in names]
 
@@ -40,7 +40,7 @@ def plot_quality(group: Sequence[Measured], columns: Mapping[str, str], links: M
     order = sorted(group, key=lambda one: (float(one.settings.get(over) or 0)
                                            if type(one.settings.get(over)) in (int, float) else 0.0))
     plots = [Plot(f"{y} over {x}", x, y, {line: [
-        Point(one.numbers[x].value, *bars(one, y), f"{say(one, x)}, {say(one, y)}", links[id(one)])
+        Point(one.numbers[x].value, *bars(one, y), f"{say(one, x)}, {say(one, y)}", links.get(id(one), ""))
         for one in order if one in some and {x, y} <= {*one.numbers}] for line, some in lines.items()},
         colours=number(lines)) for x, y in pairs]
     return [plot for plot in plots if sum(map(len, plot.lines.values())) > 1][:PANELS]
