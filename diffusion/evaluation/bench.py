@@ -193,11 +193,15 @@ class EvaluationContext:
             seen = look(self.judge)
             if of_classes:
                 predictions = classifier.take_predictions(seen)
+                more["likelihood"] = classifier.take_likelihood(seen, asked)
             else:
                 assert seen.attributes is not None
                 grade, order = self.judge.classifier.grade_each, shuffle(len(asked))
-                more |= {"questions": self.judge.classifier.questions, "right": grade(seen.attributes, asked),
+                right = grade(seen.attributes, asked)
+                more |= {"questions": self.judge.classifier.questions, "right": right, "likelihood": right.nanmean(1),
                          "right_shuffled": grade(seen.attributes, asked[order])}
+        elif of_classes and self.judge is self.extractor:
+            more["likelihood"] = classifier.take_likelihood(found, None)
         return MetricInput(images, found, reference, assign_groups(len(found), conditions), labels, conditions,
                            predictions, **more)
 
@@ -277,7 +281,7 @@ class EvaluationContext:
 
 def check(cfg: DictConfig) -> None:
     """Refuse settings that mean nothing, before any work."""
-    for name in ("pairs", "baseline", "overwrite"):
+    for name in ("pairs", "baseline", "overwrite", "report"):
         if not isinstance(cfg[name], bool):
             raise UserError(f"{name}={cfg[name]}", "true or false", f"{name}=true")
     for name, choices in (("split", ("test", "train")), ("rounding", ("uint8", "none"))):

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from configs.errors import escape
 from diffusion.runs.files import make_folder, write_whole
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -55,8 +56,8 @@ def render(template: str, **values: Any) -> str:
 
     ``base.html`` is to be extended: it takes a ``title``, and the blocks ``head``, ``lead`` (below the title) and
     ``main``. Style and script are in it, and a policy by which the browser runs that script alone and loads nothing.
-    Every value is escaped, whatever it is called, unless it is ``Markup``. ``macros.html`` sets a :class:`Table` and
-    figures.
+    Every value is escaped, whatever it is called, unless it is ``Markup``; signs that are not seen, or turn the
+    direction of the text, are written out. ``macros.html`` sets a :class:`Table` and figures.
 
     :param template: its name, such as ``evaluation.html``
     :param values: what it takes; one that is missing is an error
@@ -68,14 +69,15 @@ def save_page(path: Path, template: str, **values: Any) -> Path:
     """A page as a file, whole or not at all; arguments as for :func:`render`."""
     text = render(template, **values)
     make_folder(path.parent)
-    write_whole(path, text.encode("utf-8", "replace"))  # a file's name may have bytes that are no letters
+    write_whole(path, text)
     return path
 
 
 @lru_cache
 def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+                              trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+                              finalize=lambda value: escape(value) if type(value) is str else value)
     script = (TEMPLATES / "script.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals.update(style=Markup((TEMPLATES / "style.css").read_text()), script=Markup(script),

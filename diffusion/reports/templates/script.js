@@ -5,7 +5,7 @@ document.documentElement.classList.add("js");
 for (const control of document.querySelectorAll("[data-sets]")) {
   const figure = control.closest("figure");
   const words = (control.dataset.words || "").split("|");
-  const output = control.parentElement.querySelector("output");
+  const output = control.closest(".controls").querySelector("output");
   const set = () => {
     figure.style.setProperty("--" + control.dataset.sets, control.value);
     const said = words[Number(control.value)];
