@@ -9,11 +9,13 @@ import os
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
+
+from gallery import write_gallery
 
 from configs import UserError
 from configs.cli import stop
-from gallery import write_gallery
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("thaw", "samplers", "degradations", "models", "diffusion", "configs")
@@ -32,7 +34,7 @@ def lay_out(source: Path) -> None:
     pages = [*source.glob("*.md"), *source.glob("docs/**/*.md"), *source.glob("docs/notebooks/*.py")]
     for page in pages:
         parts = FENCE.split(page.read_text())
-        parts[::2] = [LINK.sub(lambda link: follow(link, page, source), part) for part in parts[::2]]
+        parts[::2] = [LINK.sub(partial(follow, page=page, source=source), part) for part in parts[::2]]
         page.write_text("".join(parts))
     readme = source / "README.md"
     readme.write_text(readme.read_text() + list_pages(source))
@@ -123,7 +125,7 @@ def list_pages(source: Path) -> str:
 
 def build(out: Path) -> int:
     """Lay out the pages and let Sphinx make the site; gives its exit code."""
-    from sphinx.cmd.build import build_main
+    from sphinx.cmd.build import build_main  # type: ignore[import-not-found] of the extra "docs"
 
     lay_out(out / "source")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

@@ -15,7 +15,7 @@ myst_heading_anchors = 4
 
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "cache"
-nb_execution_timeout = 600
+nb_execution_timeout = 3000
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 

@@ -69,7 +69,8 @@ class Page(StepCallback):
                       left=write_duration(left) if status == "training" else None,
                       facts=[(name, write_number(values[-1])) for name, values in columns.items() if name != "step"],
                       plots=[plot.draw() for plot in plot_log(self.run.folder)],
-                      pictures=list(find_pictures(self.run.pictures)), settings=OmegaConf.to_yaml(training.model.config),
+                      pictures=list(find_pictures(self.run.pictures)),
+                      settings=OmegaConf.to_yaml(training.model.config),
                       environment=(self.run.folder / "environment.json").read_text(),
                       written=time.strftime("%Y-%m-%d %H:%M:%S"))
         except Exception as error:  # whatever it is, the training is worth more than its page

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 class Pictures(StepCallback):
     """Every ``every`` steps what the task of the model shows, with averaged weights: of a restorer a grid of samples
-    and rows of estimates (:class:`diffusion.tasks.restore.Restore`), of a classifier nothing. The loggers get them, too.
+    and rows of estimates (:class:`diffusion.tasks.restore.Restore`), of a classifier nothing. The loggers
+    get them, too.
 
     :param every: steps between two sets of pictures, None for the end only
     :param count: how many samples
