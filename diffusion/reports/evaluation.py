@@ -16,6 +16,8 @@ from diffusion.reports.show import show_figure, show_sheets
 
 MOST_BYTES = 2**25
 """Of a file that is read whole."""
+DEEPEST = 40
+"""Mappings and lists within each other."""
 PICTURES = {"pairs.png": "The first images below their originals", "nearest.png":
             "Samples that are nearest to an image of the training, above that image"}
 """Those of evaluations without a gallery."""
@@ -47,9 +49,9 @@ class Evaluation:
         """
         content = read_json(folder / "evaluation.json")
         parts = {key: content.get(key, {}) for key in ("rows", "skipped", "cost", "protocol", "environment")}
-        if not all(isinstance(part, dict) for part in (*parts.values(), *parts["rows"].values(),
-                                                       *parts["cost"].values())):
-            raise ValueError("evaluation.json is none of this version")
+        for node in (parts, parts["rows"], parts["cost"]):
+            if not isinstance(node, dict) or not all(isinstance(part, dict) for part in node.values()):
+                raise ValueError("evaluation.json is none of this version")
         sets = {name: {key: Number.read(node) for key, node in numbers.items()}
                 for name, numbers in parts.pop("rows").items()}
         subject = content.get("subject")
@@ -81,9 +83,18 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(data) if len(data) <= MOST_BYTES else None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} cannot be read ({type(error).__name__})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} is no mapping, or has more than {MOST_BYTES} bytes")
+    if not isinstance(content, dict) or measure_depth(content) > DEEPEST:
+        raise ValueError(f"{path.name} is no mapping, has more than {MOST_BYTES} bytes, or is nested without end")
     return content
+
+
+def measure_depth(node: Any) -> int:
+    """How many mappings and lists lie within each other."""
+    depth, level = 0, [node]
+    while level := [one for node in level for one in (node.values() if isinstance(node, dict) else node)
+                    if isinstance(one, dict | list)]:
+        depth += 1
+    return depth
 
 
 def save_report(folder: Path) -> Path:

@@ -26,7 +26,7 @@ class Number(NamedTuple):
         :raises ValueError: if it is none
         """
         if not isinstance(node, dict) or any(type(node.get(key)) not in (int, float) for key in cls._fields):
-            raise ValueError("a number without value, low and high")
+            raise ValueError("evaluation.json has a number without value, low and high")
         return cls(*(float(node[key]) for key in cls._fields))
 
     def __str__(self) -> str:

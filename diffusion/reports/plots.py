@@ -111,7 +111,7 @@ class Axis:
             first = math.ceil(self.low / step)
             numbers = [k * step for k in range(first, math.floor(self.high / step) + 1)]
         return [(f"{self.place(number):.1f}", f"{number:.10g}" if 1e-4 <= abs(number) < 1e5 or not number
-                 else f"{number:.0e}") for number in numbers]
+                 else f"{number:.3g}") for number in numbers]
 
     def _decades(self) -> list[float]:
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from configs import UserError
 from diffusion.reports.curves import MOST_LINES, plot_losses
@@ -193,7 +194,7 @@ def list_reports(group: Sequence[Measured], here: Path) -> list[tuple[str, str]]
     """The pages of the evaluations themselves, by their way from this one."""
     folders = dict.fromkeys(one.evaluation.folder for one in group)
     return [(f"{name_place(folder.parents[1])}/{folder.name}",
-             Path(os.path.relpath(folder.absolute() / "report.html", here.absolute())).as_posix())
+             quote(os.fsencode(os.path.relpath(folder.absolute() / "report.html", here.absolute()))))
             for folder in folders if (folder / "report.html").is_file()]
 
 
