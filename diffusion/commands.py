@@ -123,8 +123,8 @@ def check_recipe_settings(cfg: DictConfig) -> None:
     :raises UserError: naming the first
     """
     require_parts(cfg, "sampler")
-    require_kinds(cfg, start=float, weights=Literal["ema", "raw"], step=int | Literal["best"] | None, device=str | None, allow=list[str],
-                  condition=dict, data=dict, data__root=str | list[str] | None, guidance=dict | None, edit=dict | None,
+    require_kinds(cfg, start=float, weights=Literal["ema", "raw"], step=int | Literal["best"] | None,
+                  device=str | None, allow=list[str], condition=dict, data=dict, data__root=str | list[str] | None, guidance=dict | None, edit=dict | None,
                   prior=dict | None, pool=int | None)
     if cfg.pool is not None:
         require_ints(cfg, pool=1)

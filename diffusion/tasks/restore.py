@@ -1,6 +1,6 @@
 """Restorers: samples and restorations."""
 
-import time
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,10 +51,10 @@ class Restore(Task):
         asked = {name: raw for name, raw in derive_signals(model, Inputs(chosen), range(count)).items()
                  if name in model.readers()}
         x0 = to_float(chosen.batch(torch.arange(count))[0])
-        begin = time.perf_counter()
+        begin = perf_counter()
         model.sample(range(count), recipe=context.recipe, images=x0 if model.prior.needs_images else None, batch=count,
                      **asked)
-        return (time.perf_counter() - begin) / count
+        return (perf_counter() - begin) / count
 
     def show(self, model: Model, held_out: ImageSet, count: int, times: list[float],
              sampling: list[str]) -> dict[str, Picture]:

@@ -21,7 +21,7 @@ root = Path(mkdtemp())
 # `python train.py experiment=ddpm_digits run.name=first`. Here the network is small and the training short.
 
 # %%
-settings = ["experiment=ddpm_digits", f"run.root={root}", "run.name=first", "model.base=32", "max_steps=150",
+settings = ["experiment=ddpm_digits", f"run.root={root}", "run.name=first", "model.base=32", "max_steps=120",
             "trainer.accelerator=cpu", "callbacks.pictures.count=0"]
 run = commands.train(compose("train", settings), "ddpm_digits")
 sorted(path.name for path in run.folder.iterdir())

@@ -16,7 +16,7 @@ from diffusion import commands
 from diffusion.data.pixels import to_uint8
 from diffusion.pictures import grid
 
-settings = ["experiment=ddpm_digits", f"run.root={mkdtemp()}", "run.name=first", "model.base=32", "max_steps=200",
+settings = ["experiment=ddpm_digits", f"run.root={mkdtemp()}", "run.name=first", "model.base=32", "max_steps=140",
             "trainer.accelerator=cpu", "callbacks.pictures.count=0"]
 model = thaw.load(commands.train(compose("train", settings), "ddpm_digits").folder, device="cpu")
 
