@@ -5,7 +5,10 @@
 # make test-crash: processes that are killed and several at once, full disks, damaged files (12 minutes); the moments are
 # drawn by a seed that is printed: CRASH_SEED=N make test-crash repeats them
 # make test-slurm: a SLURM of two nodes on this machine (Debian, as root), sweeps and trainings on it (6 minutes)
+# make test-web: reports in a browser (Debian, as root, where Chromium is not there yet) (2 minutes)
 # make test-wheel: build the wheel, install it elsewhere, train a step with it
+# make docs: the documentation as a site in build/site/html, with notebooks that are executed (3 minutes)
+# make test-site: builds it strictly and looks at it (4 minutes)
 # make lint: style, types, import directions
 # TORCH_INDEX=URL takes torch from another index: the CPU-only wheels that pytorch.org/get-started names are 200 MB
 # in place of 5 GB
@@ -14,7 +17,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test test-docs test-faults test-crash test-slurm test-wheel lint clean
+.PHONY: setup demo test test-docs test-faults test-crash test-slurm test-web test-wheel docs test-site lint clean
 
 setup: $(VENV)/.done
 
@@ -33,7 +36,7 @@ demo: setup
 	@$(BIN)/python scripts/demo.py
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not crash and not faults and not slurm and not docs"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not crash and not faults and not slurm and not docs and not web and not site"
 
 test-docs: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m docs
@@ -47,8 +50,21 @@ test-crash: setup
 test-slurm: setup
 	$(BIN)/python -m pytest -m slurm tests/slurm
 
+test-web: setup
+	@bash tests/web/start-chromium.sh
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e ".[web]"
+	$(BIN)/python -m pytest -m web tests/web
+
 test-wheel: setup
 	@bash scripts/test_wheel.sh $(BIN)/python
+
+docs: setup
+	@$(BIN)/python -c 'import sphinx' 2> /dev/null || \
+	  $(BIN)/python -m pip install --disable-pip-version-check -e ".[docs]"
+	$(BIN)/python scripts/build_site.py
+
+test-site: docs
+	$(BIN)/python -m pytest -m site
 
 lint: setup
 	$(BIN)/ruff check .

@@ -123,9 +123,10 @@ def check_recipe_settings(cfg: DictConfig) -> None:
     :raises UserError: naming the first
     """
     require_parts(cfg, "sampler")
-    require_kinds(cfg, start=float, weights=Literal["ema", "raw"], step=int | None, device=str | None, allow=list[str],
-                  condition=dict, data=dict, data__root=str | list[str] | None, guidance=dict | None, edit=dict | None,
-                  prior=dict | None, pool=int | None, precision=str | int | None, compile=bool)
+    require_kinds(cfg, start=float, weights=Literal["ema", "raw"], step=int | Literal["best"] | None,
+                  device=str | None, allow=list[str], condition=dict, data=dict, data__root=str | list[str] | None,
+                  guidance=dict | None, edit=dict | None, prior=dict | None, pool=int | None,
+                  precision=str | int | None, compile=bool)
     if cfg.pool is not None:
         require_ints(cfg, pool=1)
     places = cfg.data.root if isinstance(cfg.data.root, ListConfig) else [cfg.data.root]

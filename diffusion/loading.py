@@ -26,13 +26,13 @@ from diffusion.runs.run import Run
 log = logging.getLogger(__name__)
 
 
-def load(run: str | Path, *, weights: str = "ema", step: int | None = None, device: str | None = None,
+def load(run: str | Path, *, weights: str = "ema", step: int | str | None = None, device: str | None = None,
          allow: Sequence[str] = (), precision: str | int | None = None, compile: bool = False) -> Model:
     """A trained model from its run folder, or from the file that scripts/export.py made of it.
 
     :param run: the folder that train.py wrote, or the file
     :param weights: ``ema`` or ``raw``
-    :param step: which checkpoint; None takes the newest
+    :param step: which checkpoint; ``best`` is that of ``callbacks=quality``, None takes the newest
     :param device: where to put it; None takes the GPU if there is one
     :param allow: packages of other people whose classes the checkpoint may name
     :param precision: of the network: ``auto``, ``32``, ``tf32`` or ``bf16``; None takes that of the training
@@ -43,10 +43,16 @@ def load(run: str | Path, *, weights: str = "ema", step: int | None = None, devi
     if weights not in ("ema", "raw"):
         raise UserError(f"weights={weights}", "ema or raw", "weights=ema")
     files = checkpoint.list_checkpoints(folder.checkpoints)
+    if step == "best":
+        best = checkpoint.read_best(folder.checkpoints)
+        if best is None:
+            raise UserError(f"step=best of {folder.place}, of which no weights are known to be the best",
+                            "a run that was trained with callbacks=quality", "drop step=best for the newest")
+        step = best["step"]
     if step is not None and step not in files:
         raise UserError(f"no checkpoint of step {step} in {folder.place}",
                         f"one of {', '.join(map(str, files)) or 'none yet'}", "drop step=... for the newest")
-    content = checkpoint.read_latest(folder.checkpoints) if step is None else checkpoint.read(files[step])
+    content = checkpoint.read_latest(folder.checkpoints) if step is None else checkpoint.read(files[int(step)])
     if content is None:
         raise UserError(f"no checkpoint in {folder.place} yet", "a run that has saved once",
                         "wait, or train on: callbacks.checkpoint.every=100")

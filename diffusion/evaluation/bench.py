@@ -44,15 +44,17 @@ class EvaluationContext:
     """The parts that the ``evaluate`` config names, built.
 
     :param gpu: that of this process, where several share a machine
+    :param model: that of the run, if it is still trained; None loads it
     :ivar metrics: by their keys in the config
     :ivar files: the images that are measured, for ``images=FOLDER``
     :ivar manifest: that of ``files``, if ``sample.py`` has made them
     :ivar run: the run, if one is known
+    :ivar live: whether the model is still trained
     :ivar together: the features of the samples, where several processes have extracted them
     :raises UserError: for settings that mean nothing, or parts that are not there
     """
 
-    def __init__(self, cfg: DictConfig, gpu: str | None = None):
+    def __init__(self, cfg: DictConfig, gpu: str | None = None, model: Model | None = None):
         check(cfg)
         self.cfg, self.packages = cfg, (*registry.trusted(), *cfg.allow)
         self.device: str = cfg.device or gpu or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,12 +64,12 @@ class EvaluationContext:
         self.files, self.manifest = find_images(cfg.images) if cfg.images else (None, {})
         known = cfg.run or self.manifest.get("run")
         self.run = Run.open(known) if known and (cfg.run or Run.at(known).exists) else None
-        self._model: Model | None = None
+        self.live, self._model = model is not None, model
         self._data: Data | None = None
         self.together: Together | None = None
         if self.run is not None:
-            self._model = load(self.run.place, weights=cfg.weights, step=cfg.step, device=cfg.device or gpu,
-                               allow=cfg.allow, precision=cfg.precision, compile=cfg.compile)
+            self._model = model or load(self.run.place, weights=cfg.weights, step=cfg.step, device=cfg.device or gpu,
+                                        allow=cfg.allow, precision=cfg.precision, compile=cfg.compile)
             self._data = build_data(self._model.config, cfg.data, self.packages)
         elif cfg.reference == "data":
             raise UserError("reference=data without a run, whose data it would be", "a run, or a folder of images",
@@ -88,8 +90,11 @@ class EvaluationContext:
 
     @property
     def checkpoint(self) -> str:
-        """The name of the checkpoint that the model is from: its step, and a part of its checksum."""
+        """The name of the checkpoint that the model is from: its step, and a part of its checksum; its step alone while
+        it is trained."""
         assert self.run is not None
+        if self.live:
+            return f"step-{self.model.step:08d}"
         return f"step-{self.model.step:08d}.{self.run.steps[self.model.step]}.pt"
 
     @cached_property
@@ -193,11 +198,15 @@ class EvaluationContext:
             seen = look(self.judge)
             if of_classes:
                 predictions = classifier.take_predictions(seen)
+                more["likelihood"] = classifier.take_likelihood(seen, asked)
             else:
                 assert seen.attributes is not None
                 grade, order = self.judge.classifier.grade_each, shuffle(len(asked))
-                more |= {"questions": self.judge.classifier.questions, "right": grade(seen.attributes, asked),
+                right = grade(seen.attributes, asked)
+                more |= {"questions": self.judge.classifier.questions, "right": right, "likelihood": right.nanmean(1),
                          "right_shuffled": grade(seen.attributes, asked[order])}
+        elif of_classes and self.judge is self.extractor:
+            more["likelihood"] = classifier.take_likelihood(found, None)
         return MetricInput(images, found, reference, assign_groups(len(found), conditions), labels, conditions,
                            predictions, **more)
 
@@ -277,7 +286,7 @@ class EvaluationContext:
 
 def check(cfg: DictConfig) -> None:
     """Refuse settings that mean nothing, before any work."""
-    for name in ("pairs", "baseline", "overwrite"):
+    for name in ("pairs", "baseline", "overwrite", "report"):
         if not isinstance(cfg[name], bool):
             raise UserError(f"{name}={cfg[name]}", "true or false", f"{name}=true")
     for name, choices in (("split", ("test", "train")), ("rounding", ("uint8", "none"))):

@@ -13,6 +13,7 @@ from diffusion.evaluation.bench import EvaluationContext
 from diffusion.evaluation.report import Report, compare, folder_name, show_comparison
 from diffusion.evaluation.subjects import ImagesSubject, PairsSubject, Subject
 from diffusion.evaluation.together import PARTS
+from diffusion.reports.evaluation import save_report
 from diffusion.runs.files import make_folder, write_whole
 from diffusion.runs.lock import Lock
 from diffusion.runs.share import ALONE, Share
@@ -45,6 +46,8 @@ def evaluate(cfg: DictConfig, other: DictConfig | None = None, share: Share = AL
         make_folder(folder)
         write_whole(folder / "comparison.json", json.dumps({"against": str(cfg.against), "rows": rows}, indent=2))
         result["comparison"] = rows
+    if cfg.report:
+        log.info("report: %s", save_report(folder))
     return result
 
 
@@ -67,7 +70,7 @@ def measure_subject(cfg: DictConfig, share: Share = ALONE) -> tuple[Report | Non
         return report, folder
     make_folder(folder)  # before the work: a run may lie on a disk that cannot be written
     if share.count == 1:
-        return measure(asked, folder), folder
+        return measure(asked, folder, cfg.report), folder
     if not asked.share(folder, share):
         log.info("the others are not done yet; whoever is last measures")
         return None, folder
@@ -76,13 +79,15 @@ def measure_subject(cfg: DictConfig, share: Share = ALONE) -> tuple[Report | Non
             log.info("all features are there; another process measures")
             return None, folder
         report = Report.read(folder, asked.protocol)  # another process may have measured in the meantime
-        return report or measure(asked, folder), folder
+        return report or measure(asked, folder, cfg.report), folder
 
 
-def measure(asked: Subject, folder: Path) -> Report:
-    """Measure, and write down the numbers."""
+def measure(asked: Subject, folder: Path, pictures: bool) -> Report:
+    """Measure, and write down the numbers, and the pictures of the report if they are wanted."""
     report = asked.measure(folder)
     report.save(folder)
+    if pictures:
+        asked.illustrate().save(folder)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     return report
 

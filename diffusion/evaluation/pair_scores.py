@@ -1,7 +1,7 @@
 """Restorations beside their originals, as they come."""
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from diffusion.data.base import ImageSet
@@ -36,6 +36,11 @@ class PairScores:
             self._pixels[rows] = pixels
         for name, metric in self._pairs.items():
             self._values[name][rows] = metric(to_float(pixels) if self._rounded else images, originals).double()
+
+    @property
+    def values(self) -> dict[str, Float64[Tensor, " n"]]:
+        """What each metric says about each image."""
+        return self._values
 
     def numbers(self) -> dict[str, MetricValue]:
         """What the pair metrics say about all."""

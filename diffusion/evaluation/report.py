@@ -1,7 +1,6 @@
 """The outcome of an evaluation: kept in a folder, shown as a table, compared with another."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +14,13 @@ from configs import UserError
 from configs.values import hash_plain, list_differences
 from diffusion.data.files.images import size
 from diffusion.metrics.intervals import MetricValue, difference
+from diffusion.reports.numbers import MINE, count_decimals
 from diffusion.runs import checkpoint
 from diffusion.runs.environment import describe_environment
 from diffusion.runs.files import make_folder, write_whole
 
 Numbers = dict[str, MetricValue]
 """By name."""
-MINE = ("what", "run", "images", "checkpoint", "weights", "sampler", "guidance", "prior", "edit", "composed",
-        "start", "condition", "seed", "precision", "compile")
-"""Parts of the protocol in which two evaluations that are compared may differ: what is being compared."""
 
 
 @dataclass
@@ -122,13 +119,6 @@ def format_number(number: MetricValue | None) -> str:
     places = count_decimals((number.high - number.low) / 2)
     value, low, high = (f"{x:.{places}f}" for x in (number.value, number.low, number.high))
     return f"{value} \\[{low}, {high}]"
-
-
-def count_decimals(reach: float) -> int:
-    """How many decimals are worth showing of a number that is uncertain by so much: two digits of that."""
-    if not math.isfinite(reach) or reach <= 0:
-        return 4
-    return min(6, max(0, 1 - math.floor(math.log10(reach))))
 
 
 def compare(a: Report, b: Report) -> dict[str, dict[str, dict[str, Any]]]:

@@ -15,6 +15,7 @@ from diffusion.data.base import ImageSet
 from diffusion.data.pixels import to_float
 from diffusion.evaluation.bench import EvaluationContext
 from diffusion.evaluation.cost import count_sample_flops
+from diffusion.evaluation.illustrate import picture_film, picture_restorations, start_film
 from diffusion.evaluation.losses import add_losses, choose_evenly, spread_indices
 from diffusion.evaluation.pair_scores import PairScores
 from diffusion.evaluation.report import Report
@@ -22,11 +23,13 @@ from diffusion.evaluation.subjects import Subject, state_sampling
 from diffusion.metrics.features import features
 from diffusion.pictures import save_grid
 from diffusion.recipe import Recipe
+from diffusion.reports.gallery import Gallery
 from diffusion.runs.memory import peak
 from diffusion.sampling.inputs import Inputs
 from diffusion.sampling.job import restore
 from diffusion.sampling.manifest import describe_part
 from diffusion.sampling.selection import Conditions
+from diffusion.sampling.trajectory import Trajectory
 from diffusion.sampling.watchers import evaluations
 from models.context import Condition
 from models.readers import ask_again
@@ -45,6 +48,8 @@ class HeldOutSubject(Subject):
     :cvar what: they are, in words
     :ivar images: the split of the run's data
     :ivar chosen: the indices of those that are taken, evenly spread
+    :ivar measured: what was given of them, where it is none of the sets
+    :ivar films: of the way of the first images, by set
     :raises UserError: for a reference other than the run's own images
     """
 
@@ -61,9 +66,17 @@ class HeldOutSubject(Subject):
             raise UserError(f"reference={cfg.reference} for {self.what} of the run's own images", "reference=data",
                             f"images=FOLDER reference=FOLDER pairs=true for {self.what} of other images")
         self.bench, self.images, self.names = bench, images, names
+        self.measured: PairScores | None = None
+        self.films: dict[str, Trajectory] = {}
         self.chosen = spread_indices(len(images), cfg.count)
         self.protocol = bench.protocol(self.what, len(self.chosen), stated, rounding=cfg.rounding, split=cfg.split,
                                        checkpoint=bench.checkpoint, **made)
+
+    def illustrate(self) -> Gallery:
+        gallery = picture_restorations(self.originals, self.outcome, self.measured)
+        for name, film in self.films.items():
+            picture_film(gallery, film, f"film-{len(gallery.sheets)}", f"The way of {name}")
+        return gallery
 
     @abstractmethod
     def make(self, originals: ImageSet, outcome: Mapping[str, PairScores], report: Report) -> None:
@@ -79,6 +92,7 @@ class HeldOutSubject(Subject):
         pairs = bench.pair_metrics(originals.shape, report.skipped)
         outcome = {name: PairScores(pairs, originals, bench.cfg.rounding == "uint8") for name in report.subject}
         self.make(originals, outcome, report)
+        self.outcome, self.originals = outcome, originals
         reference = features(originals, bench.extractor, "the originals")
         for name, found in outcome.items():
             sets = bench.sets(found.images, name, reference, originals)
@@ -127,12 +141,14 @@ class RestorationsSubject(HeldOutSubject):
         """Restore all images with one sampler; gives what that has cost."""
         model, cfg = self.bench.model, self.bench.cfg
         first = name == cfg.samplers[0]
+        film = self.films[name] = start_film(self.bench)
         begin = time.monotonic()
         with evaluations(model, recipe.parts) as counts, peak(model.device) as memory:
             for rows in torch.arange(len(originals)).split(cfg.batch):
                 x_T, direct, restored = restore(
                     model, recipe, to_float(originals.batch(rows)[0]), self.chosen[rows].tolist(), seed=cfg.seed,
-                    batch=cfg.batch, **ask_again(model.readers(recipe), condition, rows.tolist()))
+                    batch=cfg.batch, callbacks=[film] if cfg.report else [],
+                    **ask_again(model.readers(recipe), condition, rows.tolist()))
                 outcome[name].add(restored, rows)
                 if first:  # the same for every sampler
                     outcome["degraded"].add(x_T, rows)

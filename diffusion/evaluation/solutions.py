@@ -15,6 +15,7 @@ from diffusion.data.base import ImageSet
 from diffusion.data.pixels import to_float
 from diffusion.evaluation.bench import EvaluationContext
 from diffusion.evaluation.cost import count_sample_flops
+from diffusion.evaluation.illustrate import start_film
 from diffusion.evaluation.pair_scores import PairScores
 from diffusion.evaluation.report import Report
 from diffusion.evaluation.restorations import HeldOutSubject
@@ -65,13 +66,17 @@ class SolutionsSubject(HeldOutSubject):
                                Inputs(self.images), lambda: bench.data).whole()
         filters, misfit = self._learn() if self.linear else {}, {name: [] for name in outcome}
         log.info("explaining what is measured of %d held-out images ...", len(originals))
+        self.measured, film = PairScores({}, originals), start_film(bench)
+        self.films[MADE] = film
         begin, unit = time.monotonic(), self.problem.noise or 1
         with evaluations(model, bench.recipe.parts) as counts, peak(model.device) as memory:
             for rows in torch.arange(len(originals)).split(cfg.batch):
                 x0, indices = to_float(originals.batch(rows)[0]), self.chosen[rows].tolist()
                 known, made = solve(model, bench.recipe, self.problem, x0, indices, seed=cfg.seed, batch=cfg.batch,
+                                    callbacks=[film] if cfg.report else [],
                                     **ask_again(model.readers(bench.recipe), condition, rows.tolist()))
                 outcome[MADE].add(made, rows)
+                self.measured.add(known.show().cpu().expand(-1, model.image_shape[0], -1, -1), rows)
                 misfit[MADE].append(known.misfit(made.to(model.device)).cpu() / unit)
         seconds = time.monotonic() - begin
         for rows in torch.arange(len(originals)).split(cfg.batch) if filters else ():

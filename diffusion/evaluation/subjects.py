@@ -3,6 +3,7 @@ reconstructions. Each states its protocol before any work, and then measures."""
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,11 +14,18 @@ from configs import UserError, compose
 from configs.values import to_plain
 from diffusion.data.base import ImageSet
 from diffusion.data.files.images import Files
-from diffusion.data.pixels import to_float
+from diffusion.data.pixels import to_float, to_uint8
 from diffusion.evaluation.bench import EvaluationContext, Look
 from diffusion.evaluation.cost import count_sample_flops
 from diffusion.evaluation.evidence import find_asked, gather_evidence, tell_held_out, tell_samples
 from diffusion.evaluation.folders import find_images, pair_names, require_equal_sizes
+from diffusion.evaluation.illustrate import (
+    compare_classes,
+    picture_conditions,
+    picture_nearest,
+    picture_set,
+    picture_verdicts,
+)
 from diffusion.evaluation.losses import add_losses, choose_evenly
 from diffusion.evaluation.pair_scores import PairScores
 from diffusion.evaluation.report import Report
@@ -27,9 +35,11 @@ from diffusion.metrics.evidence import Evidence
 from diffusion.metrics.features import features, fingerprint
 from diffusion.metrics.intervals import mean, share
 from diffusion.pictures import save_grid
+from diffusion.reports.gallery import Gallery
 from diffusion.runs.share import ALONE, Share
 from diffusion.sampling.command import sample
 from diffusion.sampling.manifest import describe_part, order_tables, read_manifest
+from diffusion.sampling.selection import caption_conditions
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +68,10 @@ class Subject(ABC):
         :param share: which of several processes this one is
         """
         return True
+
+    def illustrate(self) -> Gallery:
+        """The pictures of the report, once :meth:`measure` is done."""
+        return Gallery()
 
     @abstractmethod
     def measure(self, folder: Path) -> Report:
@@ -92,6 +106,7 @@ class ImagesSubject(Subject):
         more = self._real(reference) if bench.run is not None else {}
         sets = bench.sets(images, self.what, reference, None, bench.together,
                           lambda look: self.gather(images, look), **more)
+        self.measured = sets
         report = Report(self.protocol, [self.what], cost=cost)
         report.sets[self.what] = bench.numbers(sets, self.what, report.skipped)
         if sets.train is not None:
@@ -101,6 +116,19 @@ class ImagesSubject(Subject):
         self.add(report, reference)
         return report
 
+    def illustrate(self) -> Gallery:
+        sets = self.measured
+        captions, worded = self.caption(sets.images)
+        names = self.bench.data.class_names if self.bench.run is not None else None
+        gallery = picture_set(sets, captions, names, worded)
+        if sets.train is not None:
+            picture_nearest(gallery, sets, self.bench.data.split("train"), SUSPECTS)
+        return gallery
+
+    def caption(self, images: Images) -> tuple[Sequence[str], bool]:
+        """What each image is, in words, and whether these are to be seen."""
+        return getattr(images, "names", ()), False
+
     def gather(self, images: Images, look: Look) -> Evidence:
         """What the images were asked to show, beside what is seen in them; nothing is known of a folder."""
         return Evidence()
@@ -108,7 +136,7 @@ class ImagesSubject(Subject):
     def add(self, report: Report, reference: Features) -> None:
         """Further columns."""
 
-    def found(self) -> tuple[Files, dict[str, dict[str, Any]]]:
+    def found(self) -> tuple[Images, dict[str, dict[str, Any]]]:
         """The images, and what they have cost, by set."""
         assert self.bench.files is not None
         return self.bench.files, {}
@@ -145,6 +173,16 @@ class SamplesSubject(ImagesSubject):
         bench = self.bench
         pool = {} if bench.cfg.pool is None else {"pool": bench.cfg.pool}
         return bench.cfg.count, state_sampling(bench.cfg, bench.cfg.sampler) | {"checkpoint": bench.checkpoint} | pool
+
+    def illustrate(self) -> Gallery:
+        gallery = super().illustrate()
+        picture_conditions(gallery, self.bench, self.measured.images)
+        return gallery
+
+    def caption(self, images: Images) -> tuple[Sequence[str], bool]:
+        written = getattr(images, "written", [])
+        captions = caption_conditions(self.bench.model.readers(self.bench.recipe), written)
+        return captions, bool(captions) and {*written[0]} != {"label"}
 
     @property
     def of_conditions(self) -> bool:
@@ -204,6 +242,22 @@ class SamplesSubject(ImagesSubject):
                 {self.what: {key: value for key, value in cost.items() if value is not None}})
 
 
+class DrawnSubject(SamplesSubject):
+    """Samples of a model that is still trained, drawn into memory each time they are measured."""
+
+    divisible = False
+
+    def found(self) -> tuple[Images, dict[str, dict[str, Any]]]:
+        bench, tell = self.bench, tell_samples(self.bench)
+        images, signals = [], []
+        for rows in torch.arange(bench.cfg.count).split(bench.cfg.batch):
+            raw, _ = tell(rows)
+            images.append(to_uint8(bench.model.sample(rows.tolist(), seed=bench.cfg.seed, recipe=bench.recipe,
+                                                      batch=bench.cfg.batch, **raw)))
+            signals.append(raw)
+        return ImageSet(torch.cat(images), {name: torch.cat([raw[name] for raw in signals]) for name in signals[0]}), {}
+
+
 class PairsSubject(Subject):
     """A folder of restorations against a folder of originals, by the photo that the manifest of ``sample.py`` names,
     else by name, of which the ending may differ."""
@@ -236,6 +290,11 @@ class PairsSubject(Subject):
 class ClassifierSubject(Subject):
     """The held-out images of a run that classifies."""
 
+    pictures: Gallery
+
+    def illustrate(self) -> Gallery:
+        return self.pictures
+
     def __init__(self, bench: EvaluationContext):
         self.bench = bench
         self.images, stated = bench.reference()
@@ -249,6 +308,9 @@ class ClassifierSubject(Subject):
                    for rows in torch.arange(self.images.shape[0]).split(self.bench.cfg.batch)]
         logits, labels = torch.cat(answers), self.images.labels
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        names = self.bench.data.class_names if self.bench.cfg.reference == "data" else None
+        right = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+        self.pictures = picture_verdicts(self.images, right, compare_classes(labels, logits.argmax(1), right, names))
         name = f"{self.bench.cfg.split} split"
         report = Report(self.protocol, [name])
         report.sets[name] = {"accuracy": share(logits.argmax(dim=1) == labels),

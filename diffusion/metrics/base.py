@@ -71,6 +71,8 @@ class MetricInput:
     :ivar right: of each sample and question, 1 where the judge sees what was asked for, 0 where it sees something else,
         and not a number where nothing was asked
     :ivar right_shuffled: the same, compared with what was asked of other samples: chance
+    :ivar likelihood: of each sample, the probability that the judge gives to the class that was asked for, or to that
+        which it sees where nothing was asked; of a judge of several things at once, the share that it sees as asked
     :ivar train: features of the images of the training, where they are known
     :ivar held_out: features of real images that were not among these
     :ivar evidence: what the samples were asked to show, beside what is seen in them
@@ -86,6 +88,7 @@ class MetricInput:
     questions: Sequence[str] = ()
     right: Float64[Tensor, "n a"] | None = None
     right_shuffled: Float64[Tensor, "n a"] | None = None
+    likelihood: Float[Tensor, " n"] | None = None
     train: Features | None = None
     held_out: Features | None = None
     evidence: Evidence = field(default_factory=Evidence)

@@ -9,6 +9,7 @@ wrong pictures, never run code.
 
 import hashlib
 import io
+import json
 import logging
 import re
 import sys
@@ -25,6 +26,9 @@ from diffusion.runs.files import make_folder, write_whole
 from diffusion.runs.run import FORMAT, SUFFIX
 
 log = logging.getLogger(__name__)
+
+BEST = "best.json"
+"""Names the best checkpoint of a folder."""
 
 
 def save(folder: Path, step: int, content: dict[str, Any]) -> Path:
@@ -149,11 +153,35 @@ def merge_state(content: dict[str, Any], weights: str) -> dict[str, torch.Tensor
 
 
 def prune(folder: Path, keep: int, milestones: list[int]) -> None:
-    """Remove all but the newest ``keep`` checkpoints and those at the milestone steps."""
-    files = list_checkpoints(folder)
+    """Remove all but the newest ``keep`` checkpoints, those at the milestone steps, and the best."""
+    files, best = list_checkpoints(folder), read_best(folder)
     for step in list(files)[:-keep] if keep else []:
-        if step not in milestones:
+        if step not in milestones and (best is None or step != best["step"]):
             files[step].unlink(missing_ok=True)
+
+
+def note_best(folder: Path, best: dict[str, Any]) -> None:
+    """Write down which checkpoint is the best: its ``step``, and the ``value`` of a ``score``."""
+    make_folder(folder)
+    write_whole(folder / BEST, json.dumps(best))
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """Which checkpoint is the best, see :func:`note_best`; None if none is known."""
+    try:
+        best = json.loads((folder / BEST).read_text())
+    except (OSError, ValueError):
+        return None
+    kinds = {"step": int, "score": str, "value": float}
+    whole = isinstance(best, dict) and all(type(best.get(name)) is kind for name, kind in kinds.items())
+    return best if whole else None
+
+
+def forget_best(folder: Path, step: int) -> None:
+    """Forget the best checkpoint, if it is later than a step from which the training goes on."""
+    best = read_best(folder)
+    if best is not None and best["step"] > step:
+        (folder / BEST).unlink()
 
 
 def _checksum(data: bytes) -> str:

@@ -5,6 +5,7 @@ runs/<experiment>/<name, hash of the identity, or, in a sweep, the job's own set
   config.yaml        the resolved config; `sampling` in it holds the defaults of sample.py
   environment.json   git revision, versions, device, command of the last start
   metrics.csv        what was logged
+  index.html         how the training goes, for a browser
   accuracy.csv       of a classifier, on held-out images
   skipped/           times and losses of batches that were not finite, see scripts/replay.py
   pictures/          samples and restorations at intervals

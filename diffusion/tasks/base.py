@@ -44,6 +44,19 @@ class Task:
         raise UserError(f"evaluate.py with a model that can {context.model.evaluator.task} images, of which nothing "
                         "is measured", "another run", "images=FOLDER, for images that it has made")
 
+    def open_context(self, cfg: DictConfig, model: Model) -> "EvaluationContext":
+        """What is at hand to measure a model that is still trained.
+
+        :param cfg: the composed ``evaluate`` config, ``run`` the model's folder
+        """
+        from diffusion.evaluation.bench import EvaluationContext
+
+        return EvaluationContext(cfg, model=model)
+
+    def time_sample(self, model: Model, context: "EvaluationContext") -> float | None:
+        """Seconds for a sample, by drawing a batch; None where nothing is drawn."""
+        return None
+
     def show(self, model: Model, held_out: ImageSet, count: int, times: list[float],
              sampling: list[str]) -> dict[str, Picture]:
         """Pictures during the training, by name; arguments as for

@@ -1,5 +1,6 @@
 """Restorers: samples and restorations."""
 
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,12 +36,25 @@ class Restore(Task):
     def choose_subject(self, context: "EvaluationContext") -> "Subject":
         from diffusion.evaluation.restorations import RestorationsSubject
         from diffusion.evaluation.solutions import SolutionsSubject
-        from diffusion.evaluation.subjects import SamplesSubject
+        from diffusion.evaluation.subjects import DrawnSubject, SamplesSubject
 
         if context.cfg.task:
             return SolutionsSubject(context)
         prior = context.recipe.prior or context.model.prior
-        return RestorationsSubject(context) if prior.needs_images else SamplesSubject(context)
+        if prior.needs_images:
+            return RestorationsSubject(context)
+        return DrawnSubject(context) if context.live else SamplesSubject(context)
+
+    def time_sample(self, model: Model, context: "EvaluationContext") -> float | None:
+        images, count = context.data.split(context.cfg.split), min(context.cfg.batch, context.cfg.count)
+        chosen = images.choose(torch.arange(count) % len(images))
+        asked = {name: raw for name, raw in derive_signals(model, Inputs(chosen), range(count)).items()
+                 if name in model.readers()}
+        x0 = to_float(chosen.batch(torch.arange(count))[0])
+        begin = perf_counter()
+        model.sample(range(count), recipe=context.recipe, images=x0 if model.prior.needs_images else None, batch=count,
+                     **asked)
+        return (perf_counter() - begin) / count
 
     def show(self, model: Model, held_out: ImageSet, count: int, times: list[float],
              sampling: list[str]) -> dict[str, Picture]:

@@ -52,8 +52,9 @@ NEEDS = {"label": ("classes", "a folder of images for each class, or data=digits
 def fit(cfg: DictConfig, run: Run, content: dict[str, Any] | None, origins: Mapping[str, Any] | None = None) -> None:
     """Train from scratch, or from the content of a checkpoint, up to ``max_steps``.
 
-    :param origins: the checkpoints that the run begins with
     Ends the process with 128 + the signal's number when a signal stopped the training.
+
+    :param origins: the checkpoints that the run begins with
     """
     data: Data = construct(cfg.data)
     images = data.split("train")

@@ -40,24 +40,24 @@ class Scenes(Data):
 
     Signals (``signals``), of n scenes with K digits in S x S pixels:
 
-    ============= ============== ==================================================================================
-    text          (n, L)         tokens of the caption, see :class:`models.text.TextReader`
-    label         (n,)           the first digit
-    answers       (n, A)         what a judge should say, see :func:`diffusion.data.scenes.captions.list_questions`
-    attrs         (n, K, 5)      digit, colour, size, position, row of the source
-    background    (n,)           a place in ``BACKGROUNDS``
-    count         (n,)           K
-    box           (n, K, 4)      top, left, height and width, in pixels
-    mask, alpha   (n, K, S, S)   whether, and how much (0 to 255), a digit covers a pixel
+    ============= =============== ==================================================================================
+    text          (n, L)          tokens of the caption, see :class:`models.text.TextReader`
+    label         (n,)            the first digit
+    answers       (n, A)          what a judge should say, see :func:`diffusion.data.scenes.captions.list_questions`
+    attrs         (n, K, 5)       digit, colour, size, position, row of the source
+    background    (n,)            a place in ``BACKGROUNDS``
+    count         (n,)            K
+    box           (n, K, 4)       top, left, height and width, in pixels
+    mask, alpha   (n, K, S, S)    whether, and how much (0 to 255), a digit covers a pixel
     crop          (n, K, 3, h, h) the digit alone on grey, h = S / 2, 0 to 255
-    word_index    (n, K, 4)      place among the tokens of size, colour, digit, position; -1 if left out
-    edges         (n, 1, S, S)   see :func:`models.sources.find_edges`, 0 or 255
-    objects       (n, 3, S, S)   the masks in their colours, on black
-    depth         (n, 1, S, S)   the masks, large digits 255, small ones 128
-    source        (n,)           which digit of the source the first one is
-    reference     (n, 3, S, S)   another scene that shows this digit alone, in another colour, see
-                                 :func:`diffusion.data.scenes.facts.draw_references`
-    ============= ============== ==================================================================================
+    word_index    (n, K, 4)       place among the tokens of size, colour, digit, position; -1 if left out
+    edges         (n, 1, S, S)    see :func:`models.sources.find_edges`, 0 or 255
+    objects       (n, 3, S, S)    the masks in their colours, on black
+    depth         (n, 1, S, S)    the masks, large digits 255, small ones 128
+    source        (n,)            which digit of the source the first one is
+    reference     (n, 3, S, S)    another scene that shows this digit alone, in another colour, see
+                                  :func:`diffusion.data.scenes.facts.draw_references`
+    ============= =============== ==================================================================================
 
     :param root: the folder with ``MNIST/raw`` inside, for ``source=mnist``
     :param source: ``mnist``, or ``digits``, those of scikit-learn, which need no download

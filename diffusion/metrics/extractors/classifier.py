@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from configs import UserError
@@ -53,6 +53,19 @@ def take_predictions(features: Features) -> Int64[Tensor, " n"]:
     """The class that a classifier sees in each image."""
     assert features.logits is not None
     return features.logits.argmax(dim=1)
+
+
+def take_likelihood(features: Features, asked: Int64[Tensor, " n"] | None) -> Float[Tensor, " n"] | None:
+    """The probability that a classifier gives to a class of each image; None where it does not know the class.
+
+    :param asked: the classes; None takes the most likely ones
+    """
+    assert features.logits is not None
+    p = features.logits.softmax(dim=1)
+    if asked is None:
+        return p.amax(dim=1)
+    known = bool((asked >= 0).all()) and bool((asked < p.shape[1]).all())
+    return p.gather(1, asked[:, None])[:, 0] if known else None
 
 
 def find_classifier(root: Path, data: Data) -> Path | None:

@@ -5,6 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from configs import UserError
 
 
@@ -37,6 +40,22 @@ def tensorboard(**arguments: Any):
     except ModuleNotFoundError as error:
         raise UserError("logger=tensorboard, but TensorBoard is not installed", "the package tensorboard",
                         "pip install tensorboard") from error
+
+
+def log_picture(logger: Any, name: str, path: Path, step: int) -> None:
+    """A picture to a logger, as ``pictures/NAME``; to one that takes none, nothing.
+
+    :param logger: one of Lightning's
+    :param path: of the file
+    """
+    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+    if isinstance(logger, WandbLogger):
+        logger.log_image(f"pictures/{name}", [str(path)], step)
+    elif isinstance(logger, TensorBoardLogger):
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        logger.experiment.add_image(f"pictures/{name}", pixels, step, dataformats="HWC")
 
 
 def logged_in() -> bool:

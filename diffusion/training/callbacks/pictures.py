@@ -7,6 +7,7 @@ import torch
 from configs import UserError, registry
 from configs.values import require_at_least
 from diffusion.training.callbacks.base import StepCallback, due
+from diffusion.training.callbacks.loggers import log_picture
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 class Pictures(StepCallback):
     """Every ``every`` steps what the task of the model shows, with averaged weights: of a restorer a grid of samples
-    and rows of estimates (:class:`diffusion.tasks.restore.Restore`), of a classifier nothing.
+    and rows of estimates (:class:`diffusion.tasks.restore.Restore`), of a classifier nothing. The loggers
+    get them, too.
 
     :param every: steps between two sets of pictures, None for the end only
     :param count: how many samples
@@ -44,4 +46,6 @@ class Pictures(StepCallback):
             if not trainer.is_global_zero:
                 return
             for name, picture in task.show(model, self.held_out, self.count, self.times, self.sampling).items():
-                picture.save(self.run.pictures / f"{name}-{training.step:08d}.png")
+                path = picture.save(self.run.pictures / f"{name}-{training.step:08d}.png")
+                for logger in trainer.loggers:
+                    log_picture(logger, name, path, training.step)
