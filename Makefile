@@ -1,5 +1,6 @@
 # make demo: set up, train, sample, restore, evaluate (3 minutes on two cores after the install)
-# make test: set up, run the tests (6 to 12 minutes after the install)
+# make test: set up, run the tests of the library (some 6 minutes after the install)
+# make test-commands: whole trainings, samplings and evaluations (some 10 minutes)
 # make test-docs: every command and code block of the README and the docs, every table of the paper (5 minutes)
 # make test-faults: wrong settings, damaged and hostile files, full disks, random bytes (5 minutes)
 # make test-crash: processes that are killed and several at once, full disks, damaged files (12 minutes); the moments are
@@ -17,7 +18,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: setup demo test test-docs test-faults test-crash test-slurm test-web test-wheel docs test-site lint clean
+.PHONY: setup demo test test-commands test-docs test-faults test-crash test-slurm test-web test-wheel docs test-site lint clean
 
 setup: $(VENV)/.done
 
@@ -36,7 +37,10 @@ demo: setup
 	@$(BIN)/python scripts/demo.py
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not crash and not faults and not slurm and not docs and not web and not site"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not commands and not crash and not faults and not slurm and not docs and not web and not site"
+
+test-commands: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m commands
 
 test-docs: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m docs

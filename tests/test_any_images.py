@@ -13,6 +13,8 @@ from diffusion import commands
 from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults
 
+pytestmark = pytest.mark.commands
+
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")
 SIZES = ((5, 5), (200, 3), (3, 200), (64, 48), (33, 77))
 SETTINGS = ["data=folder", "data.size=16", "batch=2", "max_steps=1", "callbacks.pictures.count=0"]

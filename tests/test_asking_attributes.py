@@ -14,6 +14,8 @@ from diffusion.data.files.attributes import ATTRIBUTES, LIST
 from diffusion.runs.run import Run
 from models.attributes import AttributeSignal
 
+pytestmark = pytest.mark.commands
+
 FEW = ["device=cpu", "sampler.num_steps=2"]
 SIGNAL = AttributeSignal(["Smiling", "Young", "Male", "a=b, c"], 8)
 SIGNAL.name = "attributes"

@@ -11,6 +11,8 @@ from diffusion import load
 from diffusion.data.files.landmarks import LIST
 from models.landmarks import draw_maps
 
+pytestmark = pytest.mark.commands
+
 TRAIN = [*DIGITS, "max_steps=2", "callbacks.pictures.count=1", "data.size=16", "data.channels=1"]
 FEW = ["device=cpu", "sampler.num_steps=2", "samples=0-1"]
 POINTS = draw_points(10)

@@ -20,6 +20,8 @@ from diffusion.runs import checkpoint
 from diffusion.runs.defaults import add_run_defaults
 from diffusion.runs.run import Run
 
+pytestmark = pytest.mark.commands
+
 
 @pytest.fixture
 def run(hot, tmp_path) -> Run:

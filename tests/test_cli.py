@@ -11,6 +11,8 @@ from configs import compose
 from diffusion import commands
 from diffusion.runs.defaults import add_run_defaults
 
+pytestmark = pytest.mark.commands
+
 WATCH = """
 import runpy, sys
 sys.argv = sys.argv[1:]

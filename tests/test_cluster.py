@@ -19,6 +19,8 @@ from diffusion.runs.run import Run
 from hydra_plugins.thaw_launchers import slurm
 from thaw.commands import complete_job, prepare_arguments
 
+pytestmark = pytest.mark.commands
+
 OPTIONS = {"timeout_min": 30, "signal_s": 60, "more": {}}
 
 

@@ -57,6 +57,8 @@ from samplers.grids import Grid
 from samplers.guidance.pag import Perturbation
 from samplers.guidance.schedules import ScaleSchedule
 
+pytestmark = pytest.mark.commands
+
 FOLDER = Path(configs.__file__).parent
 FILES = sorted(path.relative_to(FOLDER).with_suffix("") for path in FOLDER.rglob("*.yaml"))
 OPTIONS = [(str(path.parent), path.name) for path in FILES if len(path.parts) > 1 and path.parts[0] not in (

@@ -21,6 +21,8 @@ pytest.importorskip("diffusers")
 
 from diffusers import AutoencoderKL, UNet2DModel
 
+pytestmark = pytest.mark.commands
+
 GREY = {"in_channels": 1, "out_channels": 1, "down_block_types": ["DownEncoderBlock2D"] * 2,
         "up_block_types": ["UpDecoderBlock2D"] * 2, "block_out_channels": [8, 16], "latent_channels": 4,
         "norm_num_groups": 4, "sample_size": 16, "scaling_factor": 0.5, "shift_factor": 0.25}

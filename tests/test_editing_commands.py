@@ -11,6 +11,8 @@ from PIL import Image
 
 from diffusion import load
 
+pytestmark = pytest.mark.commands
+
 FROM, TO = "from=a red seven on black", "to=a green, seven on black"
 FEW = ["sampler.num_steps=2"]
 

@@ -26,6 +26,8 @@ from diffusion.training.callbacks.checkpoint import Checkpoint
 from diffusion.training.module import Training
 from scripts.sweep_table import fit_columns, width
 
+pytestmark = pytest.mark.commands
+
 QUIET = [*DIGITS, "callbacks.pictures.count=0", "run.name=x"]
 
 

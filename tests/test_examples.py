@@ -3,6 +3,8 @@
 from helpers import ROOT, done
 from PIL import Image
 
+pytestmark = pytest.mark.commands
+
 
 def test_the_minimal_example_is_short_and_writes_a_grid_of_digits(tmp_path):
     assert len((ROOT / "examples/minimal.py").read_text().splitlines()) < 40

@@ -22,6 +22,8 @@ from diffusion.objectives.autoencoder import NetworkAutoencoder
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.runs.defaults import add_run_defaults
 
+pytestmark = pytest.mark.commands
+
 COUNT, HELD_OUT = 40, 296
 
 

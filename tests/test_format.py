@@ -10,6 +10,8 @@ from PIL import Image
 from diffusion import load
 from diffusion.runs import checkpoint
 
+pytestmark = pytest.mark.commands
+
 RUNS = {"hot": "ddpm_digits", "cold": "generate_blur_mnist", "classifier": "classifier_digits"}
 
 

@@ -24,6 +24,8 @@ from diffusion.training.ema import EMA
 from diffusion.training.guard import Skips, clip_gradients, hold
 from diffusion.training.module import Training
 
+pytestmark = pytest.mark.commands
+
 EACH = [*DIGITS, "callbacks.pictures.count=0", "callbacks.checkpoint.every=1", "callbacks.checkpoint.keep=0",
         "optimizer.lr=0.01", "ema=0.5", "run.name=x"]
 

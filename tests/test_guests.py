@@ -6,6 +6,8 @@ import sys
 import pytest
 from helpers import command, done, installed, write_package
 
+pytestmark = pytest.mark.commands
+
 FILES = {
     "guest_methods/__init__.py": "",
     "guest_methods/configs/__init__.py": "",

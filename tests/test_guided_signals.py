@@ -16,6 +16,8 @@ from samplers.guidance.cads import CADS
 from samplers.guidance.cfg import CFG
 from samplers.guidance.multi_cfg import MultiCFG
 
+pytestmark = pytest.mark.commands
+
 FILES = {
     "guest_marks/__init__.py": '''
 import torch

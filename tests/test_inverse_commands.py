@@ -16,6 +16,8 @@ from diffusion import load
 from diffusion.problem import InverseProblem
 from diffusion.recipe import Recipe
 
+pytestmark = pytest.mark.commands
+
 SMALL = {"deblur_gauss": ["task.degradation.kernels.size=7"]}
 
 

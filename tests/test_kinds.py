@@ -19,6 +19,8 @@ from diffusion.runs.defaults import add_run_defaults
 from diffusion.runs.run import Run
 from diffusion.training.optimization import AdamW
 
+pytestmark = pytest.mark.commands
+
 FILES = {
     "guest_kinds/__init__.py": "",
     "guest_kinds/configs/__init__.py": "",

@@ -21,6 +21,8 @@ from diffusion.spaces import cache
 from diffusion.spaces.latent import Latent, choose_mirrored
 from models.autoencoder.kl import KLAutoencoder
 
+pytestmark = pytest.mark.commands
+
 STAGE = ["experiment=autoencoder_digits", *(setting for setting in NANO if setting != "model=nano"), "model.base=8",
          "callbacks.pictures.count=0", "max_steps=30"]
 HOT = ["experiment=ldm_digits", *DIGITS[1:], "callbacks.pictures.count=0", "callbacks.log.every=1"]

@@ -19,6 +19,8 @@ from diffusion.runs.files import write_whole
 from diffusion.runs.run import Run
 from diffusion.training.fit import fill_signals
 
+pytestmark = pytest.mark.commands
+
 
 @pytest.mark.parametrize(("group", "name", "values"), [
     ("degradation", "blur", {"levels": 0}),

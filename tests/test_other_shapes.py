@@ -10,6 +10,8 @@ from diffusion import load
 from diffusion.data import Digits
 from diffusion.data.pixels import to_float
 
+pytestmark = pytest.mark.commands
+
 FILES = {
     "guest_shapes/__init__.py": "",
     "guest_shapes/configs/__init__.py": "",

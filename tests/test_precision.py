@@ -13,6 +13,8 @@ from diffusion.precision import arrange_weights, choose_layout, multiplies_bf16,
 from diffusion.runs.run import Run
 from models.context import Context
 
+pytestmark = pytest.mark.commands
+
 
 @pytest.fixture
 def machine(monkeypatch):

@@ -23,6 +23,8 @@ pytest.importorskip("transformers")
 from text_encoders import FAST, make_tokenizer, save_encoder, signal_of, where
 from transformers import CLIPTextModel, T5EncoderModel
 
+pytestmark = pytest.mark.commands
+
 KINDS = ("clip_text_model", "clip", "t5", "t5_whole")
 CAPTIONS = ["a small red seven top-left on black", "a zero", "", "purple seven !"]
 

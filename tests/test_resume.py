@@ -11,6 +11,8 @@ from helpers import COLD, DIGITS, ROOT, process, train
 from diffusion.runs import checkpoint
 from diffusion.training.callbacks import log as log_module
 
+pytestmark = pytest.mark.commands
+
 
 def content(run):
     return checkpoint.read_latest(run.checkpoints)

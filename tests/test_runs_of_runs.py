@@ -18,6 +18,8 @@ from diffusion.model import Model
 from diffusion.runs import checkpoint
 from diffusion.runs.origins import find_origin, find_origins
 
+pytestmark = pytest.mark.commands
+
 FILES = {
     "guest_runs/__init__.py": "",
     "guest_runs/configs/__init__.py": "",

@@ -21,6 +21,8 @@ from samplers.guidance.base import Guided, Hook
 from samplers.guidance.cfg import CFG
 from samplers.guidance.pag import PAG
 
+pytestmark = pytest.mark.commands
+
 FILES = {
     "guest_edits/__init__.py": "",
     "guest_edits/configs/__init__.py": "",

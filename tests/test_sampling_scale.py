@@ -18,6 +18,8 @@ from diffusion.sampling import parts
 from diffusion.sampling.parts import FOLDER
 from diffusion.sampling.selection import Conditions
 
+pytestmark = pytest.mark.commands
+
 ENVIRONMENT = ("SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_ARRAY_TASK_ID", "RANK", "WORLD_SIZE")
 
 

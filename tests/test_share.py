@@ -7,6 +7,8 @@ from configs import UserError
 from diffusion.commands import find_own_share
 from diffusion.runs.share import ALONE, Share, find_share, list_array
 
+pytestmark = pytest.mark.commands
+
 
 def array(number, numbers, step=None):
     """The environment of a job of an array."""

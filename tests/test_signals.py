@@ -17,6 +17,8 @@ from diffusion.objectives.times import UniformTimes
 from diffusion.objectives.weighting import ConstantWeighting
 from models.conditioning import ConditionEncoder, LabelSignal, VectorSignal
 
+pytestmark = pytest.mark.commands
+
 FILES = {
     "guest_signals/__init__.py": "",
     "guest_signals/configs/__init__.py": "",

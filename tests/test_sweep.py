@@ -24,6 +24,8 @@ from diffusion.runs.run import Run
 from diffusion.training.module import Training
 from scripts import sweep_table
 
+pytestmark = pytest.mark.commands
+
 SETTINGS = [*DIGITS, "callbacks.pictures.count=0"]
 
 

@@ -12,6 +12,8 @@ from PIL import Image
 from diffusion import load
 from diffusion.runs.run import Run
 
+pytestmark = pytest.mark.commands
+
 
 @pytest.fixture(scope="module")
 def base() -> Path:

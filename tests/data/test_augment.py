@@ -16,6 +16,8 @@ from diffusion.runs import checkpoint
 from diffusion.runs.identity import extract_identity
 from diffusion.training.fit import fill_signals
 
+pytestmark = pytest.mark.commands
+
 POSITIONS = np.arange(24)
 
 

@@ -20,6 +20,8 @@ from diffusion.model import Model
 from diffusion.runs.identity import extract_identity
 from diffusion.training.fit import fill_signals
 
+pytestmark = pytest.mark.commands
+
 
 class Ramp(Data):
     """Image i is i everywhere, darker on the left."""

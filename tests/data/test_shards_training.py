@@ -10,6 +10,8 @@ from pictures import samples, write_tar
 from configs.errors import UserError
 from diffusion.runs import checkpoint
 
+pytestmark = pytest.mark.commands
+
 FEW = [*DIGITS, "data=shards", "data.size=16", "data.channels=1", "data.flip=true", "augment=shift", "batch=7",
        "callbacks.pictures.count=0"]
 

@@ -22,6 +22,8 @@ from diffusion.objectives.parameterization import V
 from diffusion.runs import checkpoint
 from models.shifted import ShiftedNet, ask_shift
 
+pytestmark = pytest.mark.commands
+
 GAUSSIAN = degradations.build("gaussian", schedule="linear")
 
 

@@ -29,6 +29,8 @@ from diffusion.runs.defaults import add_run_defaults
 from diffusion.training.fit import fill_signals
 from models.attributes import AttributeSignal
 
+pytestmark = pytest.mark.commands
+
 VALUES = draw_values()
 CPU = ["trainer.threads=1", "trainer.accelerator=cpu", "data.size=8", "model.base=8", "model.emb_dim=32"]
 SMALL = ["experiment=classifier_celeba64", *CPU, "model.multipliers=[1,2]"]

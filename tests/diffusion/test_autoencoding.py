@@ -21,6 +21,8 @@ from models.autoencoder.kl import KLAutoencoder
 from models.autoencoder.vq import VQAutoencoder
 from models.conditioning import ConditionEncoder
 
+pytestmark = pytest.mark.commands
+
 NONE = ConditionEncoder({}, 32)
 DEGRADATION = registry.build("degradation", "gaussian")
 SMALL = ["debug=fast", "trainer.threads=1", "trainer.accelerator=cpu", "model.base=4", "callbacks.pictures.count=0",

@@ -23,6 +23,8 @@ from diffusion.training.fit import fill_signals
 from models.classifier import Classifier
 from models.conditioning import ConditionEncoder
 
+pytestmark = pytest.mark.commands
+
 LABELS = torch.tensor([0, 2, 1])
 NONE = ConditionEncoder({}, 32)
 

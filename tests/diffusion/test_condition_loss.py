@@ -14,6 +14,8 @@ from diffusion.metrics.evidence import shuffle
 from diffusion.sampling.inputs import Inputs
 from diffusion.sampling.selection import derive_signals
 
+pytestmark = pytest.mark.commands
+
 N = 12
 
 

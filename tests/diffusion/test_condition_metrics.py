@@ -17,6 +17,8 @@ from diffusion.metrics.likeness import measure_likeness
 from diffusion.pictures import save_each
 from models.sources import Boxes, find_boxes
 
+pytestmark = pytest.mark.commands
+
 COUNT = 24
 RNG = Streams(0, (0,))
 SAMPLED = ["sampler.num_steps=1", f"count={COUNT}", "device=cpu"]

@@ -31,6 +31,8 @@ from diffusion.runs.run import Run
 from diffusion.sampling.command import require_finite
 from diffusion.sampling.job import restore
 
+pytestmark = pytest.mark.commands
+
 COUNT = 40
 QUICK = ["sampler.num_steps=3"]
 

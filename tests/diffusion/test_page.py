@@ -9,6 +9,8 @@ from helpers import COLD, DIGITS, train
 from diffusion.training.callbacks import page
 from diffusion.training.callbacks.page import find_pictures, write_duration
 
+pytestmark = pytest.mark.commands
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -11,6 +11,8 @@ from diffusion.model import Model
 from diffusion.sampling.watchers import evaluations
 from samplers.guidance.base import list_models
 
+pytestmark = pytest.mark.commands
+
 WEAK = "guidance.autoguidance.weak"
 JUDGE = "guidance.classifier.classifier"
 

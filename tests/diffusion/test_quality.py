@@ -11,6 +11,8 @@ import thaw
 from configs import UserError
 from diffusion.runs import checkpoint
 
+pytestmark = pytest.mark.commands
+
 SETTINGS = ["callbacks.pictures.count=0", "callbacks.checkpoint.every=100", "callbacks.checkpoint.keep=1",
             "optimizer.lr=0.01", "optimizer.decay=none", 'sampling=["sampler=ddim","sampler.num_steps=2"]']
 MEASURED = [*SETTINGS, "callbacks=quality", "callbacks.quality.every=4", "callbacks.quality.count=8"]

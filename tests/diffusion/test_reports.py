@@ -30,6 +30,8 @@ from diffusion.reports.runs import save_overview
 from diffusion.reports.sheets import make_sheet
 from diffusion.runs.defaults import add_run_defaults
 
+pytestmark = pytest.mark.commands
+
 NUMBERS = {"fd/classifier@10": (1.0, 0.9, 1.1), "agreement": (0.9, 0.8, 0.95)}
 ADDRESSES = {"src", "href", "action", "data", "srcset", "poster", "formaction"}
 

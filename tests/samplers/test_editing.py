@@ -24,6 +24,8 @@ from samplers.guidance.sites import weights
 from samplers.guidance.words import align_words, find_tokens, map_tokens
 from samplers.protocol import Callback, LoopState, Plan, Step, find_sources
 
+pytestmark = pytest.mark.commands
+
 RED, GREEN = "a small red seven on black", "a small green seven on black"
 OFF = ["guidance.p2p.cross_replace_steps=0", "guidance.p2p.self_replace_steps=0"]
 
