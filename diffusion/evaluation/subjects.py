@@ -252,8 +252,9 @@ class DrawnSubject(SamplesSubject):
         images, signals = [], []
         for rows in torch.arange(bench.cfg.count).split(bench.cfg.batch):
             raw, _ = tell(rows)
+            asked: dict[str, Any] = dict(raw)
             images.append(to_uint8(bench.model.sample(rows.tolist(), seed=bench.cfg.seed, recipe=bench.recipe,
-                                                      batch=bench.cfg.batch, **raw)))
+                                                      batch=bench.cfg.batch, **asked)))
             signals.append(raw)
         return ImageSet(torch.cat(images), {name: torch.cat([raw[name] for raw in signals]) for name in signals[0]}), {}
 

@@ -100,7 +100,8 @@ class _Reference:
             gram = (y - y.mean(0)) @ (y - y.mean(0)).mT
             covs = (_center(gram[rows][:, rows]) / (int(rows.sum()) - 1)
                     for rows in (torch.ones_like(groups, dtype=torch.bool), *rest))
-        value, *without = [self._distance(*each, cov) for each, cov in zip(sums, covs, strict=True)]
+        value, *without = [self._distance(n, offset, square, cov)
+                           for (n, offset, square), cov in zip(sums, covs, strict=True)]
         return value, without
 
     def project(self, features: Float[Tensor, "n d"]) -> Float64[Tensor, "n r"]:
@@ -120,7 +121,9 @@ class _Reference:
 def _sum_up(features: Float[Tensor, "n d"], mean: Float64[Tensor, " d"]) -> tuple[int, Tensor, Tensor]:
     """The number of rows, the sum of ``x - mean``, and that of its square."""
     chunks = [chunk.double() - mean for chunk in features.split(CHUNK)]
-    return len(features), sum(chunk.sum(0) for chunk in chunks), sum(chunk.square().sum() for chunk in chunks)
+    zero = torch.zeros((), dtype=torch.float64)
+    return len(features), sum((chunk.sum(0) for chunk in chunks), zero), \
+        sum((chunk.square().sum() for chunk in chunks), zero)
 
 
 def _center(gram: Float64[Tensor, "n n"]) -> Float64[Tensor, "n n"]:

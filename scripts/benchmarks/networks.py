@@ -104,7 +104,9 @@ def make_diffusers(size: int, channels: int, device: str, half: bool = False, la
     :param last: weights channels-last
     :param readme: with the widths, the learning rate and its warm-up of that example
     """
-    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     from diffusers.training_utils import EMAModel
 
     widths = [128, 128, 256, 256, 512, 512] if readme else [64 * k for k in MULTIPLIERS[size]]
@@ -113,9 +115,10 @@ def make_diffusers(size: int, channels: int, device: str, half: bool = False, la
     up = [name.replace("Down", "Up") for name in reversed(down)]
     net = UNet2DModel(size, channels, channels, layers_per_block=2, block_out_channels=tuple(widths),
                       down_block_types=tuple(down), up_block_types=tuple(up),
-                      attention_head_dim=8 if readme else 64).to(device)
+                      attention_head_dim=8 if readme else 64)
+    nn.Module.to(net, device)
     if last:
-        net.to(memory_format=torch.channels_last)
+        nn.Module.to(net, memory_format=torch.channels_last)
     average = EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True)
     if compile:
         net.compile()
@@ -205,7 +208,7 @@ def list_contenders(size: int, channels: int, device: str, quick: bool,
     """
     half = multiplies_bf16(device)
     ours = partial(make_ours, size, channels, device)
-    found = {"ours, 32": partial(ours, "precision=32")}
+    found: dict[str, Callable[[], Contender]] = {"ours, 32": partial(ours, "precision=32")}
     if half:
         found["ours, bf16"] = partial(ours, "precision=bf16")
         found["ours, bf16, channel_layer"] = partial(ours, "precision=bf16", "model.norm=channel_layer")
@@ -264,7 +267,7 @@ def compare_sampling(device: str, quick: bool, peers: bool = False) -> Iterator[
         for each in found.values():
             each.net.eval().requires_grad_(False)
         steps = STEPS // SHARE
-        calls = {name: partial(each.sample, n, steps) for name, each in found.items()}
+        calls: dict[str, Call] = {name: partial(each.sample, n, steps) for name, each in found.items()}
         yield Case(f"DDIM, {STEPS} steps, {n} images of {size} px, RGB, model=small", calls, choose_baseline(found),
                    cuda_time if device == "cuda" else cpu_time, dict.fromkeys(calls, SHARE), images=n)
 
@@ -299,7 +302,7 @@ def compare_memory(device: str, quick: bool) -> Iterator[Case]:
     x0 = torch.rand(batch, 3, size, size, device=device) * 2 - 1
     found = {name: make() for name, make in list_contenders(size, 3, device, True, True).items()}
     recomputed = make_ours(size, 3, device, "precision=32", recomputed=True)
-    calls = {name: partial(each.forward, x0) for name, each in found.items()}
+    calls: dict[str, Call] = {name: partial(each.forward, x0) for name, each in found.items()}
     calls["ours, 32, trainer.gradient_checkpointing=true"] = partial(recomputed.forward, x0)
     yield Case(f"Memory of a training step, {size} px, RGB, batch {batch}, model=small", calls, choose_baseline(found),
                saved_bytes, unit=("MB", 1e6))
