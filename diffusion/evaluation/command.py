@@ -14,6 +14,7 @@ from diffusion.evaluation.report import Report, compare, folder_name, show_compa
 from diffusion.evaluation.subjects import ImagesSubject, PairsSubject, Subject
 from diffusion.evaluation.together import PARTS
 from diffusion.reports.evaluation import save_report
+from diffusion.reports.gallery import Gallery
 from diffusion.runs.files import make_folder, write_whole
 from diffusion.runs.lock import Lock
 from diffusion.runs.share import ALONE, Share
@@ -86,8 +87,9 @@ def measure(asked: Subject, folder: Path, pictures: bool) -> Report:
     """Measure, and write down the numbers, and the pictures of the report if they are wanted."""
     report = asked.measure(folder)
     report.save(folder)
-    if pictures:
-        asked.illustrate().save(folder)
+    gallery = asked.illustrate() if pictures else Gallery()
+    if gallery.sheets:
+        gallery.save(folder)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     return report
 

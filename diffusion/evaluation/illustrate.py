@@ -59,9 +59,10 @@ def picture_set(sets: MetricInput, captions: Sequence[str], names: Sequence[str]
         chosen.insert(0, ("By class", "The first of each class that was asked for.", groups))
     words: list[str] = []
     if sets.likelihood is not None:
-        order, words = sets.likelihood.argsort(stable=True), write_verdicts(sets, names)
-        note = "By the probability that the judge gives to what was asked for." if sets.labels is not None or \
-            sets.right is not None else "By the probability of the class that the judge sees."
+        order, words = sets.likelihood.argsort(stable=True), write_verdicts(sets, names, captions if worded else ())
+        note = "By the share of what was asked for that the judge sees." if sets.predictions is None and \
+            sets.right is not None else "By the probability that the judge gives to what was asked for." \
+            if sets.labels is not None else "By the probability of the class that the judge sees."
         chosen += [("Worst by the judge", note, [("", order[:BEST])]),
                    ("Best by the judge", note, [("", order.flip(0)[:BEST])])]
     first = torch.arange(n)
@@ -104,11 +105,16 @@ def write_class(label: int, names: Sequence[str] | None) -> str:
     return names[label] if names and 0 <= label < len(names) else str(label)
 
 
-def write_verdicts(sets: MetricInput, names: Sequence[str] | None) -> list[str]:
-    """What the judge says of each image: ``3, seen as 8; p 0.02``."""
+def write_verdicts(sets: MetricInput, names: Sequence[str] | None, captions: Sequence[str] = ()) -> list[str]:
+    """What the judge says of each image: ``3, seen as 8; p 0.020``, or ``a red three: 80% right``.
+
+    :param captions: of the images, where these say more than a class; none at all if not
+    """
     assert sets.likelihood is not None
     if sets.predictions is None:
-        return [f"{share:.0%} right" for share in sets.likelihood.tolist()]
+        said = [f"{share:.0%} right" if sets.right is not None else f"p {share:.3f}"
+                for share in sets.likelihood.tolist()]
+        return [f"{caption}: {one}" for caption, one in zip(captions, said, strict=True)] if captions else said
     asked = sets.predictions if sets.labels is None else sets.labels
     return compare_classes(asked, sets.predictions, sets.likelihood, names)
 

@@ -14,6 +14,8 @@ SIDE = 256
 """Pixels of the longer side of a picture, at most; larger ones are made smaller."""
 MOST_BYTES = 4 * 2**20
 """Of a sheet."""
+HOPELESS = 12
+"""How much smaller PNG makes photos, at best: it is not tried where that would not do."""
 QUALITIES = (92, 80, 60, 40, 20)
 """Of WebP, tried in turn where PNG is too large."""
 
@@ -64,11 +66,12 @@ def make_sheet(images: UInt8[Tensor, "n c h w"], columns: int, captions: Sequenc
     tiles = [shrink(to_image(image), SIDE) for image in images.numpy()]
     while True:
         whole = paste(tiles, columns)
-        data = encode(whole, "PNG")
-        if len(data) <= most:
+        raw = whole.width * whole.height * len(whole.getbands())
+        data = encode(whole, "PNG") if raw <= HOPELESS * most else b""
+        if 0 < len(data) <= most:
             return Sheet(data, "png", width, height, columns, n, captions)
         for quality in QUALITIES if max(whole.size) < 16384 else ():  # the format's own limit
-            data = encode(whole, "WEBP", quality=quality)
+            data = encode(whole, "WEBP", quality=quality, method=2)
             if len(data) <= most:
                 return Sheet(data, "webp", width, height, columns, n, captions)
         tiles = [shrink(tile, max(tile.size) // 2) for tile in tiles]
