@@ -17,7 +17,7 @@ from configs.overrides import check_recipe
 from configs.values import require_modest, to_plain
 from diffusion.data.base import LARGEST, Data
 from diffusion.model import Model
-from diffusion.precision import arrange_weights, check_precision, multiplies_bf16, settle_precision
+from diffusion.precision import check_precision, multiplies_bf16, settle_precision
 from diffusion.runs import checkpoint
 from diffusion.runs.exported import PARTS
 from diffusion.runs.identity import drop_places
@@ -61,18 +61,17 @@ def load(run: str | Path, *, weights: str = "ema", step: int | str | None = None
                     (*registry.trusted(), *allow))
     model.step, model.name = content["step"], str(run)
     model.weights.eval().requires_grad_(False)
+    kind = torch.device(device).type if device else "cuda" if torch.cuda.is_available() else "cpu"
+    model.evaluator.precision = settle_precision(asked or model.evaluator.precision, kind)
     try:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device={device}: {reason}", "a device that this machine has", "device=cpu") from error
-    net, kind = model.weights.net, model.device.type
-    model.evaluator.precision = settle_precision(asked or model.evaluator.precision, kind)
     if kind != "cuda" and model.evaluator.precision == "bf16" and not multiplies_bf16(kind):
         log.info("%s computes in bf16, which this machine has no instructions for: precision=32 is faster here", run)
-    arrange_weights(net, kind, model.evaluator.precision)
     if compile:
-        net.compile()
+        model.weights.net.compile()
     return model
 
 

@@ -25,6 +25,7 @@ from diffusion.data.pixels import to_float
 from diffusion.objectives.base import Criterion
 from diffusion.objectives.classification import Answer, NetworkClassifier
 from diffusion.objectives.evaluator import Evaluator, NetworkRestorer
+from diffusion.precision import arrange_weights, settle_precision
 from diffusion.priors import Prior
 from diffusion.recipe import Recipe
 from diffusion.runs.identity import drop_places
@@ -90,6 +91,7 @@ class Model:
                 encoder.add_signal("augment", AugmentSignal(self.augment.length, encoder.dim))
         if isinstance(self.evaluator, NetworkRestorer):
             self.prior.check(self.degradation)
+        self.arrange("cpu")
 
     @property
     def prior(self) -> Prior:
@@ -167,7 +169,12 @@ class Model:
     def to(self, device: torch.device | str) -> "Model":
         """Move the weights."""
         self.weights.to(device)
+        self.arrange(self.device.type)
         return self
+
+    def arrange(self, device: str) -> None:
+        """Lay the network's weights out as they are fastest on a type of device, for its precision."""
+        arrange_weights(self.weights.net, device, settle_precision(self.evaluator.precision, device))
 
     def use(self, kind: type[E]) -> E:
         """The network as one kind of trained model.

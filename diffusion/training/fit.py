@@ -27,7 +27,7 @@ from diffusion.data.base import Data
 from diffusion.model import Model
 from diffusion.objectives.base import Rule
 from diffusion.objectives.regression import describe_vector
-from diffusion.precision import arrange_weights, settle_precision
+from diffusion.precision import settle_precision
 from diffusion.runs import checkpoint
 from diffusion.runs.identity import AUTO, extract_identity, hash_identity
 from diffusion.runs.origins import fix_steps
@@ -139,8 +139,9 @@ def build_training(config: dict[str, Any], data: Data, run: Run, content: Mappin
     """
     images, model = data.split("train"), Model(config, packages)
     config = model.config
-    if config["trainer"]["strategy"] != "fsdp":  # which shards contiguous weights only
-        arrange_weights(model.weights.net, choose_device(config["trainer"]["accelerator"]), config["precision"])
+    model.arrange(choose_device(config["trainer"]["accelerator"]))
+    if config["trainer"]["strategy"] == "fsdp":  # which shards contiguous weights only
+        model.weights.net.to(memory_format=torch.contiguous_format)
     model.weights.encoder.check_sources(data.described)
     model.objective.check_data(data.described)
     if content is None:

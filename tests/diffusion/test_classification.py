@@ -100,7 +100,7 @@ def run(tmp_path_factory):
     """A classifier of digits that has learned to read, in seconds."""
     return train(tmp_path_factory.mktemp("runs"), "experiment=classifier_digits", "model.base=16", "model.emb_dim=32",
                  "max_steps=80", "callbacks.accuracy.every=40", "callbacks.checkpoint.every=40", "run.name=first",
-                 "trainer.threads=1", "trainer.accelerator=cpu", experiment="classifier_digits")
+                 "precision=32", "trainer.threads=1", "trainer.accelerator=cpu", experiment="classifier_digits")
 
 
 def table(run) -> dict[int, float]:

@@ -37,7 +37,7 @@ def boxed(root):
     judge = train(root, "experiment=judge_scenes_digits", "objective=regression", "objective.signal=box",
                   "objective.words=[top,left,height,width]", "data.signals=[box]", *FEW, "data.count=200",
                   "max_steps=15", "optimizer.warmup=2", "model.base=8", "model.emb_dim=32", "batch=32", "run.name=box",
-                  "callbacks.accuracy.every=15", "trainer.threads=1", "trainer.accelerator=cpu",
+                  "callbacks.accuracy.every=15", "precision=32", "trainer.threads=1", "trainer.accelerator=cpu",
                   experiment="judge_scenes_digits")
     run = train(root, *small("control_scenes_box"), *FEW, "max_steps=1", "run.name=box", "callbacks.pictures.count=0",
                 experiment="control_scenes_box")

@@ -16,6 +16,7 @@ from diffusion.runs.identity import extract_identity
 from diffusion.runs.run import Run
 from diffusion.training import fit
 from diffusion.training.callbacks import loggers
+from diffusion.training.module import Training
 
 
 @pytest.fixture
@@ -206,9 +207,9 @@ class TestLoggers:
         made = Mock()
         monkeypatch.setattr(loggers, "wandb", made)
         run = Run.start(cfg("run.name='a,b=1:2'"), "x")
-        fit.loggers(cfg("logger=wandb"), run, 0)
-        fit.loggers(cfg("logger=wandb", "max_steps=99"), run, 7)
-        fit.loggers(cfg("logger=wandb", "seed=1"), run, 7)
+        for precision, more in (("32", []), ("bf16", ["max_steps=99"]), ("32", ["seed=1"])):
+            training = Mock(spec=Training, step=7, model=Mock(config={"precision": precision}))
+            fit.loggers(cfg("logger=wandb", *more), run, training)
         first, again, other = (call.kwargs["id"] for call in made.call_args_list)
         assert first == again != other
         assert not set(first) & set(":;,#?/'")
