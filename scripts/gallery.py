@@ -46,7 +46,7 @@ def describe(group: str, name: str, command: str, folder: Path) -> list[str]:
     [path] = find_files(group, name)[:1]
     heading = f"{group}={name}"
     comment = read_comment(path)
-    lines = [heading, "-" * len(heading), "", *([comment.replace("*", "\\*"), ""] if comment else [])]
+    lines = [heading, "-" * len(heading), "", *([re.sub(r"([*|`_])", r"\\\1", comment), ""] if comment else [])]
     picture = find_picture(group, name, folder)
     if picture is not None:
         lines += [f".. image:: {picture}", f"   :alt: {heading}", ""]

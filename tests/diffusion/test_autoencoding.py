@@ -26,8 +26,8 @@ pytestmark = pytest.mark.commands
 NONE = ConditionEncoder({}, 32)
 DEGRADATION = registry.build("degradation", "gaussian")
 SMALL = ["debug=fast", "precision=32", "trainer.threads=1", "trainer.accelerator=cpu", "model.base=4",
-         "callbacks.pictures.count=0", "callbacks.checkpoint.every=1", "callbacks.checkpoint.keep=0", "optimizer.lr=0.01",
-         "optimizer.decay=none", "ema=0.5", "run.name=x"]
+         "callbacks.pictures.count=0", "callbacks.checkpoint.every=1", "callbacks.checkpoint.keep=0",
+         "optimizer.lr=0.01", "optimizer.decay=none", "ema=0.5", "run.name=x"]
 KL = ["experiment=autoencoder_digits", *SMALL]
 VQ = ["experiment=autoencoder_digits_vq", *SMALL, "model.codes=8"]
 ADVERSARIAL = ["objective/discriminator=patch", "objective.discriminator.network.base=4"]

@@ -39,3 +39,17 @@ def test_an_unreadable_file_is_no_account(monkeypatch):
 
     monkeypatch.setattr(netrc, "netrc", refuse)
     assert not loggers.logged_in()
+
+
+def test_tensorboard_gets_pictures_and_a_logger_without_pictures_is_left_alone(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    Image.new("L", (4, 3), 128).save(tmp_path / "a.png")
+    board = loggers.tensorboard(save_dir=str(tmp_path), name="", version="board")
+    loggers.log_picture(board, "samples", tmp_path / "a.png", 7)
+    loggers.log_picture(CSVLogger(str(tmp_path)), "samples", tmp_path / "a.png", 7)
+    board.experiment.flush()
+    [event] = EventAccumulator(str(tmp_path / "board")).Reload().Images("pictures/samples")
+    assert (event.step, event.width, event.height) == (7, 4, 3)

@@ -2,6 +2,7 @@
 
 import base64
 import logging
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ class Page(StepCallback):
     def __init__(self, every: int = 5):
         require_at_least(1, "callbacks.page", every=every)
         self.every = every
+        self._begin, self._next, self._begin_step = 0.0, 0.0, math.inf  # what is refused before a step has no page
         self._failed = False
 
     def start(self, trainer: "Trainer", training: "Training") -> None:
