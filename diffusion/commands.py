@@ -124,15 +124,9 @@ def check_recipe_settings(cfg: DictConfig) -> None:
     """
     require_parts(cfg, "sampler")
     require_kinds(cfg, start=float, weights=Literal["ema", "raw"], step=int | Literal["best"] | None,
-<<<<<<< HEAD
                   device=str | None, allow=list[str], condition=dict, data=dict, data__root=str | list[str] | None,
                   guidance=dict | None, edit=dict | None, prior=dict | None, pool=int | None,
                   precision=str | int | None, compile=bool)
-=======
-                  device=str | None, allow=list[str], condition=dict, data=dict,
-                  data__root=str | list[str] | None, guidance=dict | None, edit=dict | None, prior=dict | None,
-                  pool=int | None)
->>>>>>> b2aafe491724cb83d4a0dde0e635f48b5e90c89c
     if cfg.pool is not None:
         require_ints(cfg, pool=1)
     places = cfg.data.root if isinstance(cfg.data.root, ListConfig) else [cfg.data.root]

@@ -251,18 +251,10 @@ class DrawnSubject(SamplesSubject):
         bench, tell = self.bench, tell_samples(self.bench)
         images, signals = [], []
         for rows in torch.arange(bench.cfg.count).split(bench.cfg.batch):
-<<<<<<< HEAD
-            raw, _ = tell(rows)
-            asked: dict[str, Any] = dict(raw)
-            images.append(to_uint8(bench.model.sample(rows.tolist(), seed=bench.cfg.seed, recipe=bench.recipe,
-                                                      batch=bench.cfg.batch, **asked)))
-            signals.append(raw)
-=======
             asked: dict[str, Any] = tell(rows)[0]
             images.append(to_uint8(bench.model.sample(rows.tolist(), seed=bench.cfg.seed, recipe=bench.recipe,
                                                       batch=bench.cfg.batch, **asked)))
             signals.append(asked)
->>>>>>> b2aafe491724cb83d4a0dde0e635f48b5e90c89c
         return ImageSet(torch.cat(images), {name: torch.cat([raw[name] for raw in signals]) for name in signals[0]}), {}
 
 

@@ -48,13 +48,8 @@ class Restore(Task):
     def time_sample(self, model: Model, context: "EvaluationContext") -> float | None:
         images, count = context.data.split(context.cfg.split), min(context.cfg.batch, context.cfg.count)
         chosen = images.choose(torch.arange(count) % len(images))
-<<<<<<< HEAD
-        asked: dict[str, Any] = {name: raw for name, raw in derive_signals(model, Inputs(chosen), range(count)).items()
-                                 if name in model.readers()}
-=======
         derived = derive_signals(model, Inputs(chosen), range(count))
         asked: dict[str, Any] = {name: raw for name, raw in derived.items() if name in model.readers()}
->>>>>>> b2aafe491724cb83d4a0dde0e635f48b5e90c89c
         x0 = to_float(chosen.batch(torch.arange(count))[0])
         begin = perf_counter()
         model.sample(range(count), recipe=context.recipe, images=x0 if model.prior.needs_images else None, batch=count,
