@@ -1,5 +1,6 @@
 """The examples, with little to do."""
 
+import pytest
 from helpers import ROOT, done
 from PIL import Image
 
