@@ -29,7 +29,7 @@ def lay_out(source: Path) -> None:
     shutil.copytree(ROOT / "docs", source / "docs", ignore=shutil.ignore_patterns("site"))
     for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
         shutil.copy(ROOT / name, source)
-    write_reference(source / "api")
+    write_reference(source / "reference")
     write_gallery(source / "gallery")
     pages = [*source.glob("*.md"), *source.glob("docs/**/*.md"), *source.glob("docs/notebooks/*.py")]
     for page in pages:
@@ -47,7 +47,7 @@ def follow(link: re.Match[str], page: Path, source: Path) -> str:
     inside = target.relative_to(source)
     if target.is_file() or not (ROOT / inside).exists():  # what does not exist, Sphinx complains about
         return link[0]
-    target = source / "api" / f"{'.'.join(inside.with_suffix('').parts)}.rst"
+    target = source / "reference" / f"{'.'.join(inside.with_suffix('').parts)}.rst"
     if not target.is_file():
         target = source / "files" / f"{'-'.join(inside.parts).replace('.', '-')}.md"
         target.parent.mkdir(exist_ok=True)
@@ -74,7 +74,8 @@ def list_folder(folder: Path) -> str:
 
 
 def write_reference(folder: Path) -> None:
-    """A page for each module of the packages, from the docstrings; first what ``import thaw`` gives."""
+    """A page for each module of the packages, from the docstrings; first what ``import thaw`` gives. Sphinx reads it
+    after the gallery, by its name, so that sources lead back to here."""
     import thaw
 
     folder.mkdir(parents=True)
@@ -119,7 +120,7 @@ def list_pages(source: Path) -> str:
 
     return tree("Pages", names("docs/*.md")) + tree("Notebooks", names("docs/notebooks/*.py")) + \
         tree("Methods", names("gallery/*.rst")) + tree("Results", names("docs/results/*.md")) + \
-        tree("Reference", ["api/index"]) + \
+        tree("Reference", ["reference/index"]) + \
         tree("Project", [name for name in names("*.md") if name != "README"] + names("files/*.md"))
 
 
@@ -128,6 +129,7 @@ def build(out: Path) -> int:
     from sphinx.cmd.build import build_main  # type: ignore[import-not-found] of the extra "docs"
 
     lay_out(out / "source")
+    shutil.rmtree(out / "html", ignore_errors=True)  # of an earlier one, pages that are no longer there would stay
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return build_main(["-q", "-W", "--keep-going", "-c", str(ROOT / "docs/site"), "-D", "root_doc=README",
                        "-b", "html", "-d", str(out / "doctrees"), str(out / "source"), str(out / "html")])

@@ -61,7 +61,7 @@ def test_every_public_module_is_in_the_reference():
     for package in ("samplers", "degradations", "models", "diffusion"):
         names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / package).rglob("*.py")
                  if not path.name.startswith("_")}
-        assert not [name for name in names if not (SITE / f"api/{name}.html").is_file()]
+        assert not [name for name in names if not (SITE / f"reference/{name}.html").is_file()]
 
 
 def test_notebooks_show_what_came_out():

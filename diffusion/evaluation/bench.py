@@ -93,9 +93,8 @@ class EvaluationContext:
         """The name of the checkpoint that the model is from: its step, and a part of its checksum; its step alone while
         it is trained."""
         assert self.run is not None
-        if self.live:
-            return f"step-{self.model.step:08d}"
-        return f"step-{self.model.step:08d}.{self.run.steps[self.model.step]}.pt"
+        name = f"step-{self.model.step:08d}"
+        return name if self.live else f"{name}.{self.run.steps[self.model.step]}.pt"
 
     @cached_property
     def judge(self) -> classifier.ClassifierExtractor | None:

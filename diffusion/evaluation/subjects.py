@@ -14,7 +14,7 @@ from configs import UserError, compose
 from configs.values import to_plain
 from diffusion.data.base import ImageSet
 from diffusion.data.files.images import Files
-from diffusion.data.pixels import to_float, to_uint8
+from diffusion.data.pixels import to_float
 from diffusion.evaluation.bench import EvaluationContext, Look
 from diffusion.evaluation.cost import count_sample_flops
 from diffusion.evaluation.evidence import find_asked, gather_evidence, tell_held_out, tell_samples
@@ -240,22 +240,6 @@ class SamplesSubject(ImagesSubject):
             cost["GFLOP/sample"] = round(count_sample_flops(bench.model, each) / 1e9, 3)
         return (Files(folder, [s["file"] for s in entries], [s["condition"] for s in entries]),
                 {self.what: {key: value for key, value in cost.items() if value is not None}})
-
-
-class DrawnSubject(SamplesSubject):
-    """Samples of a model that is still trained, drawn into memory each time they are measured."""
-
-    divisible = False
-
-    def found(self) -> tuple[Images, dict[str, dict[str, Any]]]:
-        bench, tell = self.bench, tell_samples(self.bench)
-        images, signals = [], []
-        for rows in torch.arange(bench.cfg.count).split(bench.cfg.batch):
-            asked: dict[str, Any] = tell(rows)[0]
-            images.append(to_uint8(bench.model.sample(rows.tolist(), seed=bench.cfg.seed, recipe=bench.recipe,
-                                                      batch=bench.cfg.batch, **asked)))
-            signals.append(asked)
-        return ImageSet(torch.cat(images), {name: torch.cat([raw[name] for raw in signals]) for name in signals[0]}), {}
 
 
 class PairsSubject(Subject):

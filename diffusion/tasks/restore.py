@@ -34,9 +34,10 @@ class Restore(Task):
         return SamplingJob.plan(cfg, model)
 
     def choose_subject(self, context: "EvaluationContext") -> "Subject":
+        from diffusion.evaluation.drawn import DrawnSubject
         from diffusion.evaluation.restorations import RestorationsSubject
         from diffusion.evaluation.solutions import SolutionsSubject
-        from diffusion.evaluation.subjects import DrawnSubject, SamplesSubject
+        from diffusion.evaluation.subjects import SamplesSubject
 
         if context.cfg.task:
             return SolutionsSubject(context)

@@ -41,5 +41,11 @@ def keep_as_written(app, what, name, obj, options, lines):
     lines[:] = made
 
 
+def forget_sourceless(app, env):
+    """Modules without Python sources, which the list of the sources would name as well."""
+    env._viewcode_modules = {name: entry for name, entry in env._viewcode_modules.items() if entry}
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", keep_as_written)
+    app.connect("env-check-consistency", forget_sourceless)
