@@ -61,9 +61,9 @@ def load(run: str | Path, *, weights: str = "ema", step: int | str | None = None
                     (*registry.trusted(), *allow))
     model.step, model.name = content["step"], str(run)
     model.weights.eval().requires_grad_(False)
-    kind = torch.device(device).type if device else "cuda" if torch.cuda.is_available() else "cpu"
-    model.evaluator.precision = settle_precision(asked or model.evaluator.precision, kind)
     try:
+        kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+        model.evaluator.precision = settle_precision(asked or model.evaluator.precision, kind)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

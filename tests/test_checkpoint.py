@@ -26,7 +26,8 @@ pytestmark = pytest.mark.commands
 @pytest.fixture
 def run(hot, tmp_path) -> Run:
     """A copy of the hot run, to be damaged."""
-    return Run(Path(shutil.copytree(hot.folder, tmp_path / "hot")))
+    made = ("samples", "evaluations")  # by other tests
+    return Run(Path(shutil.copytree(hot.folder, tmp_path / "hot", ignore=shutil.ignore_patterns(*made))))
 
 
 def newest(run: Run) -> Path:

@@ -271,7 +271,8 @@ def test_evaluated_together(hot, tmp_path, monkeypatch, caplog):
             assert bool(result) == (share != "1/3" and share != "3/3")
         found.append(result["rows"])
         (folder,) = (run / "evaluations").iterdir()
-        assert sorted(path.name for path in folder.iterdir()) == ["evaluation.json", "parts.pt"]
+        left = ["evaluation.json", "gallery", "parts.pt", "report.html"]
+        assert sorted(path.name for path in folder.iterdir()) == left
     assert found[0] == found[1]
     assert found[0] != found[2] == found[3]
     assert caplog.text.count("the others are not done yet; whoever is last measures") == 2
