@@ -86,10 +86,10 @@ def measure_subject(cfg: DictConfig, share: Share = ALONE) -> tuple[Report | Non
 def measure(asked: Subject, folder: Path, pictures: bool) -> Report:
     """Measure, and write down the numbers, and the pictures of the report if they are wanted."""
     report = asked.measure(folder)
-    report.save(folder)
     gallery = asked.illustrate() if pictures else Gallery()
     if gallery.sheets:
         gallery.save(folder)
+    report.save(folder)  # at last: a folder with numbers is not measured again
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     return report
 
