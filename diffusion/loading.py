@@ -61,10 +61,11 @@ def load(run: str | Path, *, weights: str = "ema", step: int | str | None = None
                     (*registry.trusted(), *allow))
     model.step, model.name = content["step"], str(run)
     model.weights.eval().requires_grad_(False)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+        kind = torch.device(place).type
         model.evaluator.precision = settle_precision(asked or model.evaluator.precision, kind)
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.to(place)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device={device}: {reason}", "a device that this machine has", "device=cpu") from error

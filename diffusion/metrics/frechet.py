@@ -97,7 +97,8 @@ class _Reference:
             covs = (each.cov for each in moments)
         else:
             y = self.project(features)
-            gram = (y - y.mean(0)) @ (y - y.mean(0)).mT
+            y = y - y.mean(0)
+            gram = y @ y.mT
             covs = (_center(gram[rows][:, rows]) / (int(rows.sum()) - 1)
                     for rows in (torch.ones_like(groups, dtype=torch.bool), *rest))
         value, *without = [self._distance(n, offset, square, cov)

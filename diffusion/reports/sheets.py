@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
-import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
+
+from diffusion.pictures import to_picture
 
 SIDE = 256
 """Pixels of the longer side of a picture, at most; larger ones are made smaller."""
@@ -63,7 +64,7 @@ def make_sheet(images: UInt8[Tensor, "n c h w"], columns: int, captions: Sequenc
     :param captions: of each
     """
     n, _, height, width = images.shape
-    tiles = [shrink(to_image(image), SIDE) for image in images.numpy()]
+    tiles = [shrink(to_picture(image), SIDE) for image in images.numpy()]
     while True:
         whole = paste(tiles, columns)
         raw = whole.width * whole.height * len(whole.getbands())
@@ -84,11 +85,6 @@ def paste(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
     for i, tile in enumerate(tiles):
         whole.paste(tile, (i % columns * width, i // columns * height))
     return whole
-
-
-def to_image(image: UInt8[np.ndarray, "c h w"]) -> Image.Image:
-    """Pixels as Pillow's image."""
-    return Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
 
 
 def shrink(image: Image.Image, side: int) -> Image.Image:
