@@ -1,6 +1,5 @@
 """``report.html`` of one evaluation: its numbers, pictures, cost and protocol, of the files in its folder alone."""
 
-import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from diffusion.reports.curves import plot_log
 from diffusion.reports.gallery import Gallery, Grid
 from diffusion.reports.numbers import Number, find_direction
 from diffusion.reports.pages import Cell, Table, save_page, write_number
+from diffusion.reports.sheets import embed
 from diffusion.reports.show import show_figure, show_sheets
 
 MOST_BYTES = 2**25
@@ -201,5 +201,5 @@ def find_pictures(folder: Path) -> list[tuple[str, str]]:
     found = []
     for name, words in PICTURES.items():
         if (folder / name).is_file() and (folder / name).stat().st_size <= MOST_BYTES // 4:
-            found.append((words, "data:image/png;base64," + base64.b64encode((folder / name).read_bytes()).decode()))
+            found.append((words, embed((folder / name).read_bytes())))
     return found

@@ -45,7 +45,7 @@ class Sheet:
     @property
     def source(self) -> str:
         """The file as an address in itself."""
-        return f"data:image/{self.kind};base64,{base64.b64encode(self.data).decode()}"
+        return embed(self.data, self.kind)
 
     def fit(self, about: int) -> tuple[int, int]:
         """Width and height in which a picture is shown, ``about`` as wide: small ones are enlarged by a whole factor,
@@ -53,6 +53,11 @@ class Sheet:
         wide = max(1, round(about / self.width)) * self.width
         wide = wide if wide <= 1.5 * about else about
         return wide, max(1, round(wide * self.height / self.width))
+
+
+def embed(data: bytes, kind: str = "png") -> str:
+    """The file of a picture as an address in itself."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def make_sheet(images: UInt8[Tensor, "n c h w"], columns: int, captions: Sequence[str] = (),

@@ -44,6 +44,14 @@ class Contender:
     batch: int = 16
 
 
+def descend(loss: Tensor, net: nn.Module, optimizer: torch.optim.Optimizer, clip: float = 1.0) -> None:
+    """An optimizer step, the gradient clipped."""
+    loss.backward()
+    nn.utils.clip_grad_norm_(net.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def make_ours(size: int, channels: int, device: str, *more: str, compile: bool = False,
               recomputed: bool = False) -> Contender:
     """Ours, as ``train.py`` and ``sample.py`` build it.
@@ -77,10 +85,7 @@ def make_ours(size: int, channels: int, device: str, *more: str, compile: bool =
         nonlocal step
         for group in optimizer.param_groups:
             group["lr"] = rule.rate(step, cfg.max_steps)
-        forward(x0).backward()
-        nn.utils.clip_grad_norm_(net.parameters(), rule.clip)
-        optimizer.step()
-        optimizer.zero_grad()
+        descend(forward(x0), net, optimizer, rule.clip)
         step += 1
         average.update(model.weights, step)
 
@@ -134,10 +139,7 @@ def make_diffusers(size: int, channels: int, device: str, half: bool = False, la
         return F.mse_loss(answer.float(), noise)
 
     def train(x0: Tensor) -> None:
-        forward(x0).backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        descend(forward(x0), net, optimizer)
         schedule.step()
         average.step(net.parameters())
 
@@ -182,10 +184,7 @@ def make_lucidrains(size: int, channels: int, device: str, half: bool = False, l
             return diffusion((x0 + 1) / 2)
 
     def train(x0: Tensor) -> None:
-        forward(x0).backward()
-        nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        descend(forward(x0), diffusion, optimizer)
         average.update()
 
     @torch.no_grad()

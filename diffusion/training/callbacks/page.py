@@ -1,6 +1,5 @@
 """A page in the run folder that shows how the training goes."""
 
-import base64
 import logging
 import math
 import re
@@ -14,6 +13,7 @@ from omegaconf import OmegaConf
 from configs.values import require_at_least
 from diffusion.reports.curves import plot_log, read_log
 from diffusion.reports.pages import save_page, write_number
+from diffusion.reports.sheets import embed
 from diffusion.training.callbacks.base import StepCallback
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def find_pictures(folder: Path) -> Iterator[tuple[str, int, str]]:
         if name := re.fullmatch(r"(.+)-(\d+)\.png", path.name):
             found[name[1]] = (int(name[2]), path)
     for name, (step, path) in found.items():
-        yield name, step, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+        yield name, step, embed(path.read_bytes())
 
 
 def write_duration(seconds: float) -> str:
