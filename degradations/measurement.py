@@ -109,7 +109,7 @@ class Measurement:
 
         :raises UserError: for an operator whose singular values are not known
         """
-        found = self.find_decomposition
+        found = self.known_decomposition
         if found is None:
             raise UserError(f"{type(self.degradation).__name__}, whose singular values are not known",
                             "a degradation with known singular values, or a method that needs none",
@@ -117,7 +117,7 @@ class Measurement:
         return found
 
     @cached_property
-    def find_decomposition(self) -> Decomposition | None:
+    def known_decomposition(self) -> Decomposition | None:
         """``A = U S V^T``; None if the operator has none that is known."""
         return self.degradation.decompose(self.shape, self.t0, self.state)
 

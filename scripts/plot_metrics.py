@@ -4,7 +4,6 @@ One panel per column of ``metrics.csv``, one line per run. Needs matplotlib (the
 """
 
 import argparse
-import csv
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from pages import save_figure
 from configs import UserError
 from configs.cli import stop
 from configs.registry import closest
+from diffusion.reports.curves import read_log
 from diffusion.runs.run import Run
 
 LOGARITHMIC = ("loss", "lr")
@@ -23,11 +23,10 @@ def read(run: Path) -> dict[str, list[float]]:
 
     :raises UserError: if there is no run, or it has logged nothing yet
     """
-    path = Run.open(run).metrics
-    rows = list(csv.DictReader(path.open())) if path.is_file() else []
-    if not rows:
+    columns = read_log(Run.open(run).metrics)
+    if not columns:
         raise UserError(f"nothing logged in {run} yet", "a run that has logged a row", "callbacks.log.every=10")
-    return {name: [float(row[name] or "nan") for row in rows] for name in rows[0]}
+    return columns
 
 
 def chosen(patterns: list[str], runs: list[dict[str, list[float]]]) -> list[str]:

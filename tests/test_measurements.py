@@ -37,7 +37,7 @@ def test_adjoint(name, t0):
 @pytest.mark.parametrize("name", NAMES)
 def test_decomposition(name, t0):
     known = measurement(name, t0)
-    found = known.find_decomposition
+    found = known.known_decomposition
     if found is None:
         pytest.skip(f"the singular values of {name} are not known")
     x = random("x", (3, *SHAPE), torch.float32)

@@ -106,7 +106,7 @@ class EvaluationContext:
             if self.run is None or self._data is None or not {"label", *JUDGED} & {*self._data.described}:
                 return None
             roots, data = self.run.roots, self._data
-            choice = next(filter(None, (classifier.find_classifier(root, data) for root in roots)), None)
+            choice = next(classifier.ClassifierExtractor.find_runs(roots, data), None)
             if choice is None:
                 log.info("no classifier of these images in %s: nothing judges their classes. train.py makes one, with "
                          "this run's data: experiment=classifier_digits (or _mnist, _cifar10, _celeba64), or "

@@ -66,7 +66,7 @@ class Wiener:
 
     def _matrix(self, known: Measurement) -> Tensor:
         """A of one image."""
-        found = known.find_decomposition
+        found = known.known_decomposition
         if isinstance(found, Diagonal):
             return torch.diag(found.values.expand(1, *known.shape).flatten().double())
         eye = torch.eye(len(self.mean), dtype=torch.float64).reshape(-1, *known.shape)

@@ -87,20 +87,20 @@ class _Reference:
         """
         members = [groups == g for g in range(int(groups.max()) + 1)]
         offsets = [_sum_up(features[rows], self.mean) for rows in members]
-        rest = [rows.logical_not() for rows in members if len(members) > 1]
+        left = range(len(members)) if len(members) > 1 else ()  # without a single group nothing would be left
         sums = [[sum(values) for values in zip(*offsets)]]
-        sums += [[all_ - one for all_, one in zip(sums[0], part)] for part in offsets if len(members) > 1]
+        sums += [[all_ - one for all_, one in zip(sums[0], offsets[g])] for g in left]
         if len(features) > self.factor.shape[1]:
             parts = [Moments.of(features[rows], self.project) for rows in members]
             whole = sum(parts[1:], parts[0])
-            moments = [whole, *(whole - part for part in parts if len(members) > 1)]
+            moments = [whole, *(whole - parts[g] for g in left)]
             covs = (each.cov for each in moments)
         else:
             y = self.project(features)
             y = y - y.mean(0)
             gram = y @ y.mT
             covs = (_center(gram[rows][:, rows]) / (int(rows.sum()) - 1)
-                    for rows in (torch.ones_like(groups, dtype=torch.bool), *rest))
+                    for rows in (groups >= 0, *(groups != g for g in left)))
         value, *without = [self._distance(n, offset, square, cov)
                            for (n, offset, square), cov in zip(sums, covs, strict=True)]
         return value, without

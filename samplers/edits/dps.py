@@ -90,7 +90,7 @@ def read_estimate(frame: LoopState, which: str) -> Estimate:
 
 def pull(known: Measurement, residual: Tensor) -> Tensor:
     """``A^T / S^2`` of a residual, with the greatest singular value S."""
-    found = known.find_decomposition
+    found = known.known_decomposition
     if found is not None:
         return found.v(found.values / found.greatest**2 * found.ut(residual))
     return known.adjoint(residual)

@@ -74,7 +74,7 @@ def find_mask(known: Measurement) -> Tensor:
 
     :raises UserError: for a measurement that is no hole
     """
-    found = known.find_decomposition
+    found = known.known_decomposition
     if not isinstance(found, Diagonal):
         raise UserError(f"a method that keeps known pixels, and {type(known.degradation).__name__}",
                         "a hole", "task=inpaint_box or task=inpaint_random")

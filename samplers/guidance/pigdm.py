@@ -75,7 +75,7 @@ def explain(measurement: Measurement, x0: Tensor, spread: float, iterations: int
     :param spread: r^2
     :param iterations: of conjugate gradients, where the singular values are not known
     """
-    residual, noise, found = measurement.residual(x0), measurement.noise**2, measurement.find_decomposition
+    residual, noise, found = measurement.residual(x0), measurement.noise**2, measurement.known_decomposition
     if found is not None:
         total = spread * found.values**2 + noise
         # Without noise, what is hardly measured would be divided by almost nothing.

@@ -21,7 +21,7 @@ from diffusion.evaluation import bench, subjects
 from diffusion.evaluation.losses import spread_indices
 from diffusion.evaluation.report import Report, compare, folder_name
 from diffusion.evaluation.subjects import state_sampling
-from diffusion.metrics.extractors import classifier
+from diffusion.metrics.extractors.classifier import ClassifierExtractor
 from diffusion.metrics.frechet import frechet
 from diffusion.metrics.intervals import MetricValue
 from diffusion.metrics.pairs import SSIM, mse
@@ -270,7 +270,7 @@ class TestWhoLooks:
         found = bench.EvaluationContext(config(f"run={tmp_path}/ddpm_digits/run"))
         assert found.judge is not None
         assert found.extractor is found.judge
-        assert classifier.find_classifier(tmp_path, Digits(size=8)) is None
+        assert not [*ClassifierExtractor.find_runs([tmp_path], Digits(size=8))]
         random = bench.EvaluationContext(config(f"run={tmp_path}/ddpm_digits/run", "extractor=random"))
         assert (random.extractor.name, random.judge.name) == ("random", "classifier")
 

@@ -16,7 +16,7 @@ from configs import UserError, build
 from diffusion.data.pixels import to_float
 from diffusion.data.sets.digits import Digits
 from diffusion.metrics.extractors import inception as inception_module
-from diffusion.metrics.extractors.classifier import ClassifierExtractor, find_classifier, take_predictions
+from diffusion.metrics.extractors.classifier import ClassifierExtractor, take_predictions
 from diffusion.metrics.extractors.dinov2 import DINOv2Extractor, positions
 from diffusion.metrics.extractors.inception import InceptionExtractor
 from diffusion.metrics.extractors.random import RandomExtractor
@@ -311,9 +311,9 @@ class TestClassifier:
         for newer in (first.folder, second.folder):
             path = newer / "config.yaml"
             path.touch()
-            assert find_classifier(root, data) == newer
-        assert find_classifier(root, Digits(size=8)) is None
-        assert find_classifier(root / "nothing", data) is None
+            assert next(ClassifierExtractor.find_runs([root], data)) == newer
+        assert not [*ClassifierExtractor.find_runs([root], Digits(size=8))]
+        assert not [*ClassifierExtractor.find_runs([root / "nothing"], data)]
         for path in checkpoint.list_checkpoints(second.checkpoints).values():
             path.write_bytes(b"damaged")
-        assert find_classifier(root, data) == first.folder, "a damaged run is passed over"
+        assert next(ClassifierExtractor.find_runs([root], data)) == first.folder, "a damaged run is passed over"

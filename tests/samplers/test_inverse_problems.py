@@ -61,7 +61,7 @@ def dense(known: Measurement) -> torch.Tensor:
 @pytest.mark.parametrize("task", SMALL)
 def test_pigdm_is_the_posterior_of_gaussian_images(task, inside, monkeypatch):
     if not inside:
-        monkeypatch.setattr(Measurement, "find_decomposition", None)
+        monkeypatch.setattr(Measurement, "known_decomposition", None)
     gaussian, v, mu, noise = registry.build("degradation", "gaussian"), 0.3, 0.2, 0.1
     known = measure(task, noise, indices=(3,))
     x_t, t = Streams(5, (3,)).normal("x_t", (1, *SHAPE)), torch.tensor([0.4])

@@ -1,24 +1,16 @@
 """A classifier that train.py has trained, as extractor and as judge."""
 
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from configs import UserError
-from diffusion.data.base import Data
-from diffusion.data.files.images import size
 from diffusion.data.pixels import to_float
-from diffusion.loading import load
 from diffusion.metrics.base import Features
-from diffusion.metrics.extractors.base import Extractor
-from diffusion.runs import checkpoint
-from diffusion.runs.run import Run
+from diffusion.metrics.extractors.trained import TrainedExtractor
 
 
-class ClassifierExtractor(Extractor):
+class ClassifierExtractor(TrainedExtractor):
     """The features of a run that classifies, ``experiment=classifier_mnist``, and its logits, of classes or attributes.
 
     :param run: its folder, or its file
@@ -29,19 +21,13 @@ class ClassifierExtractor(Extractor):
     """
 
     name = "classifier"
+    instead = "extractor=random judge=none, or a classifier of such images"
+    kinds = ("classifier", "judge")
 
     def __init__(self, run: str | Path, device: str | None = None):
-        self._model = load(run, device=device)
+        super().__init__(run, device)
         self.classifier = self._model.classifier
         self.signal, self.words = self.classifier.signal, getattr(self.classifier, "words", None)
-        self.identity = f"step {self._model.step}, {Run.open(run).steps[self._model.step]}"
-        self.run = str(run)
-
-    def check(self, shape: Sequence[int]) -> None:
-        if tuple(shape[1:]) != self._model.image_shape:
-            raise UserError(f"images of {size(shape)} for the classifier {self.run}, trained on "
-                            f"{size(self._model.image_shape)}", "images like those",
-                            "extractor=random judge=none, or a classifier of such images")
 
     def __call__(self, images: UInt8[Tensor, "n c h w"]) -> Features:
         answer = self._model.classify(to_float(images), batch=self.chunk)
@@ -66,16 +52,3 @@ def take_likelihood(features: Features, asked: Int64[Tensor, " n"] | None) -> Fl
         return p.amax(dim=1)
     known = bool((asked >= 0).all()) and bool((asked < p.shape[1]).all())
     return p.gather(1, asked[:, None])[:, 0] if known else None
-
-
-def find_classifier(root: Path, data: Data) -> Path | None:
-    """The newest classifier in a folder of runs that may judge a data set, see :meth:`Data.accepts_judge`."""
-    runs = [path for kind in ("classifier", "judge") for path in root.glob(f"{kind}_*/*/config.yaml")]
-    runs.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in runs:
-        content = None
-        with suppress(UserError):  # all of its checkpoints are damaged, which the log says
-            content = checkpoint.read_latest(path.parent / "checkpoints")
-        if content is not None and data.accepts_judge(content["config"]["data"], content["data"]):
-            return path.parent
-    return None

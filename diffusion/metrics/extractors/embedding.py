@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,19 +10,15 @@ from torch import Tensor, nn
 
 from configs import UserError
 from diffusion.data.base import Data
-from diffusion.data.files.images import size
 from diffusion.data.pixels import to_float
-from diffusion.loading import load
 from diffusion.metrics.base import Features
-from diffusion.metrics.extractors.base import Extractor
+from diffusion.metrics.extractors.trained import TrainedExtractor
 from diffusion.objectives.embedding import NetworkEmbedder
-from diffusion.runs import checkpoint
-from diffusion.runs.run import Run
 
 log = logging.getLogger(__name__)
 
 
-class EmbeddingExtractor(Extractor):
+class EmbeddingExtractor(TrainedExtractor):
     """The vectors of length 1 of a run that embeds, ``experiment=embed_scenes``.
 
     :param run: its folder, or its file
@@ -32,18 +27,12 @@ class EmbeddingExtractor(Extractor):
     """
 
     name = "embedding"
+    instead = "embedding=none, or an embedding of such images"
+    kinds = ("embed",)
 
     def __init__(self, run: str | Path, device: str | None = None):
-        self._model = load(run, device=device)
+        super().__init__(run, device)
         self._embedder = self._model.use(NetworkEmbedder)
-        self.identity = f"step {self._model.step}, {Run.open(run).steps[self._model.step]}"
-        self.run = str(run)
-
-    def check(self, shape: Sequence[int]) -> None:
-        if tuple(shape[1:]) != self._model.image_shape:
-            raise UserError(f"images of {size(shape)} for the embedding {self.run}, trained on "
-                            f"{size(self._model.image_shape)}", "images like those",
-                            "embedding=none, or an embedding of such images")
 
     def is_same(self, network: nn.Module) -> bool:
         """Whether a network has the very weights of this one."""
@@ -65,13 +54,8 @@ def choose_embedding(run: str | None, roots: Sequence[Path], data: Data, taught:
     :param taught: networks by which the model was trained, which are no judges of it
     :raises UserError: if the run is one of these, or no embedding
     """
-    found = [EmbeddingExtractor(run, device)] if run else []
-    for path in () if run else _list_runs(roots):
-        content = None
-        with suppress(UserError):  # all of its checkpoints are damaged, which the log says
-            content = checkpoint.read_latest(path / "checkpoints")
-        if content is not None and data.accepts_judge(content["config"]["data"], content["data"]):
-            found.append(EmbeddingExtractor(path, device))
+    runs = [run] if run else EmbeddingExtractor.find_runs(roots, data)
+    found = (EmbeddingExtractor(path, device) for path in runs)
     judge = next((judge for judge in found if not any(map(judge.is_same, taught))), None)
     if judge is None and run:
         raise UserError(f"embedding={run}, by which the run was trained", "another one, which is no party",
@@ -82,9 +66,3 @@ def choose_embedding(run: str | None, roots: Sequence[Path], data: Data, taught:
     else:
         log.info("judge of identities: %s", judge.run)
     return judge
-
-
-def _list_runs(roots: Sequence[Path]) -> list[Path]:
-    """The folders of embeddings, the newest first."""
-    configs = [path for root in roots for path in root.glob("embed_*/*/config.yaml")]
-    return [path.parent for path in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True)]
