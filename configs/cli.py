@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from configs.cluster import watch_signal
 from configs.errors import UserError, describe_failure, escape
 from configs.overrides import quote_place
-from configs.processes import main_process
+from configs.processes import keep_freed_memory, main_process
 from configs.registry import plugins, searchpath
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +60,7 @@ def command(config: str, task: Callable[[DictConfig, str | None], object],
             handler.setFormatter(Plain("%(message)s"))
         sweep = job()
         watch_signal()
+        keep_freed_memory()
         try:
             return task(cfg, HydraConfig.get().runtime.choices.get("experiment"))
         except Exception as error:

@@ -1,6 +1,7 @@
-"""Which process of a training this is, and whether a process of this machine is still there."""
+"""Which process of a training this is, whether a process is still there, and how this one holds its memory."""
 
 import contextlib
+import ctypes
 import os
 from pathlib import Path
 
@@ -20,6 +21,30 @@ def main_process() -> bool:
     else:
         name = "NODE_RANK" if "NODE_RANK" in known else "GROUP_RANK"
     return known.get(name, "0") == known.get("LOCAL_RANK", "0") == "0"
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Numbers of ``malloc.h``."""
+MMAP_BYTES = (2**30, 2**25)
+"""Below which memory is kept: what is wanted, and the most that a glibc before 2.35 allows."""
+
+
+def keep_freed_memory() -> bool:
+    """Keep the memory that is freed, for what is allocated next. Feature maps of a few megabytes come and go in every
+    step; glibc gives each back to the system, which clears each page of the next one: a tenth of a training step on a
+    CPU. The numbers and the peak of memory stay as they are. Nothing is done where the environment has its own wish
+    (``MALLOC_``), or where the C library is another.
+
+    :returns: whether it was done
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    try:
+        allocator = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return any(allocator(M_MMAP_THRESHOLD, size) for size in MMAP_BYTES) and bool(
+        allocator(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def find_boot() -> str:

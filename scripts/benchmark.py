@@ -20,6 +20,7 @@ from benchmarks import networks, parts
 from benchmarks.timing import Case, measure, show, summary, write_markdown
 
 from configs import UserError
+from configs.processes import keep_freed_memory
 from configs.registry import closest
 from diffusion.runs.files import make_folder, write_whole
 
@@ -55,6 +56,7 @@ def run(names: Sequence[str], rounds: int, device: str, quick: bool) -> tuple[di
         raise UserError(f"--rounds {rounds}", "at least one round", "--rounds 5")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda", "a GPU that torch can see", "--device cpu")
+    keep_freed_memory()
     torch.set_num_threads(1)
     machine, today = name_machine(device), datetime.now(UTC).date().isoformat()
     versions = {"python": platform.python_version(), "torch": torch.__version__}
