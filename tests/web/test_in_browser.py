@@ -53,6 +53,15 @@ def test_fits_and_shuts_nobody_out(visit, paths, name, width, scheme):
     assert [(one["id"], one["impact"], one["nodes"][0]["html"][:200]) for one in found["violations"]] == []
 
 
+def test_words_beside_pictures_are_not_broken_where_there_is_little_room(visit, paths):
+    heads = visit(paths["report"], 150).page.locator(".rows tbody th").all()
+    assert heads
+    for head in heads:
+        lines = head.evaluate("(e) => { const r = document.createRange(); r.selectNodeContents(e);"
+                              " return new Set([...r.getClientRects()].map((b) => b.top)).size; }")
+        assert lines <= len(head.inner_text().split())
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_without_scripts_all_but_the_sliders_is_there(visit, paths, name):
     page = visit(paths[name], scripts=False).page
