@@ -154,3 +154,10 @@ def test_memory_counts_each_storage_once():
     x, weight = torch.rand(100, 100), torch.nn.Parameter(torch.rand(100, 100))
     assert timing.measure(timing.Case("", {"a": lambda: (x * weight) * (x * weight)}, "a", networks.saved_bytes), 1) \
         == {"a": [3 * 100 * 100 * 4]}  # x, and the two products; the parameter is there anyway
+
+
+@pytest.mark.commands
+def test_what_starts_is_the_command_of_the_repository():
+    parts.python("train.py", "modle=tiny", code=1)
+    with pytest.raises(UserError, match="ended with 1"):
+        parts.python("train.py", "modle=tiny")

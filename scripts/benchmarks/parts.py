@@ -129,7 +129,7 @@ def blurs(device: str, quick: bool) -> Iterator[Case]:
 
 def python(*arguments: str, code: int = 0) -> None:
     """Run Python in the repository, in silence; it must end with this exit code."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, *arguments], cwd=root, capture_output=True, text=True)
     if done.returncode != code:
         raise UserError(f"python {' '.join(arguments)} ended with {done.returncode}\n{done.stderr.strip()}",
