@@ -14,9 +14,12 @@ class DDIM(Sampler):
     :param num_steps: network evaluations
     :param eta: 0 deterministic, 1 ancestral
     :param below: eta holds for the steps from this time on, in [0, 1]; those before are deterministic
+    :param temperature: factor of the new noise, where eta is above 0: :class:`samplers.moves.Refresh`
     """
 
     requires = Affine
 
-    def __init__(self, num_steps: int | None = 50, eta: float = 0.0, grid: Grid | None = None, below: float = 1.0):
-        super().__init__(grid or UniformGrid(), Refresh(eta, below=below) if eta else Infer(), Direct(), num_steps)
+    def __init__(self, num_steps: int | None = 50, eta: float = 0.0, grid: Grid | None = None, below: float = 1.0,
+                 temperature: float = 1.0):
+        belief = Refresh(eta, below=below, temperature=temperature) if eta else Infer()
+        super().__init__(grid or UniformGrid(), belief, Direct(), num_steps)

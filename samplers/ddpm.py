@@ -11,9 +11,11 @@ class DDPM(Sampler):
 
     :param num_steps: None visits every level
     :param variance: ``small`` (the posterior's) or ``large`` (``beta``, better with many steps)
+    :param temperature: factor of the noise of each step: :class:`samplers.moves.Refresh`
     """
 
     requires = Gaussian
 
-    def __init__(self, num_steps: int | None = None, variance: str = "small", grid: Grid | None = None):
-        super().__init__(grid or UniformGrid(), Refresh(1.0, variance), Direct(), num_steps)
+    def __init__(self, num_steps: int | None = None, variance: str = "small", grid: Grid | None = None,
+                 temperature: float = 1.0):
+        super().__init__(grid or UniformGrid(), Refresh(1.0, variance, temperature=temperature), Direct(), num_steps)

@@ -5,14 +5,15 @@
 | Keep    | the given one: the mask, the snow field, the fixed noise |
 | Infer   | the one that the restorer inferred from x_t              |
 | Refresh | the inferred one with a share replaced by new noise      |
+| Renew   | another one, drawn in each step                          |
 
 | move     | the next image                             |
 |----------|--------------------------------------------|
 | Direct   | ``D(x0_hat, s, z)``                        |
 | Residual | ``x_t + D(x0_hat, s, z) - D(x0_hat, t, z)`` |
 
-Cold Algorithm 1 is direct + keep, Algorithm 2 residual + keep, DDIM direct + infer, DDPM direct + refresh. With an
-inferred state, direct and residual are the same.
+Cold Algorithm 1 is direct + keep, Algorithm 2 residual + keep, DDIM direct + infer, DDPM direct + refresh, multistep
+consistency sampling direct + renew. With an inferred state, direct and residual are the same.
 """
 
 import torch
@@ -65,18 +66,23 @@ class Refresh(Belief):
     :param variance: ``small`` (the posterior's) or ``large`` (``beta``; DDPM's fixed_large)
     :param below: new noise comes into the steps from this time on alone, in [0, 1]: the last ones, which do not change
         what an image shows (quality boosting, Kwon et al. 2022, arXiv 2210.10960, section 3.3)
+    :param temperature: factor of the new noise n, from 0: below 1 the samples are more probable and less diverse
+        (Janner et al. 2022, arXiv 2205.09991); 0 leaves the mean of each step
     """
 
     requires = Gaussian
 
-    def __init__(self, eta: float = 1.0, variance: str = "small", below: float = 1.0):
+    def __init__(self, eta: float = 1.0, variance: str = "small", below: float = 1.0, temperature: float = 1.0):
         if variance not in ("small", "large"):
             raise UserError(f"variance={variance}", "small or large", "sampler.variance=small")
         if not 0 <= eta <= 1:
             raise UserError(f"eta={eta:g}", "a share of the noise in [0, 1]", "sampler.eta=1.0")
         if not 0 <= below <= 1:
             raise UserError(f"new noise below t={below:g}", "a time in [0, 1]", "sampler.below=1.0")
-        self.eta, self.large, self.below = eta, variance == "large", below
+        if not 0 <= temperature < float("inf"):
+            raise UserError(f"temperature={temperature:g}", "a factor of the new noise, from 0",
+                            "sampler.temperature=1.0")
+        self.eta, self.large, self.below, self.temperature = eta, variance == "large", below, temperature
 
     def __call__(self, estimate: Estimate, given: State, step: Step, degradation: Degradation) -> State:
         assert isinstance(degradation, Gaussian)
@@ -87,8 +93,16 @@ class Refresh(Belief):
         beta, (_, sigma_t), (_, sigma_s) = degradation.beta(t, s), degradation.schedule(t), degradation.schedule(s)
         keep = (1 - self.eta**2 * beta / sigma_t**2).clamp(min=0).sqrt()
         new = self.eta * beta.sqrt() / (sigma_s if self.large else sigma_t)
-        noise = step.streams.normal("refresh", z.shape)
+        noise = self.temperature * step.streams.normal("refresh", z.shape)
         return estimate.state.replace(z=keep.to(z.dtype) * z + new.to(z.dtype) * noise)
+
+
+class Renew(Belief):
+    """A state that is drawn in each step, whatever the restorer inferred: ``z' = draw()``. In the last step, to
+    ``s = 0``, nothing is drawn."""
+
+    def __call__(self, estimate: Estimate, given: State, step: Step, degradation: Degradation) -> State:
+        return degradation.draw(estimate.x0.shape, step.streams) if step.s > 0 else given
 
 
 class Move:

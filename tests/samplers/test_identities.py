@@ -11,7 +11,7 @@ import degradations
 import samplers
 from configs import UserError
 from degradations.affine import Affine
-from degradations.base import Degradation, State
+from degradations.base import Degradation, Estimate, State
 from degradations.desaturate import Desaturate
 from degradations.gaussian import Gaussian
 from degradations.randomness import Streams
@@ -240,16 +240,91 @@ def test_exact_posterior_of_a_data_set_ends_on_its_images():
     assert (distance < 0.05).all()
 
 
-def test_deterministic_samplers_draw_nothing():
-    class NoStreams(Streams):
-        def _rows(self, *_):
-            raise AssertionError("a draw")
+class NoStreams(Streams):
+    """Random numbers that must not be asked for."""
 
+    def _rows(self, *_):
+        raise AssertionError("a draw")
+
+
+def test_deterministic_samplers_draw_nothing():
     d = degradations.build("gaussian")
     inputs = (Arbitrary(d), d, torch.randn(SHAPE), state_of(d, SHAPE), Context(), NoStreams(0, (0, 1, 2)))
     samplers.build("ddim", num_steps=5).sample(*inputs)
     with pytest.raises(AssertionError, match="a draw"):
         samplers.build("ddpm", num_steps=5).sample(*inputs)
+
+
+class Flow(AnalyticGaussian):
+    """The exact consistency function: where the probability flow ends from here."""
+
+    def __call__(self, x_t, t, ctx, *, state, step, attn=None):
+        x0 = self.flow(x_t, t, torch.zeros_like(t))
+        return Estimate(x0, self.degradation.infer(x_t, x0, t, state))
+
+
+class TestRenewal:
+    @pytest.mark.parametrize("num_steps", [1, 2, 4])
+    def test_a_consistency_function_keeps_the_datas_spread(self, num_steps):
+        """In any number of steps, where DDIM widens the samples: its state is not independent of such an estimate."""
+        d = degradations.build("gaussian", schedule="cosine")
+        x_T = torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        oracle, streams = Flow(0.4, 0.25, d), Streams(0, tuple(range(64)))
+        x, other = (samplers.build(name, num_steps=num_steps).sample(oracle, d, x_T, State(z=x_T), Context(), streams)
+                    for name in ("renew", "ddim"))
+        assert x.mean().item() == pytest.approx(0.4, abs=0.02)
+        assert x.std().item() == pytest.approx(0.5, abs=0.02)
+        if num_steps > 1:
+            assert other.std().item() > 0.55
+
+    @pytest.mark.parametrize("name", degradations.available())
+    def test_each_image_is_degraded_by_a_state_of_its_own(self, name):
+        d = degradations.build(name)
+        restorer, streams, shape = Arbitrary(d), Streams(5, (0, 1, 2)), shape_for(d)
+        sampler, state = some("renew", d, 3), state_of(d, shape)
+        frames = list(sampler.steps(restorer, d, torch.randn(shape), state, Context(), streams))
+        for i, frame in enumerate(frames[:-1]):
+            drawn = d.draw(shape, streams.at(i))
+            s = torch.full((3,), frame.step.s)
+            torch.testing.assert_close(frame.x_s, d.forward(frame.estimate.x0, s, drawn), rtol=0, atol=0)
+        torch.testing.assert_close(frames[-1].x_s, frames[-1].estimate.x0, rtol=0, atol=1e-6)
+
+    def test_the_last_step_draws_nothing(self):
+        d = degradations.build("gaussian")
+        inputs = (Arbitrary(d), d, torch.randn(SHAPE), state_of(d, SHAPE), Context(), NoStreams(0, (0, 1, 2)))
+        samplers.build("renew", num_steps=1).sample(*inputs)
+        with pytest.raises(AssertionError, match="a draw"):
+            samplers.build("renew", num_steps=2).sample(*inputs)
+
+
+class TestTemperature:
+    @pytest.mark.parametrize(("name", "settings"), [("ddpm", {}), ("ddpm", {"variance": "large"}),
+                                                    ("ddim", {"eta": 0.7})])
+    def test_it_scales_the_noise_of_a_step_alone(self, name, settings):
+        d = degradations.build("gaussian")
+        x_T, state = torch.randn(SHAPE), state_of(d, SHAPE)
+
+        def first(temperature):
+            sampler = samplers.build(name, num_steps=5, temperature=temperature, **settings)
+            frames = sampler.steps(Arbitrary(d), d, x_T, state, Context(), Streams(0, (0, 1, 2)))
+            return next(frames).x_s
+
+        cold, half, one = first(0.0), first(0.5), first(1.0)
+        assert (one - cold).abs().mean() > 0.05
+        torch.testing.assert_close(half - cold, (one - cold) / 2, atol=1e-6, rtol=1e-4)
+
+    def test_colder_samples_are_nearer_to_the_mean(self):
+        d = degradations.build("gaussian", schedule="linear")
+        x_T = torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        spreads = [samplers.build("ddpm", num_steps=50, temperature=temperature).sample(
+            AnalyticGaussian(0.4, 0.25, d), d, x_T, State(z=x_T), Context(), Streams(0, tuple(range(64)))).std().item()
+            for temperature in (1.0, 0.5, 0.0)]
+        assert spreads[0] > 1.3 * spreads[1] > 1.3 * spreads[2]
+
+    @pytest.mark.parametrize("temperature", [-1.0, math.inf, math.nan])
+    def test_what_is_no_temperature_is_refused(self, temperature):
+        with pytest.raises(UserError, match="temperature"):
+            samplers.build("ddpm", temperature=temperature)
 
 
 def test_wrong_pair_names_the_samplers_that_fit():
