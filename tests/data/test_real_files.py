@@ -126,6 +126,16 @@ class TestOtherEndings:
         with pytest.raises(UserError, match=r"no images in .*, but 1 \.svg"):
             Files(tmp_path)
 
+    def test_a_folder_of_one_archive_names_it(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+            archive.writestr("1.png", b"x")
+        (tmp_path / "half.zip").write_bytes(b"PK")
+        (tmp_path / "attributes.npz").write_bytes(b"x")
+        for read in (lambda: Folder(tmp_path, 12, cache=False).index, lambda: Files(tmp_path)):
+            with pytest.raises(UserError, match=r"no images in .*, but 2 \.zip, 1 \.npz") as refused:
+                read()
+            assert refused.value.fix.endswith(f"={tmp_path / 'faces.zip'}")
+
     def test_photos_of_apple(self, tmp_path):
         heif = pytest.importorskip("pillow_heif")
         heif.from_pillow(Image.new("RGB", (32, 32), (200, 30, 30))).save(tmp_path / "a.HEIC")

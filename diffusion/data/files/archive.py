@@ -240,6 +240,12 @@ def describe_others(others: Mapping[str, int]) -> str:
     return words + (" (Pillow does not read these: convert them, or pip install pillow-heif)" if apple else "")
 
 
+def suggest_root(root: Path) -> Path | None:
+    """The zip file in a folder without images that its user most likely means: the only one."""
+    zips = [path for path in root.glob("*.zip") if zipfile.is_zipfile(path)] if root.is_dir() else []
+    return zips[0] if len(zips) == 1 else None
+
+
 def _ending(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 

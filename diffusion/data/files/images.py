@@ -16,7 +16,7 @@ from torch import Tensor
 from configs import UserError
 from configs.values import hash_plain
 from diffusion.data.base import CHUNK
-from diffusion.data.files.archive import describe_others, open_archive
+from diffusion.data.files.archive import describe_others, open_archive, suggest_root
 from diffusion.data.files.decode import explain, open_image
 from diffusion.data.files.layout import layout
 from diffusion.data.files.threads import in_order
@@ -54,7 +54,7 @@ class Files:
         self.names = list(entries) if names is None else list(names)
         if not self.names:
             raise UserError(f"no images in {root}" + (f", but {others}" if others else ""), "at least one",
-                            f"{option}=/path/to/images")
+                            f"{option}={suggest_root(root) or '/path/to/images'}")
         if names is None:
             found = _find_classes(self.names)
             self.labels: Int64[Tensor, " n"] | None = None if found is None else torch.from_numpy(found)

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from configs.errors import UserError, WriteError
 from configs.values import hash_plain
 from diffusion.data.base import digest
-from diffusion.data.files.archive import SUFFIXES, Archive, Entry, describe_others, open_archive
+from diffusion.data.files.archive import SUFFIXES, Archive, Entry, describe_others, open_archive, suggest_root
 from diffusion.data.files.beside import has_captions
 from diffusion.data.files.decode import Decoder, explain
 from diffusion.data.files.progress import progress
@@ -87,7 +87,7 @@ def index(root: Path, decoder: Decoder, cache: Path | None) -> Index:
         if not entries:
             wanted = "files that end in " + " ".join(SUFFIXES)
             raise UserError(f"no images in {root}" + (f", but {others}" if others else ""), wanted,
-                            "data.root=/path/to/images")
+                            f"data.root={suggest_root(root) or '/path/to/images'}")
         if others:
             logger.warning("not read in %s: %s", root, others)
         work = _Decoding(root, archive, entries, decoder)
