@@ -1,17 +1,18 @@
 """Local blending: Hertz et al. 2022 (prompt-to-prompt), arXiv 2208.01626, section 3.2 and the code."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from configs import UserError
 from samplers.guidance.p2p import MAPS, PromptToPrompt, count_steps
 from samplers.guidance.words import find_tokens, require_words
-from samplers.protocol import Callback, LoopState, Plan
+from samplers.protocol import Callback, Captions, LoopState, Plan
 
 LARGEST = 256
 """Pixels of the largest cross-attention maps that say where a word is."""
@@ -59,14 +60,22 @@ class LocalBlend(Callback):
 
     def find_mask(self, frame: LoopState) -> Bool[Tensor, "b 1 h w"]:
         """Where the words are, by the maps of each row, at the size of its image."""
-        step, maps = frame.step, frame.step.memory[MAPS]
         assert frame.x_s is not None
-        sizes = sorted({size for _, size, _ in maps.values()}, key=prod)
-        size = next((size for size in reversed(sizes) if prod(size) <= LARGEST), sizes[0])
-        total = torch.stack([total for _, here, total in maps.values() if here == size]).mean(dim=0)
-        said = torch.zeros(len(total), total.shape[2], device=total.device)
-        for row, caption in enumerate(step.captions):
-            said[row, [place for word in self.words for place in find_tokens(caption, word)]] = 1.0
-        where = torch.einsum("bnl,bl->bn", total, said).unflatten(1, size)[:, None]
+        where = sum_maps(frame.step.memory[MAPS], frame.step.captions, self.words)
         where = F.interpolate(F.max_pool2d(where, 3, 1, 1), frame.x_s.shape[-2:])
         return where > self.threshold * where.amax(dim=(1, 2, 3), keepdim=True)
+
+
+def sum_maps(maps: Mapping[str, Any], captions: Captions, words: Sequence[str]) -> Float[Tensor, "b 1 h w"]:
+    """The attention to some words in each row, summed over them and over the steps: of the sites with the most pixels,
+    but at most 16 x 16, the mean.
+
+    :param maps: of :func:`samplers.guidance.p2p.record`
+    """
+    sizes = sorted({size for _, size, _ in maps.values()}, key=prod)
+    size = next((size for size in reversed(sizes) if prod(size) <= LARGEST), sizes[0])
+    total = torch.stack([total for _, here, total in maps.values() if here == size]).mean(dim=0)
+    said = torch.zeros(len(total), total.shape[2], device=total.device)
+    for row, caption in enumerate(captions):
+        said[row, [place for word in words for place in find_tokens(caption, word)]] = 1.0
+    return torch.einsum("bnl,bl->bn", total, said).unflatten(1, size)[:, None]
