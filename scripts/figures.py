@@ -2,10 +2,13 @@
 
 ``degradations`` draws a picture and destroys it; the others show runs, by default those that ``make demo`` leaves.
 ``restorations`` puts any runs that restore one below the other (``--runs``), ``steps`` shows the first of them with
-fewer and fewer steps. ``strokes`` is asked for by name: a photo as strokes of a brush, for SDEdit (``--photo``).
+fewer and fewer steps. Asked for by name: ``strokes``, a photo as strokes of a brush, for SDEdit (``--photo``);
+``inverse``, every task solved by every method that can (``--hot``); ``edits``, a picture and what each method makes of
+it by another word (``--text``, ``--words red green``).
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,12 @@ from diffusion import load
 from diffusion.data.pixels import to_float
 from diffusion.data.sets.digits import Digits
 from diffusion.evaluation.losses import spread_indices
+from diffusion.evaluation.word_edits import Change
 from diffusion.loading import build_data
 from diffusion.model import Model
 from diffusion.pictures import save_grid
-from diffusion.sampling.job import restore
+from diffusion.sampling.job import restore, solve
+from models.text import TextReader
 
 COLUMNS = 10
 TIMES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -177,30 +182,105 @@ def strokes(photo: Path, path: Path, colours: int) -> Path:
     return path
 
 
+def inverse(model: Model, path: Path, sampling: Sequence[str] = ()) -> Path:
+    """For each task: what was measured of held-out images, the answers of each method of a model that is told nothing
+    else, and the originals.
+
+    :param sampling: overrides of ``sample.py``, for all of them
+    """
+    images, rows = held_out(model), {}
+    told: dict[str, Any] = dict.fromkeys(model.readers(), "none")
+    recipes = {name: model.recipe([f"method={name}", *sampling]) for name in registry.available("method")}
+    solvers = {name: recipe for name, recipe in recipes.items()
+               if any(part.needs_measurement for part in (*recipe.parts, *recipe.edits))}
+    for task in registry.available("task"):
+        for name, recipe in solvers.items():
+            try:
+                problem = registry.build("task", task)
+                measured, answers = solve(model, recipe, problem, images, range(len(images)), **told)
+            except UserError as error:
+                print(f"{task}, {name}: left out ({error.got})")
+                continue
+            rows |= {task: measured.show().cpu(), f"{task}: {name}": answers}
+    return save_grid(torch.cat([*rows.values(), images]), path, columns=COLUMNS, rows=[*rows, "original"])
+
+
+EDITS = {
+    "same noise": ["guidance=cfg"],
+    "p2p": ["guidance=[cfg,p2p]"],
+    "p2p and a blend": ["guidance=[cfg,p2p]", "edit=local_blend", "edit.local_blend.words=[OLD,NEW]"],
+    "masactrl": ["guidance=[cfg,masactrl]"],
+    "sdedit": ["method=sdedit", "guidance=cfg"],
+    "p2p, inverted": ["guidance=[cfg,p2p]", "prior=inverted", "edit=[direct_inversion,local_blend]",
+                      "edit.local_blend.words=[OLD,NEW]"],
+}
+"""How the figure ``edits`` puts a new word in the place of an old one."""
+
+
+def edits(model: Model, words: Sequence[str], path: Path, sampling: Sequence[str] = ()) -> Path:
+    """Samples of held-out captions with one of these words, and below each what the methods make of it with the other.
+
+    :param sampling: overrides of ``sample.py``, for all of them
+    :raises UserError: for a run without one text, and a word that no caption has
+    """
+    old, new = words
+    readers, captions = model.readers(), []
+    images = build_data(model.config, {}, registry.trusted()).split("test")
+    for name, reader in readers.items():
+        if isinstance(reader, TextReader) and len(readers) == 1:
+            said = map(str, reader.write(images.choose(torch.arange(len(images))).signals[name]))
+            captions = [caption for caption in said if caption.split().count(old) == 1][:COLUMNS]
+    if not captions:
+        raise UserError(f"--words {old}: a word that no held-out caption has once", "a run with text, and a word of it",
+                        "--text runs/text_scenes_digits/first --words red green")
+    asked: dict[str, Any] = {next(iter(readers)): [text for caption in captions
+                                                   for text in Change("", "", (old, new)).write_pair(caption)]}
+    indices = [i for i in range(len(captions)) for _ in range(2)]
+    rows: dict[str, Tensor] = {}
+    for title, settings in EDITS.items():
+        settings = [setting.replace("OLD", old).replace("NEW", new) for setting in settings]
+        recipe = model.recipe([*sampling, *settings])
+        given = rows["source"].repeat_interleave(2, 0) if (recipe.prior or model.prior).needs_images else None
+        source, edit = model.sample(indices, recipe=recipe, images=given, **asked).unflatten(0, (-1, 2)).unbind(1)
+        rows = rows or {"source": source}
+        rows[title] = edit
+    return save_grid(torch.cat([*rows.values()]), path, columns=len(captions), rows=list(rows))
+
+
 FIGURES = ("degradations", "hot_and_cold", "samplers", "restorations", "steps")
+NAMED = ("strokes", "inverse", "edits")
+"""Figures that are drawn only when they are asked for."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("figures", nargs="*", metavar="FIGURE",
-                        help=", ".join(FIGURES) + " (default: all of these), strokes")
+                        help=", ".join(FIGURES) + " (default: all of these), " + ", ".join(NAMED))
     parser.add_argument("--hot", default="runs/demo/ddpm_digits/hot", help="a run that makes digits from noise")
     parser.add_argument("--cold", default="runs/demo/cold_blur_digits/cold", help="a run that restores digits")
     parser.add_argument("--runs", nargs="+", default=["runs/demo/cold_blur_digits/cold"], metavar="RUN",
                         help="runs that restore, for restorations and steps")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"), help="the folder of the PNG files")
+    parser.add_argument("--text", default="runs/text_scenes_digits/first", help="a run with captions, for edits")
+    parser.add_argument("--words", nargs=2, default=["red", "green"], metavar="WORD", help="of the captions, for edits")
+    parser.add_argument("--sampling", nargs="*", default=[], metavar="KEY=VALUE",
+                        help="settings of sample.py, for inverse and edits: sampler.num_steps=40")
     parser.add_argument("--photo", type=Path, default="photo.png", help="for strokes")
     parser.add_argument("--colours", type=int, default=6, help="of strokes, 2 to 256")
     arguments = parser.parse_args()
     wanted = arguments.figures or FIGURES
-    if strange := set(wanted) - {*FIGURES, "strokes"}:
-        parser.error(f"{strange.pop()}: wanted one of {', '.join(FIGURES)}, strokes")
+    if strange := set(wanted) - {*FIGURES, *NAMED}:
+        parser.error(f"{strange.pop()}: wanted one of {', '.join(FIGURES + NAMED)}")
     if not 2 <= arguments.colours <= 256:
         parser.error(f"--colours {arguments.colours}: wanted 2 to 256")
     if "strokes" in wanted:
         print(strokes(arguments.photo, arguments.out / "strokes.png", arguments.colours))
     if "degradations" in wanted:
         print(destroyed(arguments.out / "degradations.png"))
+    if "inverse" in wanted:
+        print(inverse(load(arguments.hot), arguments.out / "inverse.png", arguments.sampling))
+    if "edits" in wanted:
+        print(edits(load(arguments.text), arguments.words, arguments.out / "edits.png", arguments.sampling))
     if {"restorations", "steps"} & set(wanted):
         models = [load(run) for run in arguments.runs]
         if "restorations" in wanted:

@@ -126,3 +126,17 @@ def test_strokes_have_few_colours(tmp_path, photos):
         assert len(picture.convert("RGB").getcolors()) <= 4
     for wrong in (["--photo", str(tmp_path / "nowhere.png")], ["--colours", "1"]):
         assert call("scripts/figures.py", "strokes", "--out", str(tmp_path), *wrong)[0] == 2
+
+
+def test_strips_of_edits(run, tmp_path):
+    """Each method is a row of pictures, one for each caption with the word."""
+    folder = run.removeprefix("run=")
+    code, said = call("scripts/figures.py", "edits", "--text", folder, "--words", "red", "green", "--out",
+                      str(tmp_path), "--sampling", "sampler.num_steps=2")
+    assert code == 0, said
+    with Image.open(tmp_path / "edits.png") as picture:
+        assert picture.height > 7 * 16
+    code, said = call("scripts/figures.py", "edits", "--text", folder, "--words", "zebra", "green", "--out",
+                      str(tmp_path))
+    assert code == 2
+    assert "--words zebra" in said
