@@ -23,6 +23,12 @@ PACKAGES = ("degradations", "models", "samplers", "diffusion")
 
 def plugins() -> dict[str, str]:
     """Config packages of other people: {entry point name: dotted package}, from the entry points ``thaw.configs``."""
+    return _read_plugins(tuple(sys.path))
+
+
+@cache
+def _read_plugins(path: tuple[str, ...]) -> dict[str, str]:
+    # What is installed is read from disk, 10 ms each time, and a command asks dozens of times.
     return {entry.name: entry.value for entry in entry_points(group="thaw.configs")}
 
 
