@@ -347,7 +347,9 @@ class Model:
                                         images=images[rows] if images is not None else None, callbacks=callbacks,
                                         measurement=measurement.rows(rows) if measurement else None,
                                         **some)
-            done.append(self.space.decode(run_to_end(x, frames)).cpu())
+            with self.evaluator.keep_casts(self.device):
+                x = run_to_end(x, frames)
+            done.append(self.space.decode(x).cpu())
         return torch.cat(done)
 
     @torch.no_grad()

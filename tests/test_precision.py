@@ -1,11 +1,16 @@
 """Precision and layout: what ``auto`` becomes, that a run keeps it, and that it changes rounding only."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from helpers import DIGITS, LEARNED, done
+from networks import randomized
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs import UserError, build
+from degradations.base import State
 from diffusion import load
 from diffusion import precision as module
 from diffusion.objectives.evaluator import Evaluator
@@ -158,3 +163,71 @@ def test_resumed_in_bf16_is_uninterrupted(tmp_path):
                  f"max_steps={steps}", "optimizer.decay=none")
     whole, parts = (load(tmp_path / "ddpm_digits" / name).weights.state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each of these weights is cast to bf16."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.counts = {weight.data_ptr(): 0 for weight in weights}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") is torch.bfloat16:
+            self.counts[args[0].data_ptr()] = self.counts.get(args[0].data_ptr(), 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+class TestCastsOfWeights:
+    """In a sampling, autocast casts each weight once."""
+
+    @pytest.fixture
+    def model(self, hot):
+        model = load(hot.folder, device="cpu", precision="bf16")
+        randomized(model.weights.net)
+        return model
+
+    def test_once_for_all_steps_and_bit_for_bit(self, model, monkeypatch):
+        recipe = model.recipe(["sampler.num_steps=4", "guidance=none"])
+        weights = [m.weight for m in model.weights.net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        answers, counts = [], []
+        for kept in (True, False):
+            if not kept:
+                monkeypatch.setattr(Evaluator, "keep_casts", lambda self, device: nullcontext())
+            with Casts(weights) as casts:
+                answers.append(model.sample(range(2), recipe=recipe))
+            counts.append({casts.counts[weight.data_ptr()] for weight in weights})
+        assert torch.equal(*answers)
+        assert counts[0] == {1}
+        assert counts[1] == {4}
+
+    def test_nothing_of_it_stays(self, model):
+        """Weights that change are cast anew, none requires gradients that did not, and those that do get them."""
+        recipe = model.recipe(["sampler.num_steps=2", "guidance=none"])
+        before = model.sample(range(2), recipe=recipe)
+        assert not any(weight.requires_grad for weight in model.weights.parameters())
+        with torch.no_grad():
+            for weight in model.weights.net.parameters():
+                weight.mul_(0.5)
+        assert not torch.equal(model.sample(range(2), recipe=recipe), before)
+        model.weights.requires_grad_(True)
+        with torch.autocast("cpu", torch.bfloat16):  # of a training around the pictures that it draws
+            model.sample(range(2), recipe=recipe)
+            x = torch.randn(2, 1, 16, 16)
+            x0 = model.restorer(x, torch.full((2,), 0.5), model.context({}, 2), state=State(z=x), step=None).x0
+            x0.sum().backward()
+        assert all(m.weight.grad is not None for m in model.weights.net.modules() if isinstance(m, nn.Conv2d))
+
+    def test_gradients_are_asked_of_the_image_alone(self, model):
+        """A step with gradients is computed as without."""
+        x = torch.randn(2, 1, 16, 16)
+        ctx, t, found = model.context({}, 2), torch.full((2,), 0.5), []
+        for kept in (nullcontext(), model.evaluator.keep_casts(model.device)):
+            with kept:
+                with torch.no_grad():
+                    model.restorer(x, t, ctx, state=State(z=x), step=None)
+                x_t = x.clone().requires_grad_()
+                x0 = model.restorer(x_t, t, ctx, state=State(z=x), step=None).x0
+                found.append(torch.autograd.grad(x0.square().sum(), x_t)[0])
+                assert not any(weight.requires_grad for weight in model.weights.net.parameters())
+        assert torch.equal(*found)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs import UserError
 from degradations.base import Degradation, Estimate, State
@@ -38,6 +38,7 @@ class Evaluator:
 
     def __init__(self, network: Network, precision: str = "32"):
         self.network, self.precision = network, check_precision(precision)
+        self._kept: list[Tensor] = []
 
     @contextmanager
     def computing(self, device: torch.device) -> Iterator[None]:
@@ -45,8 +46,27 @@ class Evaluator:
         precision = settle_precision(self.precision, device.type)
         dtype = PRECISIONS[precision]
         half = torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
-        with half, tf32(precision == "tf32"):
+        with half, tf32(precision == "tf32"), require_grads([] if torch.is_grad_enabled() else self._kept):
             yield
+
+    @contextmanager
+    def keep_casts(self, device: torch.device) -> Iterator[None]:
+        """Inside, each weight is cast to the network's precision once, not in every evaluation without gradients; the
+        answers are the same, bit for bit. For loops in which no weight changes."""
+        compiled = getattr(self.network, "_compiled_call_impl", None) is not None
+        if PRECISIONS[settle_precision(self.precision, device.type)] is None or compiled:
+            yield
+            return
+        # Autocast keeps what it has cast until the outermost of its contexts ends, which this one is, though it is off;
+        # and only of weights that require gradients, which those of a loaded network do not.
+        weights = self.network.parameters() if isinstance(self.network, nn.Module) else ()
+        self._kept = [weight for weight in weights if not weight.requires_grad]
+        try:
+            with torch.autocast(device.type, enabled=False):
+                yield
+        finally:
+            self._kept = []
+            torch.clear_autocast_cache()
 
     def output(self, x_t: Float[Tensor, "b ..."], t: Float[Tensor, " b"], ctx: Context,
                attn: AttentionHook | None = None) -> Float[Tensor, "b ..."]:
@@ -60,6 +80,18 @@ class Evaluator:
         :raises UserError: if the network's answer is not what is made of it
         """
         raise NotImplementedError
+
+
+@contextmanager
+def require_grads(weights: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, these require gradients."""
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
 
 
 class NetworkRestorer(Evaluator):
