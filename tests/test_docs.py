@@ -178,8 +178,9 @@ def test_a_long_command_composes(page, arguments, monkeypatch, capsys):
         assert compose("train", overrides).run.name
     elif script in ("sample.py", "evaluate.py"):
         experiment = next(a.split("/")[1] for a in overrides if a.startswith("run=runs/"))
-        defaults = compose("train", [f"experiment={experiment}"]).sampling
-        assert compose(script[:-3], merge_overrides(defaults, ask_signals(overrides, ["label"]))).run
+        cfg = compose("train", [f"experiment={experiment}"])
+        asked = ask_signals(overrides, cfg.condition.get("signals", {}))
+        assert compose(script[:-3], merge_overrides(cfg.sampling, asked)).run
     elif script == "scripts/reproduce.py":
         assert compose("reproduce", rest).table.rows
     else:

@@ -95,7 +95,7 @@ class TestManifest:
         assert len(record["checkpoint"]["checksum"]) == 16
         assert record["environment"]["packages"]["torch"] == torch.__version__.split("+")[0]
         assert record["settings"]["sampler"]["num_steps"] == STEPS
-        assert record["sampler"] == f"DDIM (grid UniformGrid, num_steps {STEPS}, eta 0.0, below 1.0)"
+        assert record["sampler"] == f"DDIM (grid UniformGrid, num_steps {STEPS}, eta 0.0, below 1.0, temperature 1.0)"
         assert record["guidance"] == f"CFG (scale {scale})"
         assert record["evaluations_per_sample"] == evaluations
         assert record["seconds"] > 0
