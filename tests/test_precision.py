@@ -178,6 +178,17 @@ class Casts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class One(nn.Module):
+    """A network that is a convolution of the image itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.only = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x, t, ctx, attn=None):
+        return self.only(x)
+
+
 class TestCastsOfWeights:
     """In a sampling, autocast casts each weight once."""
 
@@ -231,3 +242,12 @@ class TestCastsOfWeights:
                 found.append(torch.autograd.grad(x0.square().sum(), x_t)[0])
                 assert not any(weight.requires_grad for weight in model.weights.net.parameters())
         assert torch.equal(*found)
+
+    def test_no_image_is_kept(self, model):
+        """An image that is differentiated is cast in each evaluation: a copy of each step's would stay to the end."""
+        x_t, ctx, t = torch.randn(2, 1, 16, 16).requires_grad_(), model.context({}, 2), torch.full((2,), 0.5)
+        evaluator = Evaluator(One().requires_grad_(False), "bf16")
+        with evaluator.keep_casts(model.device), Casts([x_t]) as casts:
+            for _ in range(3):
+                evaluator.output(x_t, t, ctx)
+        assert casts.counts[x_t.data_ptr()] == 3

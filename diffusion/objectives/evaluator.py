@@ -46,8 +46,11 @@ class Evaluator:
         precision = settle_precision(self.precision, device.type)
         dtype = PRECISIONS[precision]
         half = torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
-        with half, tf32(precision == "tf32"), require_grads([] if torch.is_grad_enabled() else self._kept):
+        grad = torch.is_grad_enabled()
+        with half, tf32(precision == "tf32"), require_grads([] if grad else self._kept):
             yield
+        if grad and self._kept:
+            torch.clear_autocast_cache()  # of an image that is differentiated, too, there would be a copy for each step
 
     @contextmanager
     def keep_casts(self, device: torch.device) -> Iterator[None]:
