@@ -25,12 +25,11 @@ from diffusion import load
 from diffusion.data.pixels import to_float
 from diffusion.data.sets.digits import Digits
 from diffusion.evaluation.losses import spread_indices
-from diffusion.evaluation.word_edits import Change
+from diffusion.evaluation.word_edits import Change, find_text
 from diffusion.loading import build_data
 from diffusion.model import Model
 from diffusion.pictures import save_grid
 from diffusion.sampling.job import restore, solve
-from models.text import TextReader
 
 COLUMNS = 10
 TIMES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -224,17 +223,14 @@ def edits(model: Model, words: Sequence[str], path: Path, sampling: Sequence[str
     :raises UserError: for a run without one text, and a word that no caption has
     """
     old, new = words
-    readers, captions = model.readers(), []
+    (name, reader), change = find_text(model), Change("", "", (old, new))
     images = build_data(model.config, {}, registry.trusted()).split("test")
-    for name, reader in readers.items():
-        if isinstance(reader, TextReader) and len(readers) == 1:
-            said = map(str, reader.write(images.choose(torch.arange(len(images))).signals[name]))
-            captions = [caption for caption in said if caption.split().count(old) == 1][:COLUMNS]
+    said = map(str, reader.write(images.choose(torch.arange(len(images))).signals[name]))
+    captions = list(filter(change.fits, said))[:COLUMNS]
     if not captions:
-        raise UserError(f"--words {old}: a word that no held-out caption has once", "a run with text, and a word of it",
-                        "--text runs/text_scenes_digits/first --words red green")
-    asked: dict[str, Any] = {next(iter(readers)): [text for caption in captions
-                                                   for text in Change("", "", (old, new)).write_pair(caption)]}
+        raise UserError(f"--words {old}: a word that no held-out caption has once", "a word of the captions",
+                        "--words red green")
+    asked: dict[str, Any] = {name: [text for caption in captions for text in change.write_pair(caption)]}
     indices = [i for i in range(len(captions)) for _ in range(2)]
     rows: dict[str, Tensor] = {}
     for title, settings in EDITS.items():

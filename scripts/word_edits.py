@@ -36,11 +36,10 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, dict[st
     import torch
 
     from diffusion.data.pixels import to_float
-    from diffusion.evaluation.word_edits import SIDES, Change, measure_word_edits
+    from diffusion.evaluation.word_edits import SIDES, Change, find_text, measure_word_edits
     from diffusion.loading import build_data, load
     from diffusion.metrics.goals import find_answer, require_judge, shows
     from diffusion.pictures import save_grid
-    from models.text import TextReader
 
     model, judge = (load(run, weights=cfg.weights, step=step, device=cfg.device, allow=cfg.allow)
                     for run, step in ((cfg.run, cfg.step), (cfg.judge, None)))
@@ -49,11 +48,7 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, dict[st
         find_answer(judge, cfg.question, answer)
     if cfg.side not in (None, *SIDES):
         raise UserError(f"side={cfg.side}", f"{' or '.join(SIDES)}, or null", "side=left")
-    readers = model.readers()
-    if len(readers) != 1 or not isinstance(next(iter(readers.values())), TextReader):
-        raise UserError(f"a run that reads {', '.join(readers) or 'nothing'}", "one text alone",
-                        "a run of experiment=text_scenes_digits data.layout=two")
-    ((name, reader),) = readers.items()
+    name, reader = find_text(model)
     end = cfg.question.rpartition("_")[2]
     change = Change(cfg.question, cfg.target, (cfg["from"], cfg.to), cfg.side or (end if end in SIDES else None))
 
@@ -64,7 +59,7 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, dict[st
         said = judge.classify(to_float(pixels)).logits
         written = [str(text) for text in reader.write(signals[name])]
         captions += [text for text, there in zip(written, shows(judge, said, cfg.question, cfg.source).tolist())
-                     if there and text.split().count(change.words[0]) == 1]
+                     if there and change.fits(text)]
         if len(captions) >= cfg.count:
             break
     captions = captions[:cfg.count]

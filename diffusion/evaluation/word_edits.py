@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from configs import UserError
 from diffusion.metrics.goals import shows, split_questions
 from diffusion.metrics.intervals import MetricValue, mean, share
 from diffusion.model import Model
 from models.sources import find_objects
+from models.text import TextReader
 from samplers.edits.blend import sum_maps
 from samplers.guidance.p2p import MAPS
 from samplers.protocol import Callback, LoopState
@@ -35,6 +37,10 @@ class Change:
     words: tuple[str, str]
     side: str | None = None
 
+    def fits(self, caption: str) -> bool:
+        """Whether a caption has the word of the source once."""
+        return caption.split().count(self.words[0]) == 1
+
     def write_pair(self, caption: str) -> list[str]:
         """A caption and that of its edit."""
         old, new = self.words
@@ -50,23 +56,35 @@ class Change:
 
 
 class Attention(Callback):
-    """Keeps the attention to some words, summed over the steps, of every row that is sampled with ``guidance=p2p``.
+    """Keeps the attention to a word, summed over the steps, of every row that is sampled with ``guidance=p2p``.
 
-    :ivar found: by word, a tensor (B, 1, H, W) for each batch
+    :ivar found: a tensor (B, 1, H, W) for each batch
     """
 
-    def __init__(self, words: Sequence[str]):
-        self.found: dict[str, list[Float[Tensor, "b 1 h w"]]] = {word: [] for word in words}
+    def __init__(self, word: str):
+        self.word = word
+        self.found: list[Float[Tensor, "b 1 h w"]] = []
 
     def before(self, frame: LoopState) -> None:
         frame.step.memory.setdefault(MAPS, {})
 
     def after(self, frame: LoopState) -> None:
         maps = frame.step.memory[MAPS]
-        if frame.step.i + 1 < frame.step.n or not maps:
-            return
-        for word, found in self.found.items():
-            found.append(sum_maps(maps, frame.step.captions, [word]).cpu())
+        if frame.step.i + 1 == frame.step.n and maps:
+            self.found.append(sum_maps(maps, frame.step.captions, [self.word]).cpu())
+
+
+def find_text(model: Model) -> tuple[str, TextReader]:
+    """The one thing that a model is told, a text: its name and its reader.
+
+    :raises UserError: for a model that is told something else, or more
+    """
+    readers = model.readers()
+    for name, reader in readers.items():
+        if len(readers) == 1 and isinstance(reader, TextReader):
+            return name, reader
+    raise UserError(f"a run that reads {', '.join(readers) or 'nothing'}", "one text alone",
+                    "a run of experiment=text_scenes_digits data.layout=two")
 
 
 def measure_concentration(maps: Float[Tensor, "b 1 h w"], mask: Bool[Tensor, "b H W"]) -> Float[Tensor, " b"]:
@@ -110,27 +128,26 @@ def measure_word_edits(model: Model, judge: Model, captions: Sequence[str], chan
                        methods: Mapping[str, Sequence[str]], seed: int = 0, batch: int = 64
                        ) -> tuple[dict[str, dict[str, MetricValue]], Float[Tensor, "m n c h w"]]:
     """Numbers of :func:`compare_pairs` for several ways to make edits of the same sources, ``concentration: WORD`` of
-    the words of the source where a way keeps maps of them (``guidance=p2p``), and the pictures: the sources, and the
+    the word of the source where a way keeps maps of them (``guidance=p2p``), and the pictures: the sources, and the
     edits of each way.
 
     :param captions: of the sources, each with the word that is changed
     :param methods: overrides of ``sample.py``, by name: of the way to make the pictures
     """
     n = len(captions)
-    (name,) = model.readers()
+    name, _ = find_text(model)
     asked: dict[str, Any] = {name: [each for caption in captions for each in change.write_pair(caption)]}
     numbers: dict[str, dict[str, MetricValue]] = {}
     pictures: list[Tensor] = []
     for method, overrides in methods.items():
-        watch = Attention([change.words[0]])
+        watch = Attention(change.words[0])
         drawn = model.sample([i for i in range(n) for _ in range(2)], seed=seed, recipe=model.recipe(overrides),
                              batch=batch, callbacks=[watch], **asked).unflatten(0, (n, 2))
         sources, edits = drawn.unbind(1)
         pictures = pictures or [sources]
         pictures.append(edits)
         numbers[method] = compare_pairs(judge, sources, edits, change)
-        for word, found in watch.found.items():
-            if found:
-                mass = measure_concentration(torch.cat(found)[::2], change.find_object(sources))
-                numbers[method][f"concentration: {word}"] = mean(mass[mass.isfinite()])
+        if watch.found:
+            mass = measure_concentration(torch.cat(watch.found)[::2], change.find_object(sources))
+            numbers[method][f"concentration: {watch.word}"] = mean(mass[mass.isfinite()])
     return numbers, torch.stack(pictures)
