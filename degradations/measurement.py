@@ -97,6 +97,13 @@ class Measurement:
         """What was measured, as an image of full size."""
         return self.degradation.enlarge(self.known, self.shape)
 
+    def unseen(self) -> Float[Tensor, "b c h w"]:
+        """What :meth:`show` leaves out of a degraded image: the colour of a hole."""
+        black = torch.zeros(len(self.known), *self.shape, device=self.known.device)
+        constant = self.degradation.forward(black, self._time(black), self.state)
+        return constant - self.degradation.enlarge(self.degradation.observe(constant, self._time(black), self.state),
+                                                   self.shape)
+
     @property
     def known(self) -> Tensor:
         """What was measured: y."""

@@ -30,7 +30,7 @@ class MotionBlur(Degradation):
 
     ``d`` is the unit vector of the angle, and ``w_j = clip((l_t + 1) / 2 - |j|, 0, 1) / l_t``: whole pixels along the
     line, a part of one at both ends. Between the pixels x0 is interpolated bilinearly, so a line along rows or columns
-    touches no others. The state of a random angle has ``angle`` (B,), in degrees.
+    touches no others. The state has ``angle`` (B,), in degrees.
 
     :param levels: number of levels T; between two levels the line goes on growing
     :param length: of the line at t = 1, px, above 1 and at most the image's shorter side
@@ -57,7 +57,8 @@ class MotionBlur(Degradation):
         self.reach = ceil((length - 1) / 2)
 
     def draw(self, shape: Sequence[int], rng: Draws) -> State:
-        return State(angle=180 * rng.uniform("angle", shape[:1])) if self.angle == "random" else State()
+        u = rng.uniform("angle", shape[:1])
+        return State(angle=180 * u if self.angle == "random" else torch.full_like(u, float(self.angle)))
 
     def degrade(self, x0: Float[Tensor, "b c h w"], t: Times, state: State) -> Float[Tensor, "b c h w"]:
         return self._filter(x0, self.kernel(t, state))
@@ -83,8 +84,7 @@ class MotionBlur(Degradation):
         length = 1 + (self.length - 1) * (below + share)[:, None] / self.levels
         place = torch.arange(-self.reach, self.reach + 1, device=t.device, dtype=torch.float64)
         weights = ((length + 1) / 2 - place.abs()).clamp(0, 1) / length
-        degrees = state["angle"].double() if self.angle == "random" else torch.full_like(t.double(), float(self.angle))
-        angle = degrees.deg2rad()[:, None]
+        angle = state["angle"].double().deg2rad()[:, None]
         down, right = (1 - (step[..., None] * place[:, None] - place).abs() for step in (-angle.sin(), angle.cos()))
         return torch.einsum("bj,bjy,bjx->byx", weights, down.clamp(min=0), right.clamp(min=0))
 
@@ -105,7 +105,8 @@ class MotionBlur(Degradation):
 @lru_cache(maxsize=4)
 def _decompose(operator: MotionBlur, sides: tuple[int, int], t: float) -> Decomposition:
     def blur(images: Tensor) -> Tensor:
-        return operator.forward(images[:, None], torch.full((len(images),), t), State())[:, 0]
+        angle = State(angle=torch.full((len(images),), float(operator.angle)))
+        return operator.forward(images[:, None], torch.full((len(images),), t), angle)[:, 0]
 
     height, width = sides
     if float(operator.angle) % 90:

@@ -289,6 +289,7 @@ class Model:
             self.require_pixels(edit, edit.pixels)
         recipe.sampler.check(self.degradation)
         prior = self.start(recipe)
+        self.require_pixels(prior, prior.needs_measurement)
         streams = Streams(seed, tuple(map(int, indices)), self.device)
         shape = (len(indices), *self.shape)
         ctx = self.context(self.condition(indices, asked, recipe), len(indices))
@@ -299,7 +300,8 @@ class Model:
             x, state = given, self.degradation.draw(shape, streams)
         else:
             times = recipe.sampler.times(self.degradation, recipe.start)
-            x, state, pivots = prior.begin(shape, self.degradation, streams, given, times, self.restorer, ctx)
+            x, state, pivots = prior.begin(shape, self.degradation, streams, given, times, self.restorer, ctx,
+                                           measurement)
         return x, recipe.sampler.steps(restorer, self.degradation, x, state, ctx, streams, start=recipe.start,
                                        callbacks=[*recipe.edits, *callbacks], space=self.space, given=given,
                                        measurement=measurement, captions=captions, pivots=pivots)

@@ -1,5 +1,6 @@
 """Priors: where ``x_T`` comes from."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from degradations.animorph import Animorph
 from degradations.base import Degradation, State
 from degradations.compose import Compose
 from degradations.inpaint import ColorInpaint
+from degradations.measurement import Measurement
 from degradations.randomness import Streams, key
 from degradations.separable import Separable
 from degradations.types import Images
@@ -24,8 +26,11 @@ from samplers.grids import GivenGrid, UniformGrid
 from samplers.ode import Inversion
 from samplers.protocol import Restorer, find_sources
 
+log = logging.getLogger(__name__)
 STEPS = 50
 """Of an inversion for which nothing else is said."""
+SAME = 1e-3
+"""How far apart two operators may be, as a share of the image, that are said to be the same."""
 
 
 class Prior(nn.Module):
@@ -34,10 +39,12 @@ class Prior(nn.Module):
     What is fitted lies in buffers, which are None before; a checkpoint gives them back in the shapes that they had.
 
     :cvar needs_images: whether it starts from real images, which the caller hands in
+    :cvar needs_measurement: whether it starts from what was measured of images
     :ivar count: training images that it is fitted to; 0 if there is nothing to fit
     """
 
     needs_images: bool = False
+    needs_measurement: bool = False
     count: int = 0
 
     def check(self, degradation: Degradation) -> None:
@@ -80,9 +87,10 @@ class Prior(nn.Module):
         raise NotImplementedError
 
     def begin(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None,
-              times: Sequence[float], restorer: Restorer, ctx: Context) -> tuple[Tensor, State, dict[float, Tensor]]:
+              times: Sequence[float], restorer: Restorer, ctx: Context,
+              measurement: Measurement | None = None) -> tuple[Tensor, State, dict[float, Tensor]]:
         """What :meth:`sample` gives at the first of the times that a sampler visits, and the images on the way there
-        by their times, if it is a way. Arguments as for :meth:`sample`."""
+        by their times, if it is a way. Arguments as for :meth:`sample`, and what was measured, if anything was."""
         return *self.sample(shape, degradation, streams, images, times[0], restorer=restorer, ctx=ctx), {}
 
 
@@ -147,7 +155,8 @@ class InvertedPrior(Prior):
         return x_T, state
 
     def begin(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None,
-              times: Sequence[float], restorer: Restorer, ctx: Context) -> tuple[Tensor, State, dict[float, Tensor]]:
+              times: Sequence[float], restorer: Restorer, ctx: Context,
+              measurement: Measurement | None = None) -> tuple[Tensor, State, dict[float, Tensor]]:
         if images is None:
             raise UserError("prior=inverted without images", "images to invert", "input=FOLDER")
         sources = find_sources(streams.indices)
@@ -164,6 +173,57 @@ class InvertedPrior(Prior):
                 x_t, state = frame.x_s, frame.state
                 pivots[frame.step.s] = x_t[twins]
         return x_t[twins], state.rows(twins), pivots
+
+
+class MeasuredPrior(Prior):
+    """``x_T = y``: a restorer that was trained to undo what the measurement does begins with what was measured (Bansal
+    et al. 2022, arXiv 2208.09392), and nothing else has to explain it.
+
+    The state is that of the measurement, as the hole is, and for what the measurement has none of, such as the noise of
+    a model of several degradations, the degradation's own draw.
+    """
+
+    needs_measurement = True
+
+    def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None = None,
+               start: float = 1.0, *, restorer: Restorer | None = None,
+               ctx: Context | None = None) -> tuple[Tensor, State]:
+        raise UserError("prior=measured without a measurement", "what was measured", "task=inpaint_box")
+
+    def begin(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None,
+              times: Sequence[float], restorer: Restorer, ctx: Context,
+              measurement: Measurement | None = None) -> tuple[Tensor, State, dict[float, Tensor]]:
+        if measurement is None:
+            return super().begin(shape, degradation, streams, images, times, restorer, ctx)
+        name, own = find_part(degradation, measurement)
+        state = degradation.draw(shape, streams)
+        state = state.replace(**{name + entry: measurement.state[entry] for entry in measurement.state})
+        x0 = streams.normal("probe", shape)
+        t = torch.full((len(x0),), times[0], device=x0.device)
+        x_t = own.forward(x0, t, Compose.of(name.removesuffix("."), state) if name else state)
+        y = measurement.degradation.forward(x0, torch.full_like(t, measurement.t0), measurement.state)
+        apart = ((x_t - y).square().mean() / x0.square().mean()).sqrt()
+        if apart > SAME:
+            log.warning("the model undoes another %s than this measurement: %.0f %% apart on white noise",
+                        type(own).__name__, 100 * apart)
+        return measurement.show() + measurement.unseen(), state, {}
+
+
+def find_part(degradation: Degradation, measurement: Measurement) -> tuple[str, Degradation]:
+    """The degradation, or the stage of several, that does what the measurement does, and how the names of its state
+    begin.
+
+    :raises UserError: if there is none
+    """
+    stages = degradation.stages if isinstance(degradation, Compose) else {}
+    parts = {"": degradation} | {f"{name}.": stage for name, stage in stages.items()}
+    for name, part in parts.items():
+        if type(part) is type(measurement.degradation):
+            return name, part
+    found = " and ".join(type(part).__name__ for part in stages.values() or [degradation])
+    wanted = type(measurement.degradation).__name__
+    raise UserError(f"a measurement by {wanted} for a model of {found}", f"a model that was trained to undo {wanted}",
+                    "method=ddnm" if isinstance(degradation, Affine) else "another run, or another task")
 
 
 class MixturePrior(Prior):

@@ -54,12 +54,14 @@ class Recipe:
 
         :raises UserError: naming the other half
         """
-        explains = [part for part in (*self.parts, *self.edits) if part.needs_measurement]
+        parts = (*self.parts, *self.edits, *([self.prior] if self.prior else []))
+        explains = [part for part in parts if part.needs_measurement]
         if explains and not measured:
             raise UserError(f"{type(explains[0]).__name__}, which makes images explain a measurement, and none",
                             "what was measured", "task=inpaint_box")
         if measured and not explains:
-            raise UserError("a measurement that nothing explains", "a method", "method=ddnm, pigdm, dps or repaint")
+            raise UserError("a measurement that nothing explains", "a method",
+                            "method=ddnm, pigdm, dps or repaint; method=cold for a model trained to undo it")
 
     def check_inversion(self, prior: Prior) -> bool:
         """Whether given images are inverted at the times of the sampler, so that edits find them on the way.

@@ -178,7 +178,8 @@ class TextSignal(CaptionSignal):
                             f"model.cross_dim={-(-token_dim // heads) * heads}")
         self.stream = stream
         self.embedding = nn.Embedding(len(self.words), token_dim)
-        self.places = nn.Parameter(0.02 * torch.randn(length, token_dim))
+        # As large as the words, so that a network tells the first colour from the second.
+        self.places = nn.Parameter(torch.randn(length, token_dim))
         self.layers = nn.ModuleList(TokenMixer(token_dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(token_dim)
         self.pool = nn.Linear(token_dim, dim) if pooled else None

@@ -183,6 +183,32 @@ def test_snow_is_no_measurement():
         construct(node, role=InverseProblem).draw((1, 3, 16, 16), Streams(0, (0,)))
 
 
+OWN = ["task=deblur_gauss", "task.degradation.levels=20", "task.degradation.padding=circular",
+       "task.degradation.kernels.size=5", "task.degradation.kernels.std=0.5"]
+"""The blur of the cold run, as a task."""
+
+
+def test_a_cold_model_undoes_what_it_was_trained_for(cold, tmp_path):
+    sample(cold, tmp_path / "a", *OWN, "task.noise=0", "method=cold")
+    sample(cold, tmp_path / "b")
+    for i in range(2):
+        assert np.array_equal(read(tmp_path / "a" / f"00000{i}.png"), read(tmp_path / "b" / f"00000{i}.png"))
+
+
+def test_a_cold_model_beside_the_linear_answers(cold):
+    output = done("evaluate.py", f"run={cold.folder}", "device=cpu", *OWN, "method=cold", "count=4", "metrics=quick",
+                  "sampler.num_steps=3", "batch=2")
+    rows = json.loads((Path(output.split("written: ")[1].split("\n")[0])).read_text())["rows"]
+    assert list(rows) == ["explained", "Wiener", "Wiener, white"]
+
+
+@pytest.mark.parametrize(("overrides", "said"), [
+    ([*OWN], "method=cold"), (["method=cold"], "explain a measurement, and none"),
+    (["task=inpaint_box", "method=cold"], "trained to undo BoxInpaint")])
+def test_a_cold_model_and_a_task_that_do_not_fit(cold, tmp_path, overrides, said):
+    assert said in sample(cold, tmp_path / "a", *overrides, code=2)
+
+
 def test_cold_models_are_refused(cold, tmp_path):
     output = sample(cold, tmp_path / "a", "task=inpaint_box", "method=ddnm", code=2)
     assert "DDIM" in output

@@ -1,11 +1,17 @@
 """Measurements: adjoint, singular values and pseudo-inverse of every linear degradation that there is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from oracles import Perfect
 
 from configs import UserError, registry
+from degradations.compose import Compose
 from degradations.measurement import Measurement
 from degradations.randomness import Streams
+from diffusion.priors import MeasuredPrior
+from models.context import Context
 
 SHAPE = (3, 16, 16)
 NAMES = [name for name in registry.available("degradation") if registry.node("degradation", name)]
@@ -77,3 +83,60 @@ def test_what_is_no_measurement_is_refused(name):
 def test_times_and_noises_that_mean_nothing_are_refused(t0, noise):
     with pytest.raises(UserError, match="task"):
         measurement("blur", t0, noise)
+
+
+def begin(degradation, known, x0):
+    return MeasuredPrior().begin(x0.shape, degradation, Streams(5, (0, 1, 2)), None, [1.0], Perfect(x0, degradation),
+                                 Context(), known)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cold_model_begins_with_what_was_measured(name):
+    """It is the degraded image with the measurement's own state, whatever is drawn otherwise."""
+    known, x0 = measurement(name), random("x0", (3, *SHAPE), torch.float32)
+    x_T, state, pivots = begin(known.degradation, known.measure(x0, Streams(2, (0, 1, 2))), x0)
+    t = torch.ones(3)
+    # Of a soft hole, what is hardly visible counts as not measured.
+    torch.testing.assert_close(x_T, known.degradation.forward(x0, t, known.state), atol=5e-3, rtol=0)
+    torch.testing.assert_close(known.degradation.forward(x0, t, state), x_T, atol=5e-3, rtol=0)
+    assert not pivots
+
+
+def test_a_cold_model_sees_the_colour_of_a_hole():
+    known = measurement("inpaint_box")
+    black = registry.build("degradation", "inpaint_box", value=-1.0)
+    known = replace(known, degradation=black)
+    x0 = random("x0", (3, *SHAPE), torch.float32)
+    x_T, state, _ = begin(black, known.measure(x0, Streams(2, (0, 1, 2))), x0)
+    torch.testing.assert_close(x_T, black.forward(x0, torch.ones(3), state), atol=1e-6, rtol=0)
+    assert (x_T == -1).any()
+
+
+def test_a_cold_model_of_several_degradations():
+    """The hole is that of the measurement, the noise its own; a measurement of none of them is refused."""
+    known = measurement("inpaint_pixels", noise=0.05)
+    noise = registry.build("degradation", "gaussian", schedule="additive")
+    several, x0 = Compose({"noise": noise, "hole": known.degradation}), random("x0", (3, *SHAPE), torch.float32)
+    known = known.measure(x0, Streams(2, (0, 1, 2)))
+    x_T, state, _ = begin(several, known, x0)
+    assert torch.equal(state["hole.threshold"], known.state["threshold"])
+    torch.testing.assert_close(x_T, known.show())
+    assert state["noise.z"].std() > 0.5
+    with pytest.raises(UserError, match="PixelInpaint") as error:
+        begin(registry.build("degradation", "blur"), known, x0)
+    assert "trained to undo PixelInpaint" in error.value.wanted
+
+
+def test_another_blur_than_that_of_the_training_is_told(caplog):
+    known = measurement("blur")
+    x0 = random("x0", (3, *SHAPE), torch.float32)
+    known = known.measure(x0, Streams(2, (0, 1, 2)))
+    begin(registry.build("degradation", "blur"), known, x0)
+    assert not caplog.messages
+    begin(registry.build("degradation", "blur", levels=3), known, x0)
+    assert "another Blur" in caplog.text
+
+
+def test_nothing_measured_is_nothing_to_begin_with():
+    with pytest.raises(UserError, match="without a measurement"):
+        begin(registry.build("degradation", "blur"), None, torch.zeros(3, *SHAPE))

@@ -9,7 +9,6 @@ from scipy.ndimage import convolve1d, map_coordinates
 import degradations
 import samplers
 from configs import UserError
-from degradations.base import State
 from degradations.randomness import Streams
 from models.context import Context
 
@@ -18,7 +17,7 @@ BORDERS = {"circular": "wrap", "reflect": "mirror", "replicate": "nearest", "zer
 
 
 def blurred(operator, x0, t, state=None):
-    return operator.forward(x0, torch.full((len(x0),), t, dtype=torch.float64), state or State())
+    return operator.forward(x0, torch.full((len(x0),), t, dtype=torch.float64), state or state_of(operator, x0.shape))
 
 
 def overlaps(length, reach):
@@ -66,7 +65,7 @@ def test_the_line_only_grows():
     """Its ends move outwards and no weight inside increases; nothing jumps."""
     operator = degradations.build("motion_blur", angle=25, levels=7)
     times = torch.linspace(0, 1, 201, dtype=torch.float64)
-    kernels = operator.kernel(times, State())
+    kernels = operator.kernel(times, state_of(operator, times.shape))
     torch.testing.assert_close(kernels.sum((1, 2)), torch.ones(201, dtype=torch.float64))
     assert (kernels >= 0).all()
     centre = kernels[:, 3, 3]
@@ -85,7 +84,7 @@ def test_each_image_has_its_own_angle():
     alone = operator.draw((1, 2, 16, 16), Streams(0, (3,)))
     torch.testing.assert_close(operator.forward(x0[3:4], t[3:4], alone), x_t[3:4])
     fixed = degradations.build("motion_blur", angle=state["angle"][3].item())
-    torch.testing.assert_close(fixed.forward(x0[3:4], t[3:4], State()), x_t[3:4])
+    torch.testing.assert_close(fixed.forward(x0[3:4], t[3:4], state_of(fixed, (1, 2, 16, 16))), x_t[3:4])
     angles = state_of(operator, (2000, 1, 8, 8))["angle"]
     assert torch.histc(angles, 6, 0, 180).min() > 2000 / 6 / 1.3
 

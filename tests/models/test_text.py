@@ -194,3 +194,12 @@ def test_captions_that_name_sides_are_not_mirrored():
     plain = TextSignal(list_words(["a", "red"]), 4, 16, 16)
     raw = plain.read(["a red"])
     assert plain.mirror(raw, 8) is raw
+
+
+def test_a_word_knows_its_place():
+    """As well as which word it is: without attention among words nothing else says which of two things a colour is
+    of."""
+    signal = make(heads=0)
+    tokens = signal(encode(signal, "red a red blue")).tokens["main"][0]
+    other_place, other_word = (tokens[1] - tokens[3]).norm(), (tokens[1] - tokens[4]).norm()
+    assert other_place > 0.5 * other_word
