@@ -7,6 +7,7 @@ some of them.
 """
 
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, float]:
     from diffusion.data.pixels import to_float
     from diffusion.evaluation.asyrp import find_time, measure_distances, measure_edits
     from diffusion.loading import build_data, load
-    from diffusion.metrics.goals import find_answer, require_judge, shows
+    from diffusion.metrics.goals import find_answer, find_images, require_judge
     from diffusion.metrics.intervals import MetricValue
     from diffusion.objectives.evaluator import NetworkRestorer
     from diffusion.pictures import save_grid
@@ -63,13 +64,8 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, float]:
     if source is not None:
         find_answer(judge, question, source)
     images = build_data(model.config, cfg.data, (*registry.trusted(), *cfg.allow)).split("test")
-    rows: list[int] = []
-    for some in torch.arange(len(images)).split(64):
-        said = judge.classify(to_float(images.batch(some)[0])).logits
-        rows += (some if source is None else some[shows(judge, said, question, source)]).tolist()
-        if len(rows) >= cfg.count:
-            break
-    rows = rows[:cfg.count]
+    showing = range(len(images)) if source is None else find_images(judge, images, question, source)
+    rows = list(islice(showing, cfg.count))
     if not rows:
         raise UserError(f"{len(images)} held-out images, none of which shows {question}: {source}", "images that do",
                         "another source, or other data")

@@ -6,6 +6,7 @@ and with a local blend besides. ``picture=edits.png`` shows some of them.
 """
 
 import logging
+from itertools import islice
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -35,10 +36,9 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, dict[st
 
     import torch
 
-    from diffusion.data.pixels import to_float
     from diffusion.evaluation.word_edits import SIDES, Change, find_text, measure_word_edits
     from diffusion.loading import build_data, load
-    from diffusion.metrics.goals import find_answer, require_judge, shows
+    from diffusion.metrics.goals import find_answer, find_images, require_judge
     from diffusion.pictures import save_grid
 
     model, judge = (load(run, weights=cfg.weights, step=step, device=cfg.device, allow=cfg.allow)
@@ -53,16 +53,9 @@ def measure(cfg: DictConfig, experiment: str | None = None) -> dict[str, dict[st
     change = Change(cfg.question, cfg.target, (cfg["from"], cfg.to), cfg.side or (end if end in SIDES else None))
 
     images = build_data(model.config, cfg.data, (*registry.trusted(), *cfg.allow)).split("test")
-    captions: list[str] = []
-    for some in torch.arange(len(images)).split(256):
-        pixels, signals = images.batch(some)
-        said = judge.classify(to_float(pixels)).logits
-        written = [str(text) for text in reader.write(signals[name])]
-        captions += [text for text, there in zip(written, shows(judge, said, cfg.question, cfg.source).tolist())
-                     if there and change.fits(text)]
-        if len(captions) >= cfg.count:
-            break
-    captions = captions[:cfg.count]
+    told = (reader.write(images.batch(torch.tensor([row]))[1][name])[0]
+            for row in find_images(judge, images, cfg.question, cfg.source))
+    captions = list(islice(filter(change.fits, told), cfg.count))
     if not captions:
         raise UserError(f"{len(images)} held-out images, none of which shows {cfg.question}: {cfg.source} and says "
                         f"{change.words[0]} once", "images that do", "another source, or from=ANOTHER_WORD")

@@ -1,6 +1,6 @@
 """What an edit is to make of images, by the answers of a judge that train.py has trained."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +8,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from configs import UserError
+from diffusion.data.base import ImageSet
 from diffusion.data.files.images import size
+from diffusion.data.pixels import to_float
 from diffusion.loading import load
 from diffusion.model import Model
 from diffusion.objectives.answers import AnswerClassifier, split_answers
 from diffusion.objectives.asyrp import Goal
 from diffusion.objectives.attributes import AttributeClassifier
 
+CHUNK = 64
+"""Images that a judge is asked about at a time."""
 NO, YES = "no", "yes"
 """The answers about an attribute."""
 
@@ -153,6 +157,13 @@ def shows(model: Model, logits: Float[Tensor, "n k"], question: str, answer: str
     """Whether this is the answer that the judge finds most probable."""
     part = split_questions(model, logits)[question]
     return part.argmax(1) == find_answer(model, question, answer)
+
+
+def find_images(model: Model, images: ImageSet, question: str, answer: str | bool | int) -> Iterator[int]:
+    """The rows of images of which the judge gives this answer, as they come."""
+    for rows in torch.arange(len(images)).split(CHUNK):
+        said = model.classify(to_float(images.batch(rows)[0])).logits
+        yield from rows[shows(model, said, question, answer)].tolist()
 
 
 def measure_divergence(before: Float[Tensor, "n k"], after: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:

@@ -9,9 +9,13 @@ from torch import Tensor, nn
 from configs import UserError
 from diffusion.data.files.images import size
 from diffusion.loading import load
+from diffusion.metrics.base import PairMetric
 from diffusion.metrics.lpips import SMALLEST, lacking, network, weights
 from diffusion.model import Model
 from diffusion.objectives.perceptual import Perceptual, compare_maps
+
+CHUNK = 64
+"""Images that are compared at a time."""
 
 
 class ClassifierPerceptual(Perceptual):
@@ -62,6 +66,28 @@ def list_maps(model: Model, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
     maps = getattr(model.classifier.network, "maps")  # noqa: B009  # beyond the protocol, as the property has checked
     with torch.autocast(x.device.type, enabled=False):
         return maps(model.space.encode(x), x.new_zeros(len(x)))
+
+
+class ClassifierDistance(PairMetric):
+    """``perceptual``: :class:`ClassifierPerceptual` of each pair of images, LPIPS without learned weights in the
+    features of the run's judge. Measured if a judge is named (``judge=RUN``). From 0, alike, to 4.
+
+    :param run: the folder of a classifier, or its file
+    """
+
+    name = "perceptual"
+
+    def __init__(self, run: str | None = None):
+        self._run = run if run != "none" else None
+        self._distance = ClassifierPerceptual(self._run)
+
+    def lacks(self) -> str | None:
+        return None if self._run else "a classifier by name: judge=RUN"
+
+    @torch.no_grad()
+    def __call__(self, a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+        self._distance.check_shape(a.shape[1:])
+        return torch.cat([self._distance(*some) for some in zip(a.split(CHUNK), b.split(CHUNK), strict=True)])
 
 
 class LPIPSPerceptual(Perceptual):

@@ -11,7 +11,7 @@ from configs import UserError
 from diffusion import load
 from diffusion.metrics.lpips import FILES
 from diffusion.metrics.lpips import distance as lpips
-from diffusion.metrics.perceptual import ClassifierPerceptual, LPIPSPerceptual
+from diffusion.metrics.perceptual import ClassifierDistance, ClassifierPerceptual, LPIPSPerceptual
 from diffusion.objectives.perceptual import Perceptual, compare_maps
 from diffusion.runs import checkpoint
 
@@ -35,6 +35,17 @@ def test_maps_are_compared_by_direction():
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
     return train(tmp_path_factory.mktemp("judge"), *CLASSIFIER, "run.name=judge", "seed=1").folder
+
+
+def test_the_distance_of_restorations(judge, tmp_path):
+    """In the features of the judge that is named; without one, or by one of other images, it is not measured."""
+    assert ClassifierDistance(None).lacks() == ClassifierDistance("none").lacks() == "a classifier by name: judge=RUN"
+    metric, a, b = ClassifierDistance(str(judge)), normal(70, 1, 16, 16), normal(70, 1, 16, 16, seed=1)
+    assert metric.lacks() is None
+    assert not metric(a, a).any()
+    torch.testing.assert_close(metric(a, b), ClassifierPerceptual(str(judge))(a, b).detach())
+    with pytest.raises(UserError, match="trained on"):
+        metric(normal(1, 1, 8, 8), normal(1, 1, 8, 8))
 
 
 def test_a_classifier(judge):
