@@ -188,7 +188,8 @@ class MeasuredPrior(Prior):
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None = None,
                start: float = 1.0, *, restorer: Restorer | None = None,
                ctx: Context | None = None) -> tuple[Tensor, State]:
-        raise UserError("prior=measured without a measurement", "what was measured", "task=inpaint_box")
+        raise UserError("prior=measured without a measurement", "what was measured, which there is in sample.py and "
+                        "evaluate.py with task=", "prior=degraded")
 
     def begin(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None,
               times: Sequence[float], restorer: Restorer, ctx: Context,

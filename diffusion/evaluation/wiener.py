@@ -46,13 +46,13 @@ class Wiener:
         mean = self.mean.float().reshape(shape).expand(n, *shape)
         residual = known.residual(mean).flatten(1).double()
         noise = max(known.noise, LEAST_NOISE) ** 2
-        if len(list(known.state)) == 0:  # one operator for all
-            a = self._matrix(known.rows(slice(0, 1)))
-            gain = self._gain(a, noise)
-            answer = self.mean + residual @ gain.T
-        else:
-            answer = torch.stack([self.mean + self._gain(self._matrix(known.rows(slice(i, i + 1))), noise) @ residual[i]
-                                  for i in range(n)])
+        answer, gain, state = torch.empty(n, len(self.mean), dtype=torch.float64), None, None
+        for i in range(n):
+            one = known.rows(slice(i, i + 1))
+            own = {name: one.state[name] for name in one.state}
+            if gain is None or state is None or any(not torch.equal(own[name], state[name]) for name in own):
+                gain, state = self._gain(self._matrix(one), noise), own  # often one operator for all
+            answer[i] = self.mean + gain @ residual[i]
         return answer.float().reshape(n, *shape)
 
     def _gain(self, a: Tensor, noise: float) -> Tensor:

@@ -36,3 +36,16 @@ def test_fitted_to_images():
     assert whole.mean.shape == (64,)
     torch.testing.assert_close(white.covariance.diag(), torch.full((64,), 0.25, dtype=torch.float64), atol=0.01, rtol=0)
     assert torch.equal(white.covariance, torch.diag(white.covariance.diag()))
+
+
+@pytest.mark.parametrize(("task", "operators"), [("deblur_motion", 1), ("inpaint_box", 1), ("inpaint_random", 5)])
+def test_one_operator_for_all_is_inverted_once(task, operators, monkeypatch):
+    streams = Streams(0, tuple(range(5)))
+    x0 = streams.normal("x", (5, *SHAPE))
+    known = registry.build("task", task).draw(x0.shape, streams).measure(x0, streams)
+    wiener, made = Wiener.fit(x0, white=True), []
+    monkeypatch.setattr(Wiener, "_matrix", lambda self, one, whole=Wiener._matrix: made.append(0) or whole(self, one))
+    answers = wiener(known)
+    assert len(made) == operators
+    alone = torch.cat([wiener(known.rows(slice(i, i + 1))) for i in range(5)])
+    torch.testing.assert_close(answers, alone)
