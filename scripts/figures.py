@@ -181,22 +181,23 @@ def strokes(photo: Path, path: Path, colours: int) -> Path:
     return path
 
 
-def inverse(model: Model, path: Path, sampling: Sequence[str] = ()) -> Path:
+def inverse(model: Model, path: Path, sampling: Sequence[str] = (), trained: Sequence[Model] = ()) -> Path:
     """For each task: what was measured of held-out images, the answers of each method of a model that is told nothing
-    else, and the originals.
+    else, those of cold models that were trained for it, and the originals.
 
-    :param sampling: overrides of ``sample.py``, for all of them
+    :param sampling: overrides of ``sample.py``, for all methods
     """
     images, rows = held_out(model), {}
-    told: dict[str, Any] = dict.fromkeys(model.readers(), "none")
     recipes = {name: model.recipe([f"method={name}", *sampling]) for name in registry.available("method")}
-    solvers = {name: recipe for name, recipe in recipes.items()
+    solvers = {name: (model, recipe) for name, recipe in recipes.items()
                if any(part.needs_measurement for part in (*recipe.parts, *recipe.edits))}
+    solvers |= {Path(one.name).name: (one, one.recipe(["method=cold"])) for one in trained}
     for task in registry.available("task"):
-        for name, recipe in solvers.items():
+        for name, (solver, recipe) in solvers.items():
+            told: dict[str, Any] = dict.fromkeys(solver.readers(), "none")
             try:
                 problem = registry.build("task", task)
-                measured, answers = solve(model, recipe, problem, images, range(len(images)), **told)
+                measured, answers = solve(solver, recipe, problem, images, range(len(images)), **told)
             except UserError as error:
                 print(f"{task}, {name}: left out ({error.got})")
                 continue
@@ -261,6 +262,8 @@ def main() -> None:
     parser.add_argument("--words", nargs=2, default=["red", "green"], metavar="WORD", help="of the captions, for edits")
     parser.add_argument("--sampling", nargs="*", default=[], metavar="KEY=VALUE",
                         help="settings of sample.py, for inverse and edits: sampler.num_steps=40")
+    parser.add_argument("--trained", nargs="*", default=[], metavar="RUN",
+                        help="cold runs that were trained for a task, for inverse")
     parser.add_argument("--photo", type=Path, default="photo.png", help="for strokes")
     parser.add_argument("--colours", type=int, default=6, help="of strokes, 2 to 256")
     arguments = parser.parse_args()
@@ -274,7 +277,8 @@ def main() -> None:
     if "degradations" in wanted:
         print(destroyed(arguments.out / "degradations.png"))
     if "inverse" in wanted:
-        print(inverse(load(arguments.hot), arguments.out / "inverse.png", arguments.sampling))
+        print(inverse(load(arguments.hot), arguments.out / "inverse.png", arguments.sampling,
+                      [load(run) for run in arguments.trained]))
     if "edits" in wanted:
         print(edits(load(arguments.text), arguments.words, arguments.out / "edits.png", arguments.sampling))
     if {"restorations", "steps"} & set(wanted):
