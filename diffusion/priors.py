@@ -185,6 +185,10 @@ class MeasuredPrior(Prior):
 
     needs_measurement = True
 
+    def __init__(self):
+        super().__init__()
+        self._told = False
+
     def sample(self, shape: Sequence[int], degradation: Degradation, streams: Streams, images: Images | None = None,
                start: float = 1.0, *, restorer: Restorer | None = None,
                ctx: Context | None = None) -> tuple[Tensor, State]:
@@ -204,7 +208,8 @@ class MeasuredPrior(Prior):
         x_t = own.forward(x0, t, Compose.of(name.removesuffix("."), state) if name else state)
         y = measurement.degradation.forward(x0, torch.full_like(t, measurement.t0), measurement.state)
         apart = ((x_t - y).square().mean() / x0.square().mean()).sqrt()
-        if apart > SAME:
+        if apart > SAME and not self._told:
+            self._told = True
             log.warning("the model undoes another %s than this measurement: %.0f %% apart on white noise",
                         type(own).__name__, 100 * apart)
         return measurement.show() + measurement.unseen(), state, {}

@@ -85,9 +85,9 @@ def test_times_and_noises_that_mean_nothing_are_refused(t0, noise):
         measurement("blur", t0, noise)
 
 
-def begin(degradation, known, x0):
-    return MeasuredPrior().begin(x0.shape, degradation, Streams(5, (0, 1, 2)), None, [1.0], Perfect(x0, degradation),
-                                 Context(), known)
+def begin(degradation, known, x0, prior=None):
+    return (prior or MeasuredPrior()).begin(x0.shape, degradation, Streams(5, (0, 1, 2)), None, [1.0],
+                                            Perfect(x0, degradation), Context(), known)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,8 +133,10 @@ def test_another_blur_than_that_of_the_training_is_told(caplog):
     known = known.measure(x0, Streams(2, (0, 1, 2)))
     begin(registry.build("degradation", "blur"), known, x0)
     assert not caplog.messages
-    begin(registry.build("degradation", "blur", levels=3), known, x0)
-    assert "another Blur" in caplog.text
+    other, prior = registry.build("degradation", "blur", levels=3), MeasuredPrior()
+    for _ in range(2):
+        begin(other, known, x0, prior)
+    assert caplog.text.count("another Blur") == 1, "once, not for each batch"
 
 
 def test_nothing_measured_is_nothing_to_begin_with():

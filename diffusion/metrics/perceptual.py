@@ -82,7 +82,13 @@ class ClassifierDistance(PairMetric):
         self._distance = ClassifierPerceptual(self._run)
 
     def lacks(self) -> str | None:
-        return None if self._run else "a classifier by name: judge=RUN"
+        if not self._run:
+            return "a classifier by name: judge=RUN"
+        try:
+            self._distance.check_shape(self._distance.model.image_shape)
+        except UserError as error:  # what is no judge for this metric may be one for others
+            return f"{error.wanted}: {error.got}"
+        return None
 
     @torch.no_grad()
     def __call__(self, a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:

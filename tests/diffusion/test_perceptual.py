@@ -37,9 +37,10 @@ def judge(tmp_path_factory):
     return train(tmp_path_factory.mktemp("judge"), *CLASSIFIER, "run.name=judge", "seed=1").folder
 
 
-def test_the_distance_of_restorations(judge, tmp_path):
+def test_the_distance_of_restorations(judge, hot):
     """In the features of the judge that is named; without one, or by one of other images, it is not measured."""
     assert ClassifierDistance(None).lacks() == ClassifierDistance("none").lacks() == "a classifier by name: judge=RUN"
+    assert "classify" in str(ClassifierDistance(str(hot.folder)).lacks())
     metric, a, b = ClassifierDistance(str(judge)), normal(70, 1, 16, 16), normal(70, 1, 16, 16, seed=1)
     assert metric.lacks() is None
     assert not metric(a, a).any()
