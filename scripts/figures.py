@@ -189,11 +189,11 @@ def inverse(model: Model, path: Path, sampling: Sequence[str] = (), trained: Seq
     """
     images, rows = held_out(model), {}
     recipes = {name: model.recipe([f"method={name}", *sampling]) for name in registry.available("method")}
-    solvers = {name: (model, recipe) for name, recipe in recipes.items()
-               if any(part.needs_measurement for part in (*recipe.parts, *recipe.edits))}
-    solvers |= {Path(one.name).name: (one, one.recipe(["method=cold"])) for one in trained}
+    solvers = [(name, model, recipe) for name, recipe in recipes.items()
+               if any(part.needs_measurement for part in (*recipe.parts, *recipe.edits))]
+    solvers += [(Path(one.name).name, one, one.recipe(["method=cold"])) for one in trained]
     for task in registry.available("task"):
-        for name, (solver, recipe) in solvers.items():
+        for name, solver, recipe in solvers:
             told: dict[str, Any] = dict.fromkeys(solver.readers(), "none")
             try:
                 problem = registry.build("task", task)
