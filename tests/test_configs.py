@@ -164,6 +164,7 @@ def test_every_option_composes_and_builds(group, name, roots, tmp_path):
 def test_every_choice_of_metrics_builds(name):
     metrics = construct(compose("evaluate", ["run=x", f"metrics={name}"]).metrics)
     assert metrics
+    assert registry.build("metrics", name).keys() == metrics.keys(), "alone as well, from Python"
     assert all(isinstance(metric, Metric | ModelMetric | PairMetric) for metric in metrics.values())
 
 
