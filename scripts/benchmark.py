@@ -3,7 +3,7 @@
 The candidates of a case take turns, round by round, in one process with one torch thread. Neighbors on the machine
 move CPU time by tens of percent, but all candidates of a round alike: read the ratios (the median over the rounds),
 not the times, and only inside one table. A new subject is one function that yields cases, named in ``SUBJECTS``;
-``quality`` has a command line of its own, ``python scripts/benchmark.py quality --help``.
+``quality`` and ``profile`` have command lines of their own, ``python scripts/benchmark.py quality --help``.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,6 +32,8 @@ SUBJECTS: dict[str, Callable[[str, bool], Iterator[Case]]] = {
     "memory": networks.compare_memory, "start": parts.start, "degradations": parts.degradations,
     "guidance": parts.guidance, "latent": parts.latent, "metrics": parts.metrics, "samples": parts.samples}
 ALL = "all"
+ALONE = ("quality", "profile")
+"""Modules of ``benchmarks`` with a command line of their own."""
 PACKAGES = ("diffusers", "denoising-diffusion-pytorch", "lightning", "hydra-core")
 
 
@@ -50,7 +53,7 @@ def name_machine(device: str) -> str:
 def run(names: Sequence[str], rounds: int, device: str, quick: bool) -> tuple[dict, str]:
     """Measure the subjects, print their tables, and return everything as plain data and as Markdown."""
     for name in set(names) - {*SUBJECTS, ALL}:
-        raise UserError(f"subject {name!r}", f"one of {', '.join([*SUBJECTS, ALL, 'quality'])}",
+        raise UserError(f"subject {name!r}", f"one of {', '.join([*SUBJECTS, ALL, *ALONE])}",
                         closest(name, [*SUBJECTS, ALL]))
     if rounds < 1:
         raise UserError(f"--rounds {rounds}", "at least one round", "--rounds 5")
@@ -81,12 +84,10 @@ def run(names: Sequence[str], rounds: int, device: str, quick: bool) -> tuple[di
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["quality"]:
-        from benchmarks import quality
-
-        return quality.main(words[1:])
+    if words and words[0] in ALONE:
+        return import_module(f"benchmarks.{words[0]}").main(words[1:])
     parser = argparse.ArgumentParser(description="How long things take: the candidates of a table take turns.")
-    parser.add_argument("subjects", nargs="+", metavar="SUBJECT", help=", ".join([*SUBJECTS, ALL, "quality"]))
+    parser.add_argument("subjects", nargs="+", metavar="SUBJECT", help=", ".join([*SUBJECTS, ALL, *ALONE]))
     parser.add_argument("--rounds", type=int, default=5, help="how often every candidate is measured (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here too")

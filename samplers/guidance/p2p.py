@@ -126,7 +126,10 @@ class PromptToPrompt(Hook):
                 changed = torch.where(on & told.edited, theirs, own)
             if maps is not None:
                 record(maps, changed, call, step)
-            return torch.where(told.edited, (changed @ call.v).to(call.v.dtype), call.rest()) if edits else None
+            if not edits:
+                return None
+            other = told.edited & (changed != own).flatten(1).any(1)[:, None, None, None]  # the rest, bit for bit
+            return torch.where(other, (changed @ call.v).to(call.v.dtype), call.rest())
 
         return hook
 

@@ -35,6 +35,7 @@ class Contender:
     :ivar train: an optimizer step on images, and the average of the weights
     :ivar sample: n images in [-1, 1] in so many steps of DDIM, by the average of the weights
     :ivar batch: images of a step, as its authors have it
+    :ivar precision: that it computes in
     """
 
     net: nn.Module
@@ -42,6 +43,7 @@ class Contender:
     train: Callable[[Tensor], None]
     sample: Callable[[int, int], Tensor]
     batch: int = 16
+    precision: str = "32"
 
 
 def descend(loss: Tensor, net: nn.Module, optimizer: torch.optim.Optimizer, clip: float = 1.0) -> None:
@@ -97,7 +99,7 @@ def make_ours(size: int, channels: int, device: str, *more: str, compile: bool =
         model.weights.train().load_state_dict(current)
         return images
 
-    return Contender(net, forward, train, sample, cfg.batch)
+    return Contender(net, forward, train, sample, cfg.batch, precision)
 
 
 def make_diffusers(size: int, channels: int, device: str, half: bool = False, last: bool = False,

@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 
@@ -122,6 +122,10 @@ def tabulate(case: Case, rows: dict[str, dict[str, float]]) -> list[list[str]]:
 
 def write_markdown(case: Case, rows: dict[str, dict[str, float]]) -> str:
     """The table of one case as Markdown."""
-    head, *lines = tabulate(case, rows)
-    return "\n".join([f"**{case.title}**", "", *(f"| {' | '.join(line)} |" for line in
-                      (head, ["---", *["---:"] * (len(head) - 1)], *lines)), ""])
+    return f"**{case.title}**\n\n{write_table(tabulate(case, rows))}\n"
+
+
+def write_table(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of words, the head first, as a table of Markdown."""
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---", *["---:"] * (len(head) - 1)], *rest))

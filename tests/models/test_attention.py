@@ -54,20 +54,27 @@ def ctx():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_plain_and_fused_attention_agree(monkeypatch, masked):
-    q, k, v = random(3, 2, 3, 7, 8)
+    q, k, v = random(3, 2, 3, 7, 8).requires_grad_()
     mask = (random(2, 1, 1, 7) > 0) | (torch.arange(7) == 0) if masked else None
     plain = attend(q, k, v, mask)
+    with torch.no_grad():
+        torch.testing.assert_close(plain, attend(q, k, v, mask), atol=1e-5, rtol=1e-5)
     monkeypatch.setattr(attention, "PLAIN_TOKENS", 0)
     torch.testing.assert_close(plain, attend(q, k, v, mask), atol=1e-5, rtol=1e-5)
 
 
-def test_the_keys_decide_between_plain_and_fused(monkeypatch):
+def test_the_keys_and_the_gradients_decide_between_plain_and_fused(monkeypatch):
     fused = []
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", lambda q, k, v, attn_mask: fused.append(1) or q)
-    attend(*random(3, 1, 1, attention.PLAIN_TOKENS, 2))
+    few, many = (random(3, 1, 1, attention.PLAIN_TOKENS + more, 2).requires_grad_() for more in (0, 1))
+    attend(*few)
     assert not fused
-    attend(*random(3, 1, 1, attention.PLAIN_TOKENS + 1, 2))
-    assert fused
+    attend(*many)
+    assert len(fused) == 1
+    attend(*few.detach())
+    with torch.no_grad():
+        attend(*few)
+    assert len(fused) == 3
 
 
 def test_order_of_keys_does_not_matter():
