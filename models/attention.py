@@ -25,8 +25,8 @@ from models.context import Context
 
 PLAIN_TOKENS = 256
 """Keys up to which a CPU multiplies the matrices itself where gradients are asked for. The backward of its fused kernel
-is up to seven times slower in bf16, and has no derivative itself; but the plain products keep B h N^2 weights, so larger
-maps take the fused kernel everywhere. Without gradients it is 1.1 to 3 times as fast as the plain products."""
+is up to seven times slower in bf16, and has no derivative itself; but the plain products keep B h N^2 weights, so
+larger maps take the fused kernel everywhere. Without gradients it is 1.1 to 3 times as fast as the plain products."""
 
 
 def attend(q: Float[Tensor, "b h nq d"], k: Float[Tensor, "b h nk d"], v: Float[Tensor, "b h nk dv"],
