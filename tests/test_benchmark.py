@@ -6,7 +6,7 @@ from functools import partial
 import benchmark
 import pytest
 import torch
-from benchmarks import networks, parts, timing
+from benchmarks import networks, parts, profile, timing
 
 import degradations
 from configs import UserError
@@ -161,3 +161,21 @@ def test_what_starts_is_the_command_of_the_repository():
     parts.python("train.py", "modle=tiny", code=1)
     with pytest.raises(UserError, match="ended with 1"):
         parts.python("train.py", "modle=tiny")
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("aten::mkldnn_convolution", "convolutions"), ("aten::convolution_backward", "convolutions"),
+    ("aten::addmm", "products of matrices"), ("aten::native_layer_norm_backward", "norms"),
+    ("aten::silu_backward", "activations"), ("aten::_softmax", "softmax"),
+    ("aten::_fused_adamw_", "optimizer and average"),
+    ("aten::_to_copy", "copies, casts, concatenations"), ("aten::add_", profile.REST),
+    ("autograd::engine::evaluate_function: ConvolutionBackward0", profile.REST)])
+def test_operations_by_their_kind(name, kind):
+    assert profile.find_kind(name) == kind
+
+
+def test_the_profile_of_a_product():
+    """All operations are those of the one product, and so is the time."""
+    a = torch.randn(256, 256)
+    assert profile.split_flops(lambda: torch.mm(a, a)) == {"products of matrices": 2 * 256**3}
+    assert next(iter(profile.split_time(lambda: torch.mm(a, a), "cpu"))) == "products of matrices"
