@@ -8,6 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from configs import UserError
+from degradations.affine import Affine
+from degradations.base import Degradation
+from degradations.types import Times
 from diffusion.data.base import ImageSet
 from diffusion.data.files.images import size
 from diffusion.data.pixels import to_float
@@ -16,6 +19,8 @@ from diffusion.model import Model
 from diffusion.objectives.answers import AnswerClassifier, split_answers
 from diffusion.objectives.asyrp import Goal
 from diffusion.objectives.attributes import AttributeClassifier
+from diffusion.objectives.classification import Classification
+from diffusion.objectives.times import CleanTimes
 
 CHUNK = 64
 """Images that a judge is asked about at a time."""
@@ -26,8 +31,9 @@ NO, YES = "no", "yes"
 class Answers(Goal):
     """``-log p(target | x') + others sum_q KL(p_q(. | x) | p_q(. | x'))`` of an answer to a question, by a classifier
     of answers or attributes, with the sum over all other questions: an edit x' of x is to change nothing else. Without
-    it, the answer is won most easily by what shows nothing at all. The judge is frozen, in no checkpoint, and looks at
-    clean images.
+    it, the answer is won most easily by what shows nothing at all. The judge is frozen and in no checkpoint. One that
+    was trained on clean images looks at the estimates, one that was trained under noise at the noisy images: what the
+    noise hides does not please it.
 
     Take another run than the judge that evaluates, such as one with another seed: what is trained to please the judge
     is not measured by it.
@@ -65,6 +71,20 @@ class Answers(Goal):
             self._model = model
         return self._model
 
+    @property
+    def noisy(self) -> bool:
+        times = self.model.objective.times if isinstance(self.model.objective, Classification) else None
+        return not isinstance(times, CleanTimes)
+
+    def check(self, degradation: Degradation) -> None:
+        if not self.noisy:
+            return
+        own, t = self.model.degradation, torch.linspace(0, 1, 5)
+        pairs = [one.coefficients(t, t[:, None]) if isinstance(one, Affine) else None for one in (own, degradation)]
+        if None in pairs or not all(torch.allclose(a.cpu(), b.cpu(), atol=1e-3) for a, b in zip(*pairs)):
+            raise UserError(f"the judge {self.run}, trained on other noisy images", "one that was trained with the "
+                            "degradation of the run, or on clean images", "objective.goal.run=RUN of another judge")
+
     def check_shape(self, shape: Sequence[int]) -> None:
         if not self.question:
             raise UserError("an edit that wants nothing", "an answer to a question", "objective.goal.question=colour "
@@ -82,19 +102,20 @@ class Answers(Goal):
             return x.new_ones(len(x), dtype=torch.bool)
         return shows(self._on(x), self.judge(x), self.question, self.source)
 
-    def __call__(self, x: Float[Tensor, "b c h w"], base: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-        model, edited = self._on(x), self.judge(x)
+    def __call__(self, x: Float[Tensor, "b c h w"], base: Float[Tensor, "b c h w"],
+                 t: Times | None = None) -> Float[Tensor, " b"]:
+        model, edited = self._on(x), self.judge(x, t)
         loss = -log_probability(model, edited, self.question, self.target)
         if not self.others:
             return loss
-        before, after = (split_questions(model, logits) for logits in (self.judge(base).detach(), edited))
+        before, after = (split_questions(model, logits) for logits in (self.judge(base, t).detach(), edited))
         changed = [measure_divergence(before[name], after[name]) for name in before if name != self.question]
         return loss + self.others * torch.stack(changed).sum(0)
 
-    def judge(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """The judge's logits about clean images."""
+    def judge(self, x: Float[Tensor, "b c h w"], t: Times | None = None) -> Float[Tensor, "b k"]:
+        """The judge's logits about images at a time; None for clean ones."""
         model = self._on(x)
-        return model.classifier(model.space.encode(x), x.new_zeros(len(x))).logits
+        return model.classifier(model.space.encode(x), x.new_zeros(len(x)) if t is None else t).logits
 
     def _on(self, x: Tensor) -> Model:
         return self.model if self.model.device == x.device else self.model.to(x.device)

@@ -13,7 +13,7 @@ from degradations.affine import Affine
 from degradations.base import Degradation, State
 from degradations.randomness import Draws, Streams
 from degradations.shapes import flatten_rows
-from degradations.types import Images
+from degradations.types import Images, Times
 from diffusion.objectives.base import Criterion, Losses
 from diffusion.objectives.evaluator import NetworkRestorer
 from diffusion.objectives.parameterization import Parameterization
@@ -27,7 +27,18 @@ from samplers.ode import Inversion
 
 
 class Goal:
-    """What an edit is to make of images. Gradients reach the images."""
+    """What an edit is to make of images. Gradients reach the images.
+
+    :ivar noisy: whether it looks at the noisy images of the path, and not at the estimates
+    """
+
+    noisy: bool = False
+
+    def check(self, degradation: Degradation) -> None:
+        """Refuse a degradation that makes other noisy images than those that can be judged.
+
+        :raises UserError: saying why
+        """
 
     def check_shape(self, shape: Sequence[int]) -> None:
         """Refuse images that cannot be judged, or a judge that is not there.
@@ -40,10 +51,12 @@ class Goal:
         """Which clean images the edit is for."""
         raise NotImplementedError
 
-    def __call__(self, x: Float[Tensor, "b c h w"], base: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-        """How far each clean image is from what is wanted, not below 0.
+    def __call__(self, x: Float[Tensor, "b c h w"], base: Float[Tensor, "b c h w"],
+                 t: Times | None = None) -> Float[Tensor, " b"]:
+        """How far each image is from what is wanted, not below 0.
 
         :param base: the images before the edit
+        :param t: the time of both, where they are noisy; None for clean ones
         """
         raise NotImplementedError
 
@@ -54,7 +67,8 @@ class Asyrp(Criterion[NetworkRestorer]):
     ``goal_weight goal(x0', x0_hat) + keep_weight mean |x0' - x0_hat|``,
 
     with the estimates ``x0_hat`` of the base and ``x0'`` of the shifted network (section 3.2 and appendix of the paper,
-    whose goal is a direction of CLIP). The path begins with the noise x_T from which DDIM makes the image again, and
+    whose goal is a direction of CLIP), or, for a goal that is noisy, ``goal(x_s', x_s)`` with what both make of the
+    next time, ``alpha_s x0 + sigma_s z``. The path begins with the noise x_T from which DDIM makes the image again, and
     goes on from t to s by ``x_s = alpha_s x0' + sigma_s z``, z that of the base. Gradients reach the shift alone, and
     not one step through another. The official code lets the optimizer step at each time of the path; here its gradients
     are added first, which is the same in expectation while the path is.
@@ -91,6 +105,7 @@ class Asyrp(Criterion[NetworkRestorer]):
 
     def __call__(self, evaluator: NetworkRestorer, encoder: ConditionEncoder, degradation: Degradation, x0: Images,
                  condition: Condition, rng: Draws) -> Losses:
+        self.goal.check(degradation)
         untold = rng.uniform("drop", (len(x0),)) < self.drop
         ctx = encoder(condition, dict.fromkeys(condition, untold) or None, n=len(x0))
         state = degradation.draw(x0.shape, rng)
@@ -116,7 +131,11 @@ class Asyrp(Criterion[NetworkRestorer]):
             with torch.no_grad():
                 base = evaluator(x_t, t, ctx, state=state, step=None)
             x0 = evaluator(x_t, t, shifted, state=state, step=None).x0
-            goals.append(self.goal(x0, base.x0))
+            if self.goal.noisy:
+                x_s, base_s = (degradation.forward(x, s, base.state) for x in (x0, base.x0))
+                goals.append(self.goal(x_s, base_s, s))
+            else:
+                goals.append(self.goal(x0, base.x0))
             keeps.append(flatten_rows((x0 - base.x0).abs()).mean(1))
             x_t, state = degradation.forward(x0.detach(), s, base.state), base.state
         return torch.stack(goals).mean(0), torch.stack(keeps).mean(0)

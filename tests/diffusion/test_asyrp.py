@@ -37,6 +37,15 @@ class Bright(Goal):
         return (1 - x).square().flatten(1).mean(1)
 
 
+class BrightAt(Bright):
+    """Of noisy images, the more so the nearer they are to clean ones."""
+
+    noisy = True
+
+    def __call__(self, x, base, t):
+        return (1 - x).square().flatten(1).mean(1) * (1 - t) + base.square().flatten(1).mean(1)
+
+
 def images(n=3, dark=()):
     x = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(3)) - 0.5
     x[list(dark)] -= 1
@@ -58,9 +67,11 @@ def ask(criterion, net, x0, rows=slice(None), step=0):
     return criterion(evaluator, encoder(), GAUSSIAN, x0[rows], {"label": torch.arange(len(x0))[rows]}, stream)
 
 
-def test_the_loss_is_its_formula():
+@pytest.mark.parametrize("noisy", [False, True])
+def test_the_loss_is_its_formula(noisy):
     """Against the path written out: DDIM upwards by its equation, and the asymmetric way down."""
-    net, x0, criterion = shifted(), images(), Asyrp(V(), Bright(), 0.5, 4, 1.0, 2.0, 3.0, drop=0.0)
+    net, x0, seen = shifted(), images(), BrightAt() if noisy else Bright()
+    criterion = Asyrp(V(), seen, 0.5, 4, 1.0, 2.0, 3.0, drop=0.0)
     found = ask(criterion, net, x0)
     ctx, grid = encoder()({"label": torch.arange(3)}), [0.0, 0.25, 0.5, 0.75, 1.0]
 
@@ -83,9 +94,9 @@ def test_the_loss_is_its_formula():
         for t, s in ((1.0, 0.75), (0.75, 0.5), (0.5, 0.25)):
             base, z = predict(x, t, ctx)
             edited = predict(x, t, ask_shift(ctx, 1.0, x))[0]
-            goals.append(Bright()(edited, base))
             keeps.append((edited - base).abs().flatten(1).mean(1))
             x = at(s)[0] * edited + at(s)[1] * z
+            goals.append(seen(x, at(s)[0] * base + at(s)[1] * z, torch.full((3,), s)) if noisy else seen(edited, base))
     goal, keep = torch.stack(goals).mean(0), torch.stack(keeps).mean(0)
     torch.testing.assert_close(found.logs["goal"].detach(), goal, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.values.detach(), 2 * goal + 3 * keep, atol=1e-4, rtol=1e-4)
@@ -164,6 +175,21 @@ def test_wanted_answers_are_a_cross_entropy():
     assert goal.choose(x.detach()).all(), "all of them, if no source is said"
     other = Answers(scene_judge(), "colour", "blue", words["colour"][colours[0].argmin()])
     assert not other.choose(x.detach()[:1]).any()
+
+
+def test_a_judge_of_noisy_images_looks_at_them(tmp_path):
+    run = str(train(tmp_path, *small("judge_scenes_digits"), *FEW, "max_steps=1", "run.name=noisy",
+                    "degradation=gaussian", "degradation/schedule=linear", "objective/times=uniform").folder)
+    goal, model = Answers(run, "colour", "blue", others=0.0), load(run, device="cpu")
+    x, t = torch.rand(3, 3, 16, 16), torch.tensor([0.1, 0.5, 0.9])
+    assert goal.noisy
+    assert not Answers(scene_judge(), "colour", "blue").noisy
+    expected = -log_probability(model, model.classifier(x, t).logits, "colour", "blue")
+    torch.testing.assert_close(goal(x, x, t), expected)
+    goal.check(GAUSSIAN)
+    with pytest.raises(UserError, match="other noisy images"):
+        goal.check(degradations.build("gaussian"))
+    Answers(scene_judge(), "colour", "blue").check(GAUSSIAN)
 
 
 def test_other_answers_are_to_stay():
