@@ -6,7 +6,7 @@ from functools import partial
 import benchmark
 import pytest
 import torch
-from benchmarks import networks, parts, profile, timing
+from benchmarks import networks, parts, profile, quality, timing
 
 import degradations
 from configs import UserError
@@ -179,3 +179,10 @@ def test_the_profile_of_a_product():
     a = torch.randn(256, 256)
     assert profile.split_flops(lambda: torch.mm(a, a)) == {"products of matrices": 2 * 256**3}
     assert next(iter(profile.split_time(lambda: torch.mm(a, a), "cpu"))) == "products of matrices"
+
+
+@pytest.mark.parametrize(("costs", "steps"), [
+    ((1.0, 2.0), 33), ((5.0, 13.0), 1), ((4.5, 8.5), 2), ((0.0, 0.0008), 1000), ((0.9, 0.9), 42), ((0.9, 0.8), 47)])
+def test_steps_for_a_cost(costs, steps):
+    """Start and step of each, and 5 seconds; where the clock says that more steps cost less, no cost is made up."""
+    assert quality.count_steps(dict(zip((1, 9), costs, strict=True)), 5.0) == steps

@@ -32,6 +32,8 @@ from diffusion.runs.files import make_folder, write_whole
 
 WARM = 5
 """Steps by which the time of one is measured before ours is told how many there will be."""
+FEW, MANY = 1, 9
+"""Steps of two trial samplings, from whose cost follows that of a step."""
 CHUNK = 64
 
 
@@ -79,15 +81,26 @@ def draw_at_cost(system: Contender, n: int, seconds: float, shape: tuple[int, ..
     :param shape: of the images, (c, h, w)
     """
     count = min(n, CHUNK)
-    costs = {}
-    for steps in (1, 3):
+    costs = dict.fromkeys((FEW, MANY), float("inf"))
+    for steps in (FEW, MANY) * 2:  # the less of two, since others on the machine only add
         begin = time.process_time()
         system.sample(count, steps)
-        costs[steps] = (time.process_time() - begin) / count
-    step = max(1e-9, (costs[3] - costs[1]) / 2)
-    steps = max(1, min(1000, round((seconds - costs[1] + step) / step)))
+        costs[steps] = min(costs[steps], (time.process_time() - begin) / count)
+    steps = count_steps(costs, seconds)
     parts = [to_uint8(system.sample(min(CHUNK, n - first), steps).cpu()) for first in range(0, n, CHUNK)]
     return steps, torch.cat(parts).view(n, *shape)
+
+
+def count_steps(costs: dict[int, float], seconds: float) -> int:
+    """The number of steps that so many seconds are enough for, at least one and at most 1,000.
+
+    :param costs: seconds of two numbers of steps, the smaller first, between and beyond which the cost is linear
+    """
+    (few, less), (many, more) = costs.items()
+    step = (more - less) / (many - few)
+    if step <= 0:  # too quick for the clock, or disturbed: what is known for certain
+        step = more / many
+    return max(1, min(1000, round(few + (seconds - less) / step)))
 
 
 def measure_cell(name: str, data: Data, judge: ClassifierExtractor, args: argparse.Namespace, seed: int,
