@@ -81,7 +81,7 @@ def draw_at_cost(system: Contender, n: int, seconds: float, shape: tuple[int, ..
     :param shape: of the images, (c, h, w)
     """
     count = min(n, CHUNK)
-    costs = dict.fromkeys((FEW, MANY), float("inf"))
+    costs: dict[int, float] = dict.fromkeys((FEW, MANY), float("inf"))
     for steps in (FEW, MANY) * 2:  # the less of two, since others on the machine only add
         begin = time.process_time()
         system.sample(count, steps)
