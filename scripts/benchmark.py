@@ -84,8 +84,17 @@ def run(names: Sequence[str], rounds: int, device: str, quick: bool) -> tuple[di
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     words = sys.argv[1:] if argv is None else argv
-    if words and words[0] in ALONE:
-        return import_module(f"benchmarks.{words[0]}").main(words[1:])
+    try:
+        if words and words[0] in ALONE:
+            return import_module(f"benchmarks.{words[0]}").main(words[1:])
+        return compare(words)
+    except UserError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 2
+
+
+def compare(words: Sequence[str]) -> int:
+    """The command line of the subjects in which candidates take turns; returns the exit code."""
     parser = argparse.ArgumentParser(description="How long things take: the candidates of a table take turns.")
     parser.add_argument("subjects", nargs="+", metavar="SUBJECT", help=", ".join([*SUBJECTS, ALL, *ALONE]))
     parser.add_argument("--rounds", type=int, default=5, help="how often every candidate is measured (default: 5)")
@@ -94,15 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="leave out the slow candidates")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default: cpu)")
     args = parser.parse_args(words)
-    try:
-        report, page = run(args.subjects, args.rounds, args.device, args.quick)
-        for path, text in ((args.json, json.dumps(report, indent=2) + "\n"), (args.markdown, page)):
-            if path:
-                make_folder(path.parent)
-                write_whole(path, text)
-    except UserError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 2
+    report, page = run(args.subjects, args.rounds, args.device, args.quick)
+    for path, text in ((args.json, json.dumps(report, indent=2) + "\n"), (args.markdown, page)):
+        if path:
+            make_folder(path.parent)
+            write_whole(path, text)
     return 0
 
 

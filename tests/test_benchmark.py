@@ -176,9 +176,14 @@ def test_operations_by_their_kind(name, kind):
 
 def test_the_profile_of_a_product():
     """All operations are those of the one product, and so is the time."""
-    a = torch.randn(256, 256)
-    assert profile.split_flops(lambda: torch.mm(a, a)) == {"products of matrices": 2 * 256**3}
+    a = torch.randn(1024, 1024)  # large beside what the profiler costs
+    assert profile.split_flops(lambda: torch.mm(a, a)) == {"products of matrices": 2 * 1024**3}
     assert next(iter(profile.split_time(lambda: torch.mm(a, a), "cpu"))) == "products of matrices"
+
+
+def test_subjects_of_their_own_answer_a_mistake_like_the_others(capsys):
+    assert benchmark.main(["profile", "model=tinny"]) == 2
+    assert "tinny" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("costs", "steps"), [

@@ -81,7 +81,7 @@ class Answers(Goal):
             return
         own, t = self.model.degradation, torch.linspace(0, 1, 5)
         pairs = [one.coefficients(t, t[:, None]) if isinstance(one, Affine) else None for one in (own, degradation)]
-        if None in pairs or not all(torch.allclose(a.cpu(), b.cpu(), atol=1e-3) for a, b in zip(*pairs)):
+        if None in pairs or not all(torch.allclose(a, b, atol=1e-3) for a, b in zip(*pairs)):
             raise UserError(f"the judge {self.run}, trained on other noisy images", "one that was trained with the "
                             "degradation of the run, or on clean images", "objective.goal.run=RUN of another judge")
 

@@ -131,13 +131,13 @@ class Asyrp(Criterion[NetworkRestorer]):
             with torch.no_grad():
                 base = evaluator(x_t, t, ctx, state=state, step=None)
             x0 = evaluator(x_t, t, shifted, state=state, step=None).x0
+            x_s = degradation.forward(x0, s, base.state)
             if self.goal.noisy:
-                x_s, base_s = (degradation.forward(x, s, base.state) for x in (x0, base.x0))
-                goals.append(self.goal(x_s, base_s, s))
+                goals.append(self.goal(x_s, degradation.forward(base.x0, s, base.state), s))
             else:
                 goals.append(self.goal(x0, base.x0))
             keeps.append(flatten_rows((x0 - base.x0).abs()).mean(1))
-            x_t, state = degradation.forward(x0.detach(), s, base.state), base.state
+            x_t, state = x_s.detach(), base.state
         return torch.stack(goals).mean(0), torch.stack(keeps).mean(0)
 
     def check(self, degradation: Degradation) -> None:
